@@ -116,11 +116,11 @@ class Engine:
         self._consensus.forget(device)
 
     def replayed(self, frames: Sequence[Frame]) -> None:
-        """Record the frames of a replayed release: after a power cut the store may lack them."""
+        """Record frames that are not published now: after a power cut the store may lack those of a release."""
         self._unwritten += frames
 
     def write_replayed(self) -> None:
-        """Make sure that the store has the frames of every replayed release.
+        """Make sure that the store has these frames.
 
         Raises:
             StoreFull: there is no room for them now; retry later.
@@ -196,11 +196,11 @@ class Engine:
         sketches, devices = self._consensus.dump()
         # If the database is lost, the checkpoint alone says what it belongs to.
         about = {"lineage": self.store.lineage, "schema": self.model.schema.packed()}
+        registered = frozenset(core.registry.versions)
         self.store.checkpoint(
-            Checkpoint(core.lsn, arrays | sketches, values | {_CONSENSUS: devices} | about, core.dump()),
+            Checkpoint(core.lsn, arrays | sketches, values | {_CONSENSUS: devices} | about, core.dump(), registered),
             oldest_body=core.oldest_needed,
             oldest_base=core.oldest_base,
-            registered=core.registry.versions,
         )
 
 

@@ -39,7 +39,6 @@ from midge.aggregator.registry.keeper import RegistryKeeper
 from midge.aggregator.revocations import Revocations
 from midge.aggregator.store.device_erasure import Names
 from midge.aggregator.store.put_back import marked, unmark
-from midge.aggregator.store.registered import note_federation
 from midge.aggregator.store.store import Store, StoreError, StoreFull
 from midge.aggregator.upkeep import Upkeep
 from midge.broker.mqtt.connection import Delivery
@@ -99,8 +98,7 @@ class FederationRuntime:
             self.names = Names(self.store)
             self.revocations = Revocations(self.names, self.issuer, outlet)
             self.issuer.epoch = self.store.constant("epoch", _milliseconds)
-            self._issued = float(self.store.constant("issued", lambda: 0.0))
-            self._restored = marked(self.store)
+            self._issued, self._restored = float(self.store.constant("issued", lambda: 0.0)), marked(self.store)
             self.issuer.dating.resume(self._issued)
             if config.raise_epoch:
                 self.issuer.dating.believe()
@@ -130,10 +128,7 @@ class FederationRuntime:
                 outlet=outlet,
                 encode_trouble=self.issuer.trouble,
             )
-            note_federation(self.store, config.federation)
-            self.registry = RegistryKeeper(
-                config.registry, self._witness, self._ingress.bodies, outlet, self.issuer.dating.now
-            )
+            self.registry = RegistryKeeper(config.registry, self._witness, self._ingress.bodies, outlet, self.issuer)
             self.issuer.verifies = self._roster.verifies
             self.issuer.secret = self._ingress.credentials.secret
             self._vouching = AnnouncementVouching(self.issuer, self._roster, config.topics, outlet.put)
@@ -194,7 +189,6 @@ class FederationRuntime:
             stepping_back=config.strategy.form == "mixing",
             encode=self.issuer.announcement,
         )
-        shelf.encode_alias = self.issuer.alias
         processor = Processor(
             engine,
             shelf,

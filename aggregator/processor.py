@@ -23,7 +23,6 @@ from midge.aggregator.ingress.filter import IngressFilter
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.metrics.device_activity import ALWAYS, DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
-from midge.aggregator.model.model import Frame
 from midge.aggregator.publish.model_publisher import ModelPublisher
 from midge.aggregator.publish.notices import DropNotices
 from midge.aggregator.publish.outlet import Outlet
@@ -371,7 +370,8 @@ class Processor:
                     put(post)
                 tell("serve", version=record.version, step=record.step)
             case rec.RegisterRecord() | rec.AliasRecord() | rec.RollbackRecord():
-                _publish_registered(record, new, self._shelf, self._outlet, now)
+                self._engine.replayed(new)
+                _publish_registered(record, self._engine, self._shelf, self._outlet, now)
             case rec.DropRecord():
                 self._outlet.meters.dropped["revoked"] += len(record.dropped)
             case rec.FreezeRecord():
@@ -445,14 +445,14 @@ class Processor:
 
 def _publish_registered(
     record: rec.RegisterRecord | rec.AliasRecord | rec.RollbackRecord,
-    new: Sequence[Frame],
+    engine: Engine,
     shelf: ModelPublisher,
     outlet: Outlet,
     now: float,
 ) -> None:
     """Store a registered version, or publish what names stand for."""
     if isinstance(record, rec.RegisterRecord):
-        shelf.add(new)
+        engine.write_replayed()
         failpoint("registered.stored")
         outlet.tell("registered", version=record.version, by=record.by, pruned=list(record.pruned))
         return

@@ -681,14 +681,9 @@ def possible(generation: int, version: int) -> bool:
     return generation < 2 * MOST_GENERATION and version < 2 * MOST_VERSION
 
 
-def encode_announcement(announcement: Announcement) -> bytes:
-    """Put an announcement into an envelope."""
+def encode_announcement(announcement: Announcement | ModelAlias) -> bytes:
+    """Put an announcement, or a name of a registered version, into an envelope."""
     return frames.encode(Envelope(body=frames.encode(announcement), signatures=()))
-
-
-def encode_alias(alias: ModelAlias) -> bytes:
-    """Put an alias into an envelope, unsigned."""
-    return frames.encode(Envelope(body=frames.encode(alias)))
 
 
 def decode_alias(payload: frames.Buffer) -> tuple[ModelAlias, Envelope]:

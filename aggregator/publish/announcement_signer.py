@@ -176,6 +176,10 @@ class AnnouncementSigner:
         self._parent = b""
 
     @property
+    def federation(self) -> str:
+        return self._topics.federation
+
+    @property
     def signs(self) -> bool:
         return self._keys is not None
 
@@ -184,9 +188,11 @@ class AnnouncementSigner:
         """Private keys of the public keys that devices may have sealed to, the newest first."""
         return () if self._keys is None else tuple(sealing.derive(key) for _, key in reversed(self._keys.keys))
 
-    def announcement(self, announcement: Announcement) -> bytes:
-        """An announcement as published: issued now, valid for the lifetime."""
+    def announcement(self, announcement: Announcement | ModelAlias) -> bytes:
+        """An announcement, or a name of a registered version, as published: issued now, valid for the lifetime."""
         issued = self.dating.issue()
+        if isinstance(announcement, ModelAlias):
+            return self._alias(announcement, issued)
         dated = announcement.model_copy(
             update={"issued": issued, "expires": issued + self._lifetime, "epoch": self.epoch}
         )
@@ -205,12 +211,11 @@ class AnnouncementSigner:
         signed = signing.sign_announcement(self._signer, federation, dated, chain, companion=companion)
         return self._record_announced(dated.channel, signed)
 
-    def alias(self, alias: ModelAlias) -> bytes:
-        """The name of a registered version as published: issued now, valid for the lifetime."""
-        issued = self._issued["registered"] = self.dating.issue()
+    def _alias(self, alias: ModelAlias, issued: float) -> bytes:
+        self._issued["registered"] = issued
         alias = alias.model_copy(update={"issued": issued, "expires": issued + self._lifetime, "epoch": self.epoch})
         if self._keys is None:
-            return messages.encode_alias(alias)
+            return messages.encode_announcement(alias)
         key = self._keys.at(issued)
         return signing.sign_alias([key] if self._keys.companion is None else [key, self._keys.companion], alias)
 

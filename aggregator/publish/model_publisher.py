@@ -50,12 +50,10 @@ class ModelPublisher:
         *,
         chunk: int,
         stepping_back: bool,
-        encode: Callable[[Announcement], bytes] = messages.encode_announcement,
+        encode: Callable[[Announcement | ModelAlias], bytes] = messages.encode_announcement,
     ) -> None:
         self._engine, self.core, self._topics = engine, core, topics
         self._encode = encode
-        self.encode_alias: Callable[[ModelAlias], bytes] = messages.encode_alias
-        """Dates and signs the name of a registered version."""
         self.chunk = chunk
         """Most bytes of a chunk's body: ours, or less if the broker takes less."""
         self.sizes = PartSizes()
@@ -176,11 +174,9 @@ class ModelPublisher:
 
     def _named(self) -> Iterator[Post]:
         for version in self.core.registry.named.values():
-            if (version, REGISTERED) not in {(each.version, each.span) for each in self._published()}:
-                self._engine.store.offer(version, REGISTERED)
-                self._on_offer = None
             if (data := self._engine.store.frame(version, REGISTERED)) is not None:
-                yield from self._parts(Frame(version, REGISTERED, data))
+                self.add([frame := Frame(version, REGISTERED, data)])  # on offer from here on
+                yield from self._parts(frame)
         yield from self._aliases()
 
     def _aliases(self) -> Iterator[Post]:
@@ -191,7 +187,7 @@ class ModelPublisher:
             data, _ = self._frame(version, REGISTERED)
             info = FrameInfo(version if data else 0, 0, len(data), max(1, self._count(len(data))))
             alias = alias_of(name, info, data, self.core, federation=self._topics.federation, chunk=self.chunk)
-            yield Post(self._topics.alias(name), self.encode_alias(alias))
+            yield Post(self._topics.alias(name), self._encode(alias))
 
     def overdue(self, now: float) -> Iterator[Post]:
         """The removal of frames whose grace period is over, when no release does it."""

@@ -1,7 +1,8 @@
 """Follows orders and rules on the registered versions of one federation, and what is measured of them."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,11 @@ from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.filter import Bodies
 from midge.aggregator.metrics.device_metrics import Reports
 from midge.aggregator.processor import Processor, Witness
+from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.registry.policy import RegistryPolicy
 from midge.aggregator.store.model_orders import LONGEST, ModelOrder, answer, given
-from midge.aggregator.store.registered import snapshot_of
+from midge.aggregator.store.registered import note_federation, snapshot_of
 from midge.wire import lineage
 from midge.wire.lineage import State
 from midge.wire.messages import FrameInfo, Report
@@ -55,14 +57,14 @@ class RegistryKeeper:
         witness: hears what devices measure.
         bodies: hold snapshots until their record is written.
         outlet: takes events.
-        wall: seconds since 1970.
+        issuer: knows the time and the federation's name.
     """
 
     def __init__(
-        self, policy: RegistryPolicy, witness: Witness, bodies: Bodies, outlet: Outlet, wall: Callable[[], float]
+        self, policy: RegistryPolicy, witness: Witness, bodies: Bodies, outlet: Outlet, issuer: AnnouncementSigner
     ) -> None:
-        self._policy, self._witness, self._bodies, self._outlet, self._wall = policy, witness, bodies, outlet, wall
-        self._looked = float("-inf")
+        self._policy, self._witness, self._bodies, self._outlet, self._issuer = policy, witness, bodies, outlet, issuer
+        self._looked = -math.inf
         self._reports: dict[int, Reports] = {}
         """What devices measured of each version that a name stands for."""
         self._halves: dict[str, dict[int, Report]] = {}
@@ -101,6 +103,8 @@ class RegistryKeeper:
         """
         if now < self._looked + _LOOK:
             return
+        if self._looked == -math.inf:
+            note_federation(engine.store, self._issuer.federation)
         self._looked = now
         turn = RegistryTurn(engine, processor, now)
         for order in given(engine.store.directory):
@@ -119,7 +123,7 @@ class RegistryKeeper:
         """Follow an order; what became of it, as plain values."""
         core = turn.core
         if order.name not in core.registry.orders:  # otherwise it was followed before a crash
-            cause = Cause(order.why, order.by, self._wall(), order.name)
+            cause = Cause(order.why, order.by, self._issuer.dating.now(), order.name)
             try:
                 if abs(cause.at - order.at) > LONGEST:
                     raise OrderRefused("it was given too long ago, or by another clock: give it again")  # noqa: TRY301
@@ -191,7 +195,7 @@ class RegistryKeeper:
     # ----------------------------------------------------------------------- rules
 
     def _register_by_rule(self, turn: RegistryTurn) -> None:
-        core, at = turn.core, self._wall()
+        core, at = turn.core, self._issuer.dating.now()
         registry, version = core.registry, turn.engine.model.version
         if self._policy.every is None or not version or not core.frozen or registry.candidate:
             return
@@ -202,7 +206,7 @@ class RegistryKeeper:
     def _judge(self, turn: RegistryTurn) -> None:
         """Promote or withdraw the candidate if what devices measured says so."""
         core, policy = turn.core, self._policy
-        registry, at = core.registry, self._wall()
+        registry, at = core.registry, self._issuer.dating.now()
         if not registry.candidate or not registry.champion:
             return
         finding, found = registry.trial.finding(policy.alpha, policy.devices), registry.trial.evidence()

@@ -42,6 +42,8 @@ class Checkpoint:
     arrays: dict[str, npt.NDArray[Any]]
     values: dict[str, Any]
     core: dict[str, Any]
+    registered: frozenset[int] | None = None
+    """Registered versions, of which frames are kept; None keeps those of all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ is never published. Its row stays until it is removed from the broker.
 
 import logging
 import sqlite3
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS frames (
 );
 """
 _ADD = "INSERT OR IGNORE INTO frames (version, span, data, parts, digest, crc, offered) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_OFFER = "UPDATE frames SET offered = 1 WHERE version = ? AND span = ?"
 _REPLACE = "UPDATE frames SET data = ?, digest = ?, crc = ? WHERE version = ? AND span = ?"
 _CUT = "UPDATE frames SET parts = ?, digest = ?, crc = ? WHERE version = ? AND span = ? AND parts < ?"
 
@@ -55,7 +56,8 @@ class FrameTable:
     def add(self, db: sqlite3.Connection, new: Iterable[tuple[Frame, int]]) -> None:
         """Add frames, each with its number of parts. An existing one keeps its bytes, unless it is damaged.
 
-        The largest number of parts is kept: those topics must be cleared later.
+        The largest number of parts is kept: those topics must be cleared later. A registered version without parts is
+        kept, and not offered.
         """
         for frame, parts in new:
             name = frame.version, frame.span
@@ -68,7 +70,10 @@ class FrameTable:
                 log.warning("The frame of version %d over %d is made again.", *name)
             else:
                 checked = checksums(*name, parts, frame.data)
-                db.execute(_ADD, (*name, frame.data, parts, *checked, frame.span != REGISTERED))
+                kept = frame.span == REGISTERED  # and offered only while a name stands for it
+                db.execute(_ADD, (*name, frame.data, parts, *checked, not kept or parts > 0))
+                if kept and parts:
+                    db.execute(_OFFER, name)
                 db.execute(_CUT, (parts, *checked, *name, parts))
 
     def withdraw(self, db: sqlite3.Connection, gone: Iterable[tuple[int, int]], *, keep: bool) -> None:
@@ -79,11 +84,7 @@ class FrameTable:
             statement = "UPDATE frames SET offered = 0" if kept else "DELETE FROM frames"
             db.execute(f"{statement} WHERE version = ? AND span = ?", name)
 
-    def offer(self, db: sqlite3.Connection, version: int, span: int) -> None:
-        """Offer a frame that is kept."""
-        db.execute("UPDATE frames SET offered = 1 WHERE version = ? AND span = ?", (version, span))
-
-    def prune(self, db: sqlite3.Connection, oldest_base: int, registered: Container[int] | None) -> None:
+    def prune(self, db: sqlite3.Connection, oldest_base: int, registered: frozenset[int] | None) -> None:
         """Remove frames that are neither offered nor needed to step back to a version, nor registered."""
         # A step leads to its version and a snapshot stands for it: of the oldest base only the latter is needed.
         db.execute(

@@ -249,7 +249,7 @@ def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pat
             (*entered, row_checksum(entered)),
         )
         db.executemany(
-            "INSERT INTO frames (version, span, data, parts, digest, crc, offered) VALUES (?, ?, ?, ?, ?, ?, 1)",
+            "INSERT INTO frames (version, span, data, parts, digest, crc) VALUES (?, ?, ?, ?, ?, ?)",
             evidence.registered.values(),
         )
         for table, statement in (("forgotten", FORGOTTEN), ("seen", SEEN)):

@@ -11,7 +11,7 @@ the model, bit for bit.
 import logging
 import secrets
 import sqlite3
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -364,26 +364,16 @@ class Store:
 
     # --------------------------------------------------------------- checkpoints
 
-    def offer(self, version: int, span: int) -> None:
-        """Offer a frame that is kept, before it is published."""
-        with self._writing() as db:
-            self._frames.offer(db, version, span)
-
-    def checkpoint(
-        self, checkpoint: Checkpoint, *, oldest_body: int, oldest_base: int, registered: Container[int] | None = None
-    ) -> None:
-        """Write everything up to an lsn, then remove what only older ones needed.
-
-        Of registered versions, only these are kept; all if none are given.
-        """
+    def checkpoint(self, checkpoint: Checkpoint, *, oldest_body: int, oldest_base: int) -> None:
+        """Write everything up to an lsn, then remove what only older ones needed."""
         with self._writing() as db:
             self._checkpoints.write(
                 db, checkpoint, oldest_body=oldest_body, oldest_base=oldest_base, updates=self._noted.updates
             )
         failpoint("checkpoint.entered")
-        self._prune(registered)
+        self._prune(checkpoint.registered)
 
-    def _prune(self, registered: Container[int] | None) -> None:
+    def _prune(self, registered: frozenset[int] | None) -> None:
         pruning = self._checkpoints.pruning()
         with self._writing() as db:
             self._checkpoints.forget(db, pruning)

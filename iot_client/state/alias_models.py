@@ -138,7 +138,7 @@ def packed_alias(kept: AliasModel) -> bytes:
     snapshot = b"" if kept.state is None else lineage.encode_snapshot(kept.state)
     header = {
         "format": _FORMAT,
-        "alias": messages.encode_alias(kept.alias),
+        "alias": messages.encode_announcement(kept.alias),
         "sha256": hashlib.sha256(snapshot).digest(),
     }
     return with_checksum(frames.encode(header, snapshot))

@@ -15,6 +15,7 @@ from midge.aggregator.core.presets import fedbuff
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.model.model import REGISTERED
 from midge.aggregator.processor import Witness
+from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.registry.keeper import RegistryKeeper
 from midge.aggregator.registry.policy import RegistryPolicy
 from midge.aggregator.store.device_erasure import Names, forget
@@ -40,7 +41,11 @@ class Life:
         self.rig.processor._witness = self.witness
         bodies = self.rig.ingress.bodies
         self.keeper = RegistryKeeper(
-            policy or RegistryPolicy(), self.witness, bodies, self.rig.outlet, lambda: self.wall
+            policy or RegistryPolicy(),
+            self.witness,
+            bodies,
+            self.rig.outlet,
+            AnnouncementSigner(TOPICS, clock=lambda: self.wall),
         )
         self.now = 0.0
         self.rig.start()
@@ -265,14 +270,10 @@ class Dying(QuickStore):
 
     def add_frames(self, new: Any) -> None:
         new = list(new)
-        if self.at == "frames" and any(frame.span == REGISTERED for frame, _ in new):
+        parts = [parts for frame, parts in new if frame.span == REGISTERED]
+        if (self.at == "frames" and parts) or (self.at == "offer" and any(parts)):
             raise StoreFull("power")
         super().add_frames(new)
-
-    def offer(self, version: int, span: int) -> None:
-        if self.at == "offer":
-            raise StoreFull("power")
-        super().offer(version, span)
 
 
 ORDERS: list[tuple[Any, dict[str, Any]]] = [

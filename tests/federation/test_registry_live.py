@@ -237,7 +237,7 @@ async def test_only_a_signed_name_is_followed_and_no_older_one(tmp_path: Path) -
         forged = alias.model_copy(update={"number": 10**6})
         async with world.twin.connect(_options()) as evil:
             await evil.publish(topic, old.payload, retain=True)
-            await evil.publish(topic, messages.encode_alias(forged), retain=True)
+            await evil.publish(topic, messages.encode_announcement(forged), retain=True)
             envelope, _ = messages.decode(messages.Envelope, old.payload)
             body = frames.encode(forged)
             await evil.publish(topic, frames.encode(envelope.model_copy(update={"body": body})), retain=True)
