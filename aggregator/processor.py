@@ -65,8 +65,8 @@ class Witness:
         self.drops = DropNotices(tell)
         self.notices = StepNotices(tell)
         self.put_back = PutBack()
-        self.followed: frozenset[int] = frozenset()
-        """Versions that a name stands for …"""
+        self.followed: frozenset[int] | None = None
+        """Versions that a name stands for; None: not looked at yet …"""
         self.measured: deque[tuple[str, Report]] = deque(maxlen=_MEASURED)
         """… and what devices measured of them since it was looked at."""
         self.off: tuple[tuple[str, str], ...] = ()
@@ -82,7 +82,7 @@ class Witness:
     def heard(self, device: str, report: Report) -> None:
         """Take in what a device measured on its own data."""
         self.reports.take(device, report)
-        if report.version in self.followed:
+        if self.followed is None or report.version in self.followed:
             self.measured.append((device, report))
 
     def forget(self, device: str) -> None:

@@ -155,7 +155,7 @@ class DeviceParts:
         with suppress(Missing):  # the training reports it, with details
             self.predicting.prefer(model)
         version = 0 if model is None else model.version
-        self.tell("alias", name="" if chosen is None else chosen.alias.name, version=version)
+        self.tell("alias", alias="" if chosen is None else chosen.alias.name, version=version)
         if model is not None:
             self._hand_over(model.state.parameters(), model.version)
         elif (served := self.serving.state) is not None:

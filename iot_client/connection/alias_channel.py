@@ -51,6 +51,8 @@ class AliasChannel:
         self._muted = False
         self._used: tuple[bytes, int] | None = None
         """Digest and version of what is used."""
+        self._boot: int | None = None
+        """Of the aggregator."""
         self._measured: dict[int, float] = {}
         """When each version was measured last."""
 
@@ -89,6 +91,13 @@ class AliasChannel:
         if lineage != self._kept.lineage:
             self._kept.lineage = lineage
             self._news.set()
+
+    def seen(self, boot: int) -> None:
+        """Follow the aggregator: one that was restarted may not have heard what was measured."""
+        if boot != self._boot:
+            self._boot = boot
+            self._measured.clear()
+            self._chosen.set()
 
     def _missing(self, alias: ModelAlias) -> bool:
         """Whether a version that this device is to use is not here."""

@@ -339,6 +339,7 @@ class ConnectionLoop:
         elif topic == topics.aggregator:
             status = parts.identity.status(payload, time.monotonic())
             self._aggregator_online = status.state.serves
+            parts.aliases.seen(status.boot)
             self._put(ev.AggregatorSeen(status))
             self._watch.seen(status)
         elif topic == topics.status(name):
