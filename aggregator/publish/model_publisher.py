@@ -206,6 +206,7 @@ class ModelPublisher:
         yield self.announcement()
         yield from self._served()
         yield from self._named()
+        yield from self._clear()
 
     def _replacement_snapshot(self) -> Iterator[Post]:
         """A snapshot of the newest version, if damage has left no offered frames that lead there from another one."""

@@ -1,6 +1,8 @@
 """Registered versions, the names that stand for them, and what a rollback does, over a real store that is killed."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,15 @@ from midge.aggregator.processor import Witness
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.registry.keeper import RegistryKeeper
 from midge.aggregator.registry.policy import RegistryPolicy
+from midge.aggregator.store.backup import backup
 from midge.aggregator.store.device_erasure import Names, forget
 from midge.aggregator.store.model_orders import ModelOrder, answered, give
 from midge.aggregator.store.model_orders import given as waiting
 from midge.aggregator.store.registered import registered_in
+from midge.aggregator.store.restoring import restore
+from midge.aggregator.store.salvage import salvage
 from midge.aggregator.store.store import StoreFull
+from midge.aggregator.store.verification import verify
 from midge.wire import frames, lineage, messages
 from midge.wire.messages import ModelAlias, Report, Verdict
 from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, QuickStore, Rig
@@ -385,6 +391,62 @@ def test_lives_with_kills_and_checkpoints_end_as_one_without(
         found.append((life.registry.dump(), life.rig.model.digest(), published(life)))
         life.rig.close()
     assert found[0] == found[1]
+
+
+# -------------------------------------------------------------------- what keeps a store
+
+
+def kept(folder: Path) -> tuple[Any, dict[int, bytes | None]]:
+    """The registry of a store, and the snapshots of its versions."""
+    _, registry, snapshots = registered_in(folder)
+    return registry.dump(), snapshots
+
+
+def closed(begin: Begin, *, checkpoint: bool) -> Path:
+    """A store that was killed, with two registered versions and a champion; with or without a checkpoint of them."""
+    life = begin(RegistryPolicy(decides=False))
+    scripted(life)
+    life.learn(1.0)
+    if checkpoint:
+        for _ in range(4):
+            life.rig.engine.checkpoint(life.rig.core)
+            life.learn(1.0)
+    folder = life.rig.store.directory
+    life.rig.close()
+    return folder
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_backup_a_restore_and_a_salvage_keep_what_is_registered(
+    begin: Begin, tmp_path: Path, checkpoint: bool
+) -> None:
+    folder = closed(begin, checkpoint=checkpoint)
+    wanted = kept(folder)
+    assert all(wanted[1].values()) and len(wanted[1]) == 2
+    backup(folder, tmp_path / "backup")
+    restore(tmp_path / "backup", tmp_path / "restored", "anna")
+    assert kept(tmp_path / "restored") == wanted
+    salvage(folder, tmp_path / "salvaged", "anna")
+    assert kept(tmp_path / "salvaged") == wanted
+    assert not [part for part in verify(tmp_path / "restored") if part.damaged]
+    for made in ("restored", "salvaged"):
+        life = begin(folder=made)
+        assert life.registry.champion and life.order("rollback")["ok"]
+
+
+def test_a_registered_version_that_rotted_is_found_and_named(begin: Begin, tmp_path: Path) -> None:
+    folder = closed(begin, checkpoint=True)
+    version = min(kept(folder)[1])
+    with closing(sqlite3.connect(folder / "store.db")) as db, db:
+        db.execute("UPDATE frames SET data = substr(data, 2) WHERE span = ? AND version = ?", (REGISTERED, version))
+    (part,) = [part for part in verify(folder) if part.damaged]
+    assert (part.name, part.damaged, part.at_stake) == ("registered versions", 1, 0)
+    assert part.found == (f"the registered version {version} is damaged",)
+    assert kept(folder)[1][version] is None
+    remains = salvage(folder, tmp_path / "salvaged", "anna")
+    assert f"the values of the registered version {version} are lost" in remains.loss.said
+    life = begin()
+    assert "damaged" in life.order("rollback", version)["why"], "and the training goes on as it is"
 
 
 # ------------------------------------------------------------------------------ candidates
