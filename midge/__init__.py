@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from midge.aggregator.core.privacy import Privacy
     from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
     from midge.aggregator.core.strategy import Strategy, adam, sgd
+    from midge.aggregator.registry.policy import RegistryPolicy
     from midge.iot_client.board import conditions
     from midge.iot_client.board.duty_cycle import Duty
     from midge.iot_client.board.usage_budget import Costs
@@ -67,6 +68,7 @@ _HOMES = {
     "Pace": "midge.aggregator.core.participation_controller",
     "Plan": "midge.wire.messages",
     "Privacy": "midge.aggregator.core.privacy",
+    "RegistryPolicy": "midge.aggregator.registry.policy",
     "Staleness": "midge.aggregator.core.staleness",
     "Strategy": "midge.aggregator.core.strategy",
     "adam": "midge.aggregator.core.strategy",
@@ -102,6 +104,7 @@ __all__ = [
     "PredictionTopic",
     "Privacy",
     "Recipe",
+    "RegistryPolicy",
     "SampleTrainer",
     "Samples",
     "Scores",

@@ -15,6 +15,7 @@ from midge.iot_client.board.local_status import ask
 from midge.wire.clocks import spell
 from midge.wire.inert import inert
 from midge.wire.plurals import counted
+from midge.wire.topics import ALIASES
 
 _MINUTE, _DAY = 60.0, 86_400.0
 
@@ -77,6 +78,7 @@ def look(path: Path) -> dict[str, Any]:
         "held": [{"seq": seq, "base": _base(header), "bytes": size} for seq, header, size in rows],
         "verified": {channel: _verified(packed) for channel, packed in trusts.items()},
         "predicts": _model(path.with_name(f"{path.name}.model")),
+        "names": {name: version for name in ALIASES if (version := _named(path.with_name(f"{path.name}.{name}")))},
         "samples": _samples(path.with_name(f"{path.name}.samples")),
         "month": usage(path, running),
         "disk": sum(each.stat().st_size for each in path.parent.glob(f"{path.name}*") if each.is_file()),
@@ -136,6 +138,16 @@ def _model(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def _named(path: Path) -> int:
+    """The registered version that a name stands for here; 0 if there is none."""
+    from midge.iot_client.state.alias_models import read_alias  # noqa: PLC0415
+    from midge.wire.errors import WireError  # noqa: PLC0415
+
+    with suppress(OSError, WireError):
+        return read_alias(path).alias.version
+    return 0
+
+
 def _samples(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
@@ -177,6 +189,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         said.append("verified  nothing: no key is pinned, the broker is trusted (--release-key)")
     if (model := found["predicts"]) is not None:
         said.append(f"predicts  with version {model['version']} of the channel {model['channel']}")
+    said += [f"{name:<9} version {version}, which goes before it" for name, version in found["names"].items()]
     said += [f"rows      {each['words']}" for each in (running or {}).get("intake", ())]
     if (samples := found["samples"]) is not None:
         said.append(

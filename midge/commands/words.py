@@ -84,6 +84,20 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"On the data of {counted(devices, 'device')}: " + "; ".join(
                 _spread(*item) for item in metrics.items()
             )
+        case {"event": "registered", "version": version, "by": by}:
+            return f"Version {version} is registered, by {by}."
+        case {"event": "alias", "device": _, "alias": "", "version": _}:
+            return "Predicts with the newest model: no registered version has a name."
+        case {"event": "alias", "device": _, "alias": alias, "version": version}:
+            return f"Predicts with the {alias}, version {version}."
+        case {"event": "alias", "champion": champion, "candidate": candidate, "share": share, "why": why, **rest}:
+            back = "" if rest.get("rolled_back") is None else f"Rolled back to version {rest['rolled_back']}. "
+            tried = f", and {share:.0%} of the devices try version {candidate}" if candidate else ""
+            return (
+                f"{back}Devices use {f'version {champion}' if champion else 'the newest version'}{tried}. {why}".strip()
+            )
+        case {"event": "order_refused", "verb": verb, "why": why}:
+            return f"The order to {verb} a version is refused: {why}."
         case {"event": "serve", "version": version}:
             return f"Version {version} released for use."
         case {"event": "dropped", "topic": topic, "why": why, "untold": untold}:

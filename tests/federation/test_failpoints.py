@@ -23,8 +23,8 @@ UPDATES = 60
 LIVES = 7
 """How many times one federation's process is killed: many in turn, for most of the time goes into starting them."""
 DEVICE_POINTS = tuple(POINTS)[tuple(POINTS).index("model.fetched") :]
-ONCE = ("store.created", "recovery.replayed")
-"""Points that a life comes to once."""
+ONCE = ("store.created", "recovery.replayed", "registered.stored", "alias.handed_over")
+"""Points that a life comes to once, or once a second."""
 MORE_HITS = {"post.acknowledged": (5, 9, 17, 33), "publish.acknowledged": (3, 5, 8), "commit.within": (11,)}
 CHUNKED = ("update.offered", "chunks.handed_over")
 CLEARING = ("commit.after:25", "frame.cleared:1", "frame.cleared:2", "frame.withdrawn:1", "frame.withdrawn:2")
