@@ -94,9 +94,7 @@ class DeviceRuntime:
         self.connections = ConnectionLoop(
             parts, self.session, self.publisher, self._fetcher, put=self.put, look=self.look
         )
-        self._training_task = TrainingTask(
-            parts, self.publisher, self.start, self.look, lambda: self.session.announcement
-        )
+        self._training_task = TrainingTask(parts, self.publisher, self.start, self.look, self.session)
         self.state: State | None = None
         """The newest model that was fetched."""
         self._made: dict[int, EncodedUpdate] = {}

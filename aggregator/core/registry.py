@@ -54,8 +54,6 @@ class Registry:
         """Seconds since 1970 of that decision."""
         self.trial = CanaryTrial()
         """Of the candidate."""
-        self.applied = 0
-        """Updates that are in the model."""
         self.parent = 0
         """The version registered last on the way to the model."""
         self.former = 0
@@ -66,8 +64,6 @@ class Registry:
     def take(self, record: rec.Record) -> None:
         """Remember a decision."""
         match record:
-            case rec.StepRecord():
-                self.applied += len(record.updates)
             case rec.RegisterRecord():
                 self.versions[record.version] = Registered(record)
                 self.parent = record.version
@@ -88,7 +84,6 @@ class Registry:
             case rec.RollbackRecord():
                 self._name(record, record.to, 0)
                 self.parent = record.to
-                self.applied = self.versions[record.to].record.updates if record.to in self.versions else 0
             case _:
                 pass
 
@@ -156,11 +151,11 @@ class Registry:
             for each in self.versions.values()
         ]
         names = [self.champion, self.candidate, self.share, self.number, self.why, self.since, self.former]
-        return [entries, names, self.trial.dump(), self.applied, self.parent, list(self.orders)]
+        return [entries, names, self.trial.dump(), self.parent, list(self.orders)]
 
     def load(self, state: Iterable[Any]) -> None:
         """Take up what `dump` returned."""
-        entries, names, trial, self.applied, self.parent, orders = state
+        entries, names, trial, self.parent, orders = state
         self.versions = {}
         for packed, server, federated, devices in entries:
             record = rec.unpack("register", packed)

@@ -63,7 +63,7 @@ class RegistryDecisions:
             digest,
             cause.at,
             devices=len(state.heard),
-            updates=registry.applied,
+            updates=state.applied,
             parent=registry.parent,
             strategy=strategy,
             by=cause.by,

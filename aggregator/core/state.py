@@ -60,6 +60,8 @@ class CoreState:
         self.versions = Versions()
         self.releases = ReleaseLog()
         self.registry = Registry()
+        self.applied = 0
+        """Updates that are in the model."""
         self.buffer: list[Buffered] = []
         self.contributors: set[str] = set()
         """Devices whose work is in the model and in no release yet."""
@@ -88,12 +90,12 @@ class CoreState:
     def take(self, record: rec.Record) -> None:
         """Remember a decision."""
         self.lsn = record.lsn
-        self.registry.take(record)
         match record:
             case rec.UpdateRecord():
                 self._take_update(record)
             case rec.StepRecord():
                 self.step = record.step
+                self.applied += len(record.updates)
                 taken = {lsn for lsn, _ in record.updates}
                 self.contributors |= {item.device for item in self.buffer if item.lsn in taken}
                 self.buffer = [item for item in self.buffer if item.lsn not in taken]
@@ -131,7 +133,10 @@ class CoreState:
                 self.work.steps, self.work.recipe = record.steps or None, record.recipe
             case rec.DropRecord():
                 self._drop(set(record.dropped))
+            case rec.RegisterRecord() | rec.MeasureRecord() | rec.PairRecord() | rec.AliasRecord():
+                self.registry.take(record)
             case rec.RollbackRecord():
+                self.registry.take(record)
                 self._roll_back(record)
             case _:
                 pass
@@ -168,6 +173,8 @@ class CoreState:
         dropped = set(record.dropped)
         self.buffer = [item for item in self.buffer if item.lsn not in dropped]
         self.contributors.clear()
+        known = self.registry.versions.get(record.to)
+        self.applied = 0 if known is None else known.record.updates
 
     def _drop(self, dropped: set[int]) -> None:
         self.counts["revoked"] += len(dropped)
@@ -263,6 +270,7 @@ class CoreState:
             "versions": self.versions.dump(),
             "log": self.releases.dump(),
             "registry": self.registry.dump(),
+            "applied": self.applied,
             "served": self.served,
             "share": self._steering.share,
             "work": [self.work.steps, self.work.recipe],
@@ -302,10 +310,9 @@ class CoreState:
             Buffered(device, staleness, weight, scale, *later, lsn=lsn)  # type: ignore[misc]  # by position
             for lsn, device, staleness, weight, scale, *later in state["buffer"]
         ]
+        self.applied = state.get("applied", self.counts["accepted"] - len(self.buffer))
         if "registry" in state:
             self.registry.load(state["registry"])
-        else:
-            self.registry.applied = self.counts["accepted"] - len(self.buffer)
         if "log" in state:
             self.releases.load(state["log"])
         self.contributors = set(state["contributors"])

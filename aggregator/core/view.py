@@ -134,6 +134,11 @@ class CoreView:
         return self._state.oldest_base
 
     @property
+    def applied(self) -> int:
+        """How many updates are in the model."""
+        return self._state.applied
+
+    @property
     def evaluable(self) -> tuple[int, int]:
         """Changes if there is another version to evaluate: the newest one, and how many are registered."""
         return self._state.version, len(self._state.registry.versions)

@@ -326,10 +326,9 @@ class ModelPublisher:
         ]
 
     def _listed(self) -> set[tuple[int, int]]:
-        return {(info.version, info.span) for info in self._offered()} | {
-            (self.core.served, SERVED),
-            *((version, REGISTERED) for version in self.core.registry.named.values()),
-        }
+        registry = self.core.registry
+        named = {(registry.champion, REGISTERED), (registry.candidate, REGISTERED)}
+        return {(info.version, info.span) for info in self._offered()} | {(self.core.served, SERVED)} | named
 
     def _parts(
         self, frame: Frame, sha256: bytes = b"", wanted: Sequence[int] | None = None, *, again: bool = False

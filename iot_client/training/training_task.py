@@ -10,6 +10,7 @@ from collections.abc import Callable
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.connection.publisher import Publisher, StartTask
 from midge.iot_client.parts import DeviceParts
+from midge.iot_client.session.session import DeviceSession
 from midge.iot_client.state.alias_models import AliasModel
 from midge.iot_client.state.local_tensors import Missing
 from midge.iot_client.training.daemon_thread import DaemonThreads
@@ -30,7 +31,7 @@ class TrainingTask:
         publisher: publishes evaluations, and unsubscribes from announcements during a training.
         start: starts tasks that run during a training.
         look: called once a training has ended, which may have used up a budget.
-        announced: returns the newest announcement.
+        session: knows the newest announcement; only read here.
     """
 
     def __init__(
@@ -39,10 +40,10 @@ class TrainingTask:
         publisher: Publisher,
         start: StartTask,
         look: Callable[[], None],
-        announced: Callable[[], Announcement | None],
+        session: DeviceSession,
     ) -> None:
         self._parts, self._publisher, self._start, self._look = parts, publisher, start, look
-        self._announced = announced
+        self._session = session
         self._evaluating = Evaluating(parts.config.evaluate)
         self._working = asyncio.Lock()
         """The user's functions are called one at a time: they may share a model."""
@@ -124,7 +125,7 @@ class TrainingTask:
 
     async def _measure(self, kept: AliasModel) -> bool:
         """Evaluate a registered version on the device's own data, and publish the results."""
-        parts, state, announcement = self._parts, kept.state, self._announced()
+        parts, state, announcement = self._parts, kept.state, self._session.announcement
         if state is None or announcement is None or announcement.plan.evaluate == 0:
             return False
         try:

@@ -1,5 +1,6 @@
 """The test by which a candidate is judged: its formula, and what peeking at it after each device costs."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from math import comb
 
@@ -31,9 +32,8 @@ def test_looking_after_each_device_does_not_raise_the_error(alpha: float) -> Non
     assert naive > 3 * alpha
 
 
-def _ever(rejects: object, most: int) -> tuple[Fraction, Fraction]:
+def _ever(rejects: Callable[[int, int], bool], most: int) -> tuple[Fraction, Fraction]:
     """The probability that a test ever rejects, and that it does not."""
-    assert callable(rejects)
     open_, wrong = {0: Fraction(1)}, Fraction(0)
     for n in range(1, most + 1):
         reached: dict[int, Fraction] = {}
@@ -46,7 +46,7 @@ def _ever(rejects: object, most: int) -> tuple[Fraction, Fraction]:
 
 
 def _sign_test(k: int, n: int) -> float:
-    return sum(comb(n, i) for i in range(k, n + 1)) / 2**n
+    return float(Fraction(sum(comb(n, i) for i in range(k, n + 1)), 2**n))
 
 
 def test_it_finds_what_is_there_and_needs_enough_devices() -> None:

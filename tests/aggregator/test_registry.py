@@ -234,7 +234,7 @@ def test_a_rollback_goes_on_from_the_registered_bits_as_a_new_generation(begin: 
     assert life.rig.send("bad", 3, [9.0] * 4, now=life.now).repeat, "it is settled, and counts no more"
     life.learn(0.25)
     np.testing.assert_array_equal(life.rig.model.x, np.full(4, 0.75, np.float32))
-    assert (life.registry.applied, life.registry.parent) == (2, 2)
+    assert (life.rig.core.applied, life.registry.parent) == (2, 2)
     before = life.state
     life = begin()
     assert life.state == before

@@ -182,7 +182,7 @@ async def test_a_rollback_reaches_every_device_and_counts_nothing_twice(tmp_path
         accepted = server.core.counts["accepted"]
         assert len({(each["outbox"], each["seq"]) for each in world.log.of("receipt", device="a")}) == len(verdicts)
         await world.log.until(lambda: all(not board.holding for board in boards))
-        assert server.core.registry.applied == accepted - 1, "the bad one is in no model now"
+        assert server.core.applied == accepted - 1, "the bad one is in no model now"
         assert used(boards[0]) == used(boards[1]) == 2
         announced = boards[1]._runtime.session.announcement  # type: ignore[union-attr]
         assert announced is not None and announced.generation == 1
