@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.presets import fedbuff
-from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.core.strategy import Strategy, sgd
 from midge.aggregator.model.model import REGISTERED
 from midge.aggregator.processor import Witness
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
@@ -257,6 +257,20 @@ def test_updates_that_waited_end_with_the_generation_and_are_named(begin: Begin)
     before = life.state
     life = begin(strategy=strategy)
     assert life.state == before
+
+
+def test_momentum_and_the_moving_average_begin_again(begin: Begin) -> None:
+    strategy = fedbuff(1, optimizer=sgd(0.9), serve_decay=0.5, serve_interval=0.0, norm_limit=None, release_floor=1)
+    life = begin(strategy=strategy)
+    life.order("register")
+    for number in range(1, 6):
+        life.rig.send("a", number, [8.0] * 4, now=life.now)
+    assert life.order("rollback", 1)["ok"]
+    assert not life.rig.model.x.any() and not life.rig.model.used().values().any()
+    life.rig.send("a", 6, [1.0] * 4, now=life.now)
+    other = begin(strategy=strategy, folder="other")
+    other.rig.send("a", 1, [1.0] * 4, now=other.now)
+    np.testing.assert_array_equal(life.rig.model.x, other.rig.model.x)
 
 
 class Dying(QuickStore):

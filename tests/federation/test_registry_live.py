@@ -208,6 +208,53 @@ async def test_the_aggregator_that_is_killed_brings_names_and_trial_back(tmp_pat
             await world.log.until(lambda: used(board) == server.core.registry.champion != 2)
 
 
+@pytest.mark.virtual
+async def test_what_was_lost_with_an_aggregator_is_measured_again_for_the_next(tmp_path: Path) -> None:
+    """Seen to fail on devices that report once an hour, whoever was there to hear it."""
+    world = World(tmp_path, RegistryPolicy(share=1.0, devices=8))
+    resting = (lambda: "it only predicts",)
+
+    def evaluate(parameters: Parameters) -> Scores:
+        return Scores(5, {"loss": -float(np.asarray(parameters["b"])[0])})
+
+    boards = [world.device(f"d{number}", conditions=resting, evaluate=evaluate) for number in range(9)]
+    server = world.aggregator()
+    async with serving(world.device("trainer"), *boards):
+        async with serving(server):
+            await world.learn(server)
+            await world.order("register", attempt=True)
+            await world.learn(server)
+            await world.order("register", attempt=True)
+            await world.log.until(lambda: len(world.log.of("evaluated", version=3)) == 9)
+        assert len(server.core.registry.trial) < 8, "not all of it was counted"
+        server = world.aggregator()
+        async with serving(server):
+            await world.log.until(lambda: world.log.of("alias", champion=3, by="rule"))
+            assert len(world.log.of("trial")) == 1
+
+
+@pytest.mark.virtual
+async def test_a_name_of_another_lineage_counts_no_more(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    server, board = world.aggregator(), world.device("a")
+    async with serving(server, board):
+        await world.learn(server)
+        await world.order("register", attempt=True)
+        await world.log.until(lambda: world.log.of("alias", device="a", version=2))
+    # The store is lost, and another one begun: the broker still has the old names.
+    (tmp_path / "store").rename(tmp_path / "lost")
+    world.arguments["replace"] = True
+    server, board = world.aggregator(), world.device("a")
+    assert used(board) == 2
+    async with serving(server, board):
+        await world.log.until(lambda: used(board) == 1)
+        await world.learn(server)
+        await world.log.until(lambda: used(board) == 2)
+        assert board.predict(None) == 1.0 and world.log.events[-1]["event"] != "alias"
+        await world.order("register", attempt=True)
+        await world.log.until(lambda: len(world.log.of("alias", device="a", alias="champion", version=2)) == 2)
+
+
 # ------------------------------------------------------------------------------ trust
 
 
