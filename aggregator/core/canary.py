@@ -57,6 +57,8 @@ class CanaryTrial:
 
     def __init__(self) -> None:
         self._gains: dict[str, float] = {}
+        self._evidence: TrialEvidence | None = None
+        """What they say, since the last change."""
 
     def __len__(self) -> int:
         return len(self._gains)
@@ -67,6 +69,7 @@ class CanaryTrial:
     def add(self, device: str, gain: float) -> None:
         """Count a device; its first pair stays."""
         self._gains.setdefault(device, gain)
+        self._evidence = None
 
     def forget(self, device: str, alias: str) -> None:
         """Put another name in the place of a device's."""
@@ -75,11 +78,12 @@ class CanaryTrial:
 
     def evidence(self) -> TrialEvidence:
         """What the pairs say."""
-        gains = sorted(self._gains.values())
-        better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-        return TrialEvidence(
-            len(gains), better, worse, e_value(better, worse), e_value(worse, better), _trimmed_mean(gains)
-        )
+        if self._evidence is None:
+            gains = sorted(self._gains.values())
+            better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+            evidence = e_value(better, worse), e_value(worse, better)
+            self._evidence = TrialEvidence(len(gains), better, worse, *evidence, _trimmed_mean(gains))
+        return self._evidence
 
     def finding(self, alpha: float, least: int) -> Finding:
         """What can be concluded now.
@@ -101,13 +105,17 @@ class CanaryTrial:
 
     def load(self, state: Iterable[Any]) -> None:
         """Take up what `dump` returned."""
-        self._gains = dict(state)
+        self._gains, self._evidence = dict(state), None
 
 
 def e_value(wins: int, losses: int) -> float:
     """The evidence against "a win is no more likely than a loss": exact, of whole numbers until the last division."""
     n = wins + losses
-    return _capped(sum(comb(n + 1, i) for i in range(wins + 1)), (n + 1) * comb(n, wins))
+    term = total = 1
+    for i in range(wins):  # C(n+1, i+1) from C(n+1, i): a large trial is judged each second
+        term = term * (n + 1 - i) // (i + 1)
+        total += term
+    return _capped(total, (n + 1) * comb(n, wins))
 
 
 def _capped(dividend: int, divisor: int) -> float:

@@ -195,6 +195,26 @@ def test_the_oldest_without_a_name_is_pruned_and_never_one_with_a_name(begin: Be
     assert life.state == before
 
 
+def test_a_frame_of_a_registered_version_outlives_its_name_and_every_old_frame(begin: Begin) -> None:
+    """Seen to fail on frames that are deleted as they leave the broker, and on those that are pruned as old ones."""
+    life = begin()
+    for version in (2, 3):
+        life.learn(1.0)
+        life.order("register")
+        life.order("promote", version)
+    gone = [post for post in life.rig.shelf.everything() if post.withdraws is not None]
+    life.rig.shelf.withdrawn([post.withdraws for post in gone if post.withdraws is not None])
+    assert (2, REGISTERED) in {post.withdraws for post in gone}
+    with life.rig.store.transaction() as db:
+        life.rig.store._frames.prune(db, 10**6, frozenset({2, 3}))
+    kept_ = {(row.version, row.offered) for row in life.rig.store.published() if row.span == REGISTERED}
+    assert kept_ == {(2, False), (3, True)}
+    with life.rig.store.transaction() as db:
+        life.rig.store._frames.prune(db, 10**6, frozenset())
+    assert life.rig.store.frame(2, REGISTERED) is None, "pruned once it is registered no longer …"
+    assert life.rig.store.frame(3, REGISTERED) is not None, "… and off the broker"
+
+
 def test_an_order_that_was_followed_before_a_crash_is_answered_and_not_followed_twice(begin: Begin) -> None:
     life = begin()
     life.learn(1.0)
