@@ -189,7 +189,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         said.append("verified  nothing: no key is pinned, the broker is trusted (--release-key)")
     if (model := found["predicts"]) is not None:
         said.append(f"predicts  with version {model['version']} of the channel {model['channel']}")
-    said += [f"{name:<9} version {version}, which goes before it" for name, version in found["names"].items()]
+    said += [f"{name:<9} version {version}, which goes before it" for name, version in found.get("names", {}).items()]
     said += [f"rows      {each['words']}" for each in (running or {}).get("intake", ())]
     if (samples := found["samples"]) is not None:
         said.append(
