@@ -8,6 +8,7 @@ from midge.aggregator.processor import Processor
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.store.device_erasure import Names
+from midge.aggregator.store.model_orders import receive
 from midge.wire import overview
 from midge.wire.errors import WireError
 
@@ -28,10 +29,13 @@ class Revocations:
         self._ordered: dict[str, None] = {}
 
     def hear(self, payload: bytes) -> None:
-        """Take the revoked devices from an operator's request."""
+        """Take the revoked devices from an operator's request, and leave an order about versions where it is found."""
         with suppress(WireError):
-            if (revoked := overview.decode_ask(payload).revoked) and self._issuer.ordered(payload):
-                self._ordered.update(dict.fromkeys(revoked))
+            asked = overview.decode_ask(payload)
+            if (asked.revoked or asked.order) and self._issuer.ordered(payload):
+                self._ordered.update(dict.fromkeys(asked.revoked))
+                if asked.order:
+                    receive(self._names.directory, asked.order, self._issuer.dating.now())
 
     def carry_out(self, processor: Processor, now: float) -> None:
         """Carry out the orders, unless nothing can be decided now.

@@ -30,6 +30,9 @@ class Ask(Message):
     revoked: Annotated[tuple[Word, ...], Field(max_length=256)] = ()
     """Devices whose waiting updates shall be dropped and whose messages shall be ignored from now on. Obeyed only if a
     release key signed it: otherwise anyone who may ask for an overview could discard others' work."""
+    order: Annotated[bytes, Field(max_length=2048)] = b""
+    """An order about registered versions, as JSON. Obeyed only if a release key signed it, and only while it is fresh.
+    """
 
 
 class DeviceRow(Message):
@@ -118,6 +121,11 @@ def revoking(key: signing.PrivateKey, federation: str, names: Sequence[str]) -> 
     """A message signed by a release key that these devices are revoked."""
     head = frames.encode(Ask(gone=tuple(names), revoked=tuple(names)))
     return signing.sign_frame(key, signing.OPERATOR, federation, head)
+
+
+def ordering(key: signing.PrivateKey, federation: str, order: bytes) -> bytes:
+    """An order about registered versions, signed by a release key."""
+    return signing.sign_frame(key, signing.OPERATOR, federation, frames.encode(Ask(order=order)))
 
 
 def decode_page(payload: frames.Buffer) -> tuple[Overview, list[DeviceRow]]:

@@ -120,6 +120,11 @@ class Names:
         for wrong in verify(store.directory).wrong:
             log.warning("The log %s is not what was written: %s.", store.directory / AUDIT, wrong)
 
+    @property
+    def directory(self) -> Path:
+        """The store's."""
+        return self._store.directory
+
     # ----------------------------------------------------------------- withdrawals
 
     def withdrawn(self, device: str) -> bool:

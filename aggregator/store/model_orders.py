@@ -21,6 +21,8 @@ from midge.storage.files import atomic_write, make_folder
 FOLDER = "orders"
 LONGEST = 86_400.0
 """Seconds for which an order waits for its aggregator: later, it is refused."""
+FRESH = 600.0
+"""Seconds for which one that came signed over the network is taken: later, it may be an old one that is sent again."""
 _WORDS = 300
 """Characters of a reason that are kept."""
 
@@ -73,7 +75,20 @@ def give(directory: Path, order: ModelOrder) -> None:
     """
     folder = directory / FOLDER
     make_folder(folder, 0o700)
-    atomic_write(folder / f"{order.name}.json", json.dumps({**asdict(order), "why": order.why[:_WORDS]}).encode())
+    atomic_write(folder / f"{order.name}.json", packed(order))
+
+
+def packed(order: ModelOrder) -> bytes:
+    """The order as it travels."""
+    return json.dumps({**asdict(order), "why": order.why[:_WORDS]}).encode()
+
+
+def receive(directory: Path, data: bytes, now: float) -> None:
+    """Take an order that a release key signed; one that is malformed, or not of now, is ignored."""
+    with suppress(ValueError, TypeError, OSError):
+        order = ModelOrder(**json.loads(data))
+        if abs(now - order.at) <= FRESH:
+            give(directory, order)
 
 
 def given(directory: Path) -> Iterator[ModelOrder]:

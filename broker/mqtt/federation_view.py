@@ -6,7 +6,7 @@ an overview, which takes it about a second; without an answer, only the retained
 
 import asyncio
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from midge.wire import frames, messages, overview, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
 from midge.wire.overview import DeviceRow
-from midge.wire.topics import DEFAULT_ROOT, Channel, Topics, check_name, explain_absence
+from midge.wire.topics import ALIASES, DEFAULT_ROOT, Channel, Topics, check_name, explain_absence
 
 PATIENCE = 3.0
 """Seconds to wait for an answer: aggregators send one a second."""
@@ -29,6 +29,8 @@ _VERSIONS = 64
 """Versions back for which chunks are looked up by name: a broker holds those of about 32."""
 _MOST_PARTS = 100_000
 """Most chunks of a frame that are looked up: an announcement may be forged."""
+_POLL = 0.5
+"""Seconds between two looks at the names of registered versions."""
 _TIMEOUT = 4.0
 """Seconds for the broker's answer to CONNECT and SUBSCRIBE: a monitor waits for all of this together."""
 
@@ -178,6 +180,43 @@ async def say_gone(
             plain = frames.encode(overview.Ask(gone=some))
             asking = plain if key is None else overview.revoking(key, topics.federation, some)
             await connection.publish(topics.ask, asking, qos=1)
+
+
+async def send_order(connect: Connector, topics: Topics, asking: bytes, seconds: float) -> dict[str, int] | None:
+    """Send a signed order about registered versions, and wait until the names have changed.
+
+    Args:
+        connect: the operator's connector.
+        topics: of the federation.
+        asking: the signed request.
+        seconds: to wait.
+
+    Returns:
+        The names, each with its version; None if none has changed.
+
+    Raises:
+        BrokerError: the request cannot be sent.
+    """
+    async with connect(_options()) as connection:
+        before = _names_of(await read_retained(connection, *map(topics.alias, ALIASES), marker=_marker(topics)))
+        await connection.publish(topics.ask, asking, qos=1)
+        until = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(_POLL)
+            now = _names_of(await read_retained(connection, *map(topics.alias, ALIASES), marker=_marker(topics)))
+            if now != before:
+                return {name: version for name, (_, version) in now.items() if version}
+    return None
+
+
+def _names_of(found: Iterable[Delivery]) -> dict[str, tuple[int, int]]:
+    """The number and the version of each name."""
+    names: dict[str, tuple[int, int]] = {}
+    for each in found:
+        with suppress(WireError):
+            alias, _ = messages.decode_alias(each.payload)
+            names[alias.name] = alias.number, alias.version
+    return names
 
 
 @dataclass(frozen=True, slots=True)

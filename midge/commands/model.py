@@ -1,15 +1,26 @@
 """`midge model list | register | promote | rollback | export`: the registered versions of a federation's model."""
 
 import argparse
+import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from midge.commands.parts import Parser, Problem, Subparsers, existing_store, server_side, user_errors
+from midge.commands.parts import (
+    Parser,
+    Problem,
+    Subparsers,
+    add_bundle,
+    add_tls,
+    existing_store,
+    read_federation,
+    server_side,
+    user_errors,
+)
 from midge.wire.inert import inert
-from midge.wire.topics import ALIASES
+from midge.wire.topics import ALIASES, DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from midge.aggregator.core.registry import Registered, Registry
@@ -63,6 +74,12 @@ def register(subparsers: Subparsers) -> None:
     backing.add_argument("version", metavar="VERSION", nargs="?", type=int, default=0, help="default: the champion")
     backing.add_argument("--candidate", action="store_true", help="only take the candidate back")
     for each in (registering, promoting, backing):
+        over = each.add_argument_group("over the broker", "in place of STORE, the broker's address: mqtt://host")
+        over.add_argument("--federation", metavar="NAME", help="the federation's name")
+        over.add_argument("--root", default=DEFAULT_ROOT, help=f"topic root (default: {DEFAULT_ROOT})")
+        over.add_argument("--release-key", metavar="FILE", help="the private key that signs the order")
+        add_bundle(each)
+        add_tls(each)
         each.add_argument("--why", default="", help="the reason, kept with the decision")
         each.add_argument(
             "--wait", type=float, default=30.0, metavar="S", help="seconds to wait for the aggregator (default: 30)"
@@ -188,29 +205,52 @@ def _give(args: argparse.Namespace, verb: Any, version: int, **fields: Any) -> i
     """Leave an order for the aggregator, and wait for its answer."""
     with server_side():
         from midge.aggregator.store import model_orders as orders  # noqa: PLC0415 - an extra
-    path = existing_store(args.store)
     with user_errors():
         order = orders.ModelOrder(verb, version, why=args.why, **fields)
-    orders.give(path, order)
-    until = time.monotonic() + args.wait
-    while (said := orders.answered(path, order)) is None and time.monotonic() < until:
-        time.sleep(_POLL)
-    if said is None:
-        said = {
-            "ok": False,
-            "verb": verb,
-            "waits": True,
-            "why": "the aggregator did not answer yet: it follows the order when it runs and has its broker, within a "
-            "day at most",
-        }
+    if "://" in args.store or args.config is not None:
+        said = _sent(args, orders.packed(order))
+    else:
+        path = existing_store(args.store)
+        orders.give(path, order)
+        until = time.monotonic() + args.wait
+        while (found := orders.answered(path, order)) is None and time.monotonic() < until:
+            time.sleep(_POLL)
+        when = "when it runs and has its broker, within a day at most"
+        said = found or {"ok": False, "waits": True, "why": f"the aggregator did not answer yet: it follows it {when}"}
+    said = {"verb": verb, **said}
     if args.json:
         print(json.dumps(said))
     elif not said["ok"]:
         print(inert(f"{'Not yet' if said.get('waits') else 'Refused'}: {said['why']}."))
     else:
         named = ", ".join(f"{name} {number}" for name, number in said["aliases"].items()) or "no version has a name"
-        print(f"Done. Generation {said['generation']}, version {said['version']}; {named}.")
+        print(f"Done: {named}.")
     return 0 if said["ok"] else 1
+
+
+def _sent(args: argparse.Namespace, order: bytes) -> dict[str, Any]:
+    """Send an order over the broker, signed; what came of it, as far as the names show."""
+    from midge.broker.mqtt.federation_view import send_order  # noqa: PLC0415
+    from midge.wire import overview, signing  # noqa: PLC0415
+
+    if args.release_key is None:
+        raise Problem("Say --release-key FILE: over the broker, only an order that it signed is followed.")
+    args.url = args.store
+    connect, topics = read_federation(args)
+    path = Path(args.release_key)
+    try:
+        key = signing.read_private(path.read_bytes(), str(path))
+    except OSError as error:
+        raise Problem(f"The release key {path} cannot be read: {error.strerror}.") from error
+    asking = overview.ordering(key, topics.federation, order)
+    names = asyncio.run(send_order(connect, topics, asking, args.wait))
+    if names is not None:
+        return {"ok": True, "aliases": names}
+    why = (
+        "the names have not changed: it was refused, changes no name, or the aggregator is away; its log, and `midge "
+        "model list` beside its store, say which"
+    )
+    return {"ok": False, "waits": True, "why": why}
 
 
 # ------------------------------------------------------------------------------- export

@@ -27,7 +27,7 @@ def test_the_pages_commands_are_followed_by_an_aggregator(
     roles = {"input_mean": "frozen", "input_scale": "frozen"}
     life = Life(tmp_path / "store", parameters=NET.initial(), roles=roles)
     life.wall = time.time()
-    commands = re.findall(r"^    (midge model \S.*)$", PAGE, re.MULTILINE)
+    commands = [each for each in re.findall(r"^    (midge model \S.*)$", PAGE, re.MULTILINE) if "mqtts:" not in each]
     assert len(commands) >= 9
     for command in commands:
         seq = life.rig.core.hi("a", 1) + 1

@@ -10,14 +10,16 @@ import pytest
 
 from midge.aggregator.registry.policy import RegistryPolicy
 from midge.aggregator.service import Aggregator
-from midge.aggregator.store.model_orders import ModelOrder, answered, give
+from midge.aggregator.store.model_orders import ModelOrder, answered, give, packed
 from midge.broker.embedded.in_memory import Twin
+from midge.broker.mqtt.federation_view import send_order
 from midge.iot_client.device import Device
 from midge.iot_client.state.alias_models import AliasModels, read_alias
 from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
-from midge.wire import frames, messages, signing
+from midge.wire import frames, messages, overview, signing
 from midge.wire.messages import Plan
+from midge.wire.topics import Topics
 from tests.federation.live import STRATEGY, Log, aggregator, device, serving
 
 PLAIN = replace(STRATEGY, rate=1.0, release_floor=1, plan=Plan(codec="float32", evaluate=60.0))
@@ -308,3 +310,30 @@ def _options() -> Any:
     from midge.broker.mqtt.connection import Options
 
     return Options(client_id="evil")
+
+
+@pytest.mark.virtual
+async def test_an_order_over_the_broker_is_followed_if_a_release_key_signed_it_now(tmp_path: Path) -> None:
+    world, _ = signed(tmp_path)
+    key = signing.read_private((tmp_path / "release.key").read_bytes())
+    server, topics = world.aggregator(), Topics("f")
+    board = world.device("a")
+    async with serving(server, board):
+        await world.learn(server)
+        await world.order("register")
+        order = ModelOrder("promote", 2)
+        forged = overview.ordering(signing.new_key(), "f", packed(order))
+        unsigned = frames.encode(overview.Ask(order=packed(order)))
+        old = overview.ordering(key, "f", packed(ModelOrder("promote", 2, at=order.at - 3600)))
+        for payload in (forged, unsigned, old):
+            assert await send_order(world.twin.connect, topics, payload, 10.0) is None
+        assert server.core.registry.champion == 0
+        good = overview.ordering(key, "f", packed(order))
+        assert await send_order(world.twin.connect, topics, good, 30.0) == {"champion": 2}
+        await world.learn(server)
+        await world.order("register")
+        await world.order("promote", 3)
+        await world.log.until(lambda: used(board) == 3)
+        lsn = server.core.registry.number
+        assert await send_order(world.twin.connect, topics, good, 10.0) is None
+        assert server.core.registry.number == lsn, "what is sent again is not followed again"
