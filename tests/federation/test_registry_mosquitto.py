@@ -155,6 +155,9 @@ async def test_promote_try_kill_and_roll_back_a_live_federation(tmp_path: Path) 
                 assert all(board.predict(None) == 2.0 for board in fleet.boards)
                 registered = await midge("register", store)
                 assert registered["version"] == 6
+                remote = (url, "6", "--federation", "f", "--release-key", str(tmp_path / "release.key"))
+                assert (await midge("promote", *remote))["aliases"] == {"champion": 6}
+                await fleet.use(6)
             await fleet.log.until(lambda: not fleet.boards[0].holding)
     settled = [(event["outbox"], event["seq"]) for event in fleet.log.of("receipt", device="trainer")]
     assert len(settled) == len(set(settled)) == fleet.trained, "each has one verdict"
