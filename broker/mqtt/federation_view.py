@@ -239,6 +239,7 @@ async def clear_federation(connect: Connector, topics: Topics, devices: Collecti
         marker = _marker(topics)
         found = {each.topic: each for each in await read_retained(connection, topics.everything, marker=marker)}
         known = [topics.aggregator, topics.authorities, topics.announcement("train"), topics.announcement("serve")]
+        known += map(topics.alias, ALIASES)
         for name in devices:
             known += [topics.status(name), topics.receipt(name), topics.renew(name), topics.renewed(name)]
         exact = await _read_exactly(connection, known, marker)
@@ -292,4 +293,10 @@ def _parts(found: Sequence[Delivery], topics: Topics) -> list[str]:
                     for frame in messages.decode_announcement(delivery.payload).frames:
                         count = min(frame.parts, _MOST_PARTS)
                         parts += [topics.part(frame.version, frame.span, index, channel) for index in range(count)]
+    for delivery in found:
+        if delivery.topic in map(topics.alias, ALIASES):
+            with suppress(WireError):
+                alias, _ = messages.decode_alias(delivery.payload)
+                count = min(alias.parts, _MOST_PARTS)
+                parts += [topics.part(alias.version, 0, index, "registered") for index in range(count)]
     return parts

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from midge.aggregator.registry.policy import RegistryPolicy
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.embedded.routing import RoutedMessage, Router
 from midge.broker.mqtt.federation_view import clear_federation
@@ -29,9 +30,10 @@ def blinded(twin: Twin) -> None:
 @pytest.mark.parametrize("blind", [False, True])
 async def test_nothing_is_left_of_a_federation(tmp_path: Path, blind: bool) -> None:
     """On RabbitMQ it once said 0, and left all."""
-    twin, log = Twin(), Log()
-    async with serving(aggregator(twin, tmp_path / "store", log), device(twin, "a", log), device(twin, "b", log)):
-        await log.until(lambda: len(log.of("release")) > 3)
+    twin, log, rules = Twin(), Log(), RegistryPolicy(every=1.0)
+    server = aggregator(twin, tmp_path / "store", log, registry=rules)
+    async with serving(server, device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: len(log.of("release")) > 3 and server.core.registry.champion)
     there: dict[str, Any] = twin.router._retained
     count = sum(topic.startswith(TOPICS.prefix) for topic in there)
     if blind:
