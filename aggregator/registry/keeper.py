@@ -90,6 +90,7 @@ class RegistryKeeper:
         """Take in the server's results for a version; None if they could not be had."""
         if metrics:
             self._evaluated[version] = metrics
+            self._unevaluable.discard(version)
         else:
             self._unevaluable.add(version)
 
