@@ -48,7 +48,7 @@ class AliasChannel:
         self._told: dict[Alias, ModelAlias] = {}
         """What each name stands for now."""
         self._news, self._chosen = asyncio.Event(), asyncio.Event()
-        self._muted = False
+        self._muted = self._at_work = False
         self._used: tuple[bytes, int] | None = None
         """Digest and version of what is used."""
         self._boot: int | None = None
@@ -72,8 +72,8 @@ class AliasChannel:
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to fetch."""
-        return not self._muted and any(self._missing(alias) for alias in self._told.values())
+        """Whether there is something to fetch, or a measurement is being made: no time to sleep."""
+        return self._at_work or (not self._muted and any(self._missing(alias) for alias in self._told.values()))
 
     def mute(self, muted: bool) -> None:
         """Fetch nothing while the link must not be used."""
@@ -167,7 +167,11 @@ class AliasChannel:
         if self.measure is None or not due:
             return
         # All of them, one after the other: the aggregator compares the results of one device with each other.
-        done = [await self.measure(each) for each in found]
+        self._at_work = True
+        try:
+            done = [await self.measure(each) for each in found]
+        finally:
+            self._at_work = False
         self._measured = {each.alias.version: now for each, good in zip(found, done, strict=True) if good}
 
 

@@ -13,6 +13,7 @@ from midge.aggregator.service import Aggregator
 from midge.aggregator.store.model_orders import ModelOrder, answered, give, packed
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.federation_view import send_order
+from midge.iot_client.board.duty_cycle import Duty
 from midge.iot_client.device import Device
 from midge.iot_client.state.alias_models import AliasModels, read_alias
 from midge.iot_client.training.evaluation import Scores
@@ -188,6 +189,23 @@ async def test_a_rollback_reaches_every_device_and_counts_nothing_twice(tmp_path
         assert used(boards[0]) == used(boards[1]) == 2
         announced = boards[1]._runtime.session.announcement  # type: ignore[union-attr]
         assert announced is not None and announced.generation == 1
+
+
+@pytest.mark.virtual
+async def test_a_device_that_sleeps_follows_with_its_next_wake(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    resting = (lambda: "it only predicts",)
+    server, board = world.aggregator(), world.device("d", conditions=resting, duty=Duty(every=90.0, awake=60.0))
+    async with serving(server, world.device("trainer"), board):
+        await world.learn(server)
+        await world.log.until(lambda: world.log.of("sleeping", device="d"))
+        await world.order("register", attempt=True)
+        await world.learn(server)
+        said = await world.order("rollback")
+        assert used(board) == 0 and len(world.log.of("sleeping", device="d")) == 1
+        await world.log.until(lambda: len(world.log.of("sleeping", device="d")) == 2)
+        assert used(board) == 2 and _known(board) == said["version"]
+        assert len(world.log.of("awake", device="d")) == 1, "one wake was enough"
 
 
 @pytest.mark.virtual
