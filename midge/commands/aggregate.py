@@ -12,7 +12,7 @@ from midge.commands.apps import attribute, load_app
 from midge.commands.parts import Problem, Subparsers, read_config, server_side, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.settings import settings_file
-from midge.commands.telling import printer
+from midge.commands.telling import add_log, in_words, printer
 from midge.running import run_until_interrupted
 from midge.wire.messages import MICRO
 
@@ -57,7 +57,7 @@ def register(subparsers: Subparsers) -> None:
         metavar="[HOST:]PORT",
         help="serve Prometheus metrics on PORT/metrics, and /alive and /ready (host: 127.0.0.1)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object for each event")
+    add_log(parser)
     add_place(parser)
     parser.set_defaults(run=run)
 
@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         fields["features"] = [name.strip() for name in args.features.split(",") if name.strip()]
     fields["strategy"] = strategy_for(args, app.config.strategy)
     with user_errors():
-        app.config = replace(app.config, **fields, on_event=printer(as_json=args.json))
+        config = replace(app.config, **fields)
+        app.config = replace(config, on_event=printer(args, "aggregator", config.federation))
     if args.metrics is not None:
         _serve_metrics(app, args.metrics)
     run_until_interrupted(app, reload)
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             f"The model cannot be written to {path} ({error.strerror or error}): it is safe in the store "
             f"{app.config.directory}; start again with another --model."
         ) from error
-    if not args.json:
+    if in_words(args):
         print(f"Stopped at version {app.core.version}. The model is in {path}.")
     return 0
 
