@@ -2,12 +2,18 @@
 
 from collections.abc import Iterable
 
-from midge.wire.topics import Topics
+from midge.wire.topics import HomeTopics, Topics
 
 
 def of_aggregator(topics: Topics, user: str) -> list[str]:
-    """The aggregator's rights: everything in its federation, nothing else."""
-    return [f"user {user}", f"topic readwrite {topics.everything}"]
+    """The aggregator's rights: everything in its federation, and its own topics for Home Assistant."""
+    home = HomeTopics(topics)
+    return [
+        f"user {user}",
+        f"topic readwrite {topics.everything}",
+        f"topic readwrite {home.everything}",
+        f"topic readwrite {home.configs}",
+    ]
 
 
 def of_devices(topics: Topics, names: Iterable[str]) -> list[str]:
@@ -42,7 +48,11 @@ def of_issuer(topics: Topics, user: str) -> list[str]:
 
 
 def of_operator(topics: Topics, user: str, victim: str) -> list[str]:
-    """Read rights for `midge status` and `midge broker check`; they write to a topic that no other client uses."""
+    """Read rights for `midge status`, `midge broker check` and Home Assistant, which may also pause.
+
+    The checks write to topics that no other client uses.
+    """
+    home = HomeTopics(topics)
     return [
         f"user {user}",
         f"topic read {topics.everything}",
@@ -50,6 +60,9 @@ def of_operator(topics: Topics, user: str, victim: str) -> list[str]:
         f"topic readwrite {topics.prefix}/check/#",
         f"topic readwrite {topics.aggregator}/+",
         f"topic write {topics.receipt(victim)}",
+        f"topic read {home.everything}",
+        f"topic read {home.configs}",
+        f"topic write {home.pause}",
     ]
 
 

@@ -67,7 +67,7 @@ def test_a_sentence_that_an_event_has_is_not_written_twice(capsys: pytest.Captur
         log.warning("the disk of the pump is full")  # a step later: it stands for itself
         await asyncio.sleep(0)
         try:
-            _ = os.environ["no such name"]
+            _ = os.environ["NO SUCH NAME"]
         except KeyError:
             log.exception("x failed")
         show({"event": "evaluation_failed", "time": time.time(), "version": 1, "step": 1, "why": "x failed"})
