@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from midge.wire import frames
 from midge.wire.inert import inert, inert_all
-from midge.wire.messages import DeviceState, Health, HealthState
+from midge.wire.messages import AggregatorState, DeviceState, Health, HealthState
 from midge.wire.overview import DeviceRow
 from midge.wire.topics import HomeTopics
 
-ONLINE, OFFLINE = b"online", b"offline"
+ENCODING = "latin-1"
+"""Of all payloads: one character a byte, so that a template can look into the frame of the aggregator's status."""
 _LONGEST = 255
 """Characters of a state in Home Assistant."""
 _STATES = sorted({*DeviceState, "silent", "withdrawn", "unknown"} - {DeviceState.JOINING})
@@ -41,7 +43,6 @@ class FederationView:
 def messages(topics: HomeTopics, view: FederationView) -> dict[str, bytes]:
     """All retained messages, by topic: discovery and states of the aggregator and of each device."""
     found = {
-        topics.availability: ONLINE,
         topics.found: topics.discovery.encode(),
         topics.config(): _json(_aggregator(topics, view)),
         topics.state: _json(_state(view)),
@@ -151,16 +152,27 @@ def _config(topics: HomeTopics, name: str | None, shown: str, parts: Mapping[str
     """A discovery message. An entity's value is the field of its own name in the state, unless it has a template."""
     identifier = _identifier(topics, name)
     entities = {
-        key: {"uniq_id": f"{identifier}-{key}", "val_tpl": f"{{{{ value_json.{key} }}}}", **part}
+        key: {"uniq_id": f"{identifier}-{key}", "e": ENCODING, "val_tpl": f"{{{{ value_json.{key} }}}}", **part}
         for key, part in parts.items()
     }
     return {
         "dev": {"ids": [identifier], "name": shown, "mf": "Midge", "mdl": "Aggregator" if name is None else "Device"},
         "o": {"name": "Midge"},
-        "avty_t": topics.availability,
+        "avty_t": topics.aggregator,
+        "avty_tpl": _AVAILABLE,
         "stat_t": topics.state if name is None else topics.device(name),
         "cmps": inert_all(entities),
     }
+
+
+def within(state: AggregatorState) -> str:
+    """How a state stands in an aggregator's status, read by `ENCODING`: its field's number, its length, the word."""
+    return frames.encode({"state": state.value})[3:].decode(ENCODING)  # without the frame's length and the map's
+
+
+_GONE = " or ".join(f"{within(state)!r} in value" for state in AggregatorState if not state.serves)
+_AVAILABLE = f"{{{{ 'offline' if not value or {_GONE} else 'online' }}}}"
+"""Unavailable if the aggregator has said goodbye, its Last Will has come, or its status was cleared."""
 
 
 def _identifier(topics: HomeTopics, name: str | None) -> str:

@@ -202,7 +202,8 @@ class HomeTopics:
         self.everything = f"{self.prefix}/#"
         self.configs = f"{discovery}/device/midge-{self.node}/+/config"
         """The discovery messages of all devices."""
-        self.availability = f"{self.prefix}/availability"
+        self.aggregator = topics.aggregator
+        """The aggregator's own status, and its Last Will."""
         self.state = f"{self.prefix}/state"
         self.pause = f"{self.prefix}/paused/set"
         """Where Home Assistant asks for a pause or its end."""

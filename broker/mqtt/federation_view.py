@@ -227,7 +227,7 @@ async def _clear_home(connection: Connection, topics: Topics, devices: Collectio
     """Remove what is retained for Home Assistant; return the number of messages."""
     home = HomeTopics(topics)
     marker = f"{home.prefix}/look-{secrets.token_hex(6)}"
-    known = [home.found, home.availability, home.state, *map(home.device, devices)]
+    known = [home.found, home.state, *map(home.device, devices)]
     found = await _read_exactly(connection, known, marker)
     found |= {each.topic: each for each in await read_retained(connection, home.everything, marker=marker)}
     if home.found in found:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from midge.wire.topics import HomeTopics, Topics
+from midge.wire.topics import DISCOVERY, HomeTopics, Topics
 
 
 def of_aggregator(topics: Topics, user: str) -> list[str]:
@@ -48,11 +48,7 @@ def of_issuer(topics: Topics, user: str) -> list[str]:
 
 
 def of_operator(topics: Topics, user: str, victim: str) -> list[str]:
-    """Read rights for `midge status`, `midge broker check` and Home Assistant, which may also pause.
-
-    The checks write to topics that no other client uses.
-    """
-    home = HomeTopics(topics)
+    """Read rights for `midge status` and `midge broker check`; they write to a topic that no other client uses."""
     return [
         f"user {user}",
         f"topic read {topics.everything}",
@@ -60,9 +56,19 @@ def of_operator(topics: Topics, user: str, victim: str) -> list[str]:
         f"topic readwrite {topics.prefix}/check/#",
         f"topic readwrite {topics.aggregator}/+",
         f"topic write {topics.receipt(victim)}",
+    ]
+
+
+def of_home_assistant(topics: Topics, user: str) -> list[str]:
+    """Home Assistant's rights: read its own view and the aggregator's status, pause, and report its own state."""
+    home = HomeTopics(topics)
+    return [
+        f"user {user}",
         f"topic read {home.everything}",
         f"topic read {home.configs}",
+        f"topic read {topics.aggregator}",
         f"topic write {home.pause}",
+        f"topic readwrite {DISCOVERY}/status",
     ]
 
 
