@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 
 from midge.broker.embedded.in_memory import Twin
+from midge.broker.local.local_broker import local_broker
 from midge.events import Service, undeclared
 from midge.logs import JsonLog, print_line
 from tests.federation.live import Log, aggregator, device, serving
+from tests.waiting import LAST_RESORT
 
 log = logging.getLogger("aggregator")
 
@@ -119,3 +122,51 @@ def test_a_command_that_fails_says_so_in_json(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr == ""
     assert line["event"] == "failed" and line["level"] == "error" and "there_is_none" in line["message"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+
+
+SERVER = """
+import midge, numpy as np
+app = midge.Aggregator("{url}", federation="pumps", initial={{"w": np.zeros(3, np.float32)}}, store="store")
+"""
+PUMP = """
+import midge
+app = midge.Device("{url}", federation="pumps", name="pump-1", train=lambda w, plan: midge.Fit(w, 1), outbox="outbox")
+"""
+
+
+async def test_all_that_the_commands_print_is_json(tmp_path: Path) -> None:
+    """Seen to fail on the sentence at a command's end, and on the note that the connection has no TLS."""
+    async with local_broker("embedded", directory=tmp_path) as broker, asyncio.timeout(LAST_RESORT):
+        (tmp_path / "server.py").write_text(SERVER.format(url=broker.endpoint))
+        (tmp_path / "pump.py").write_text(PUMP.format(url=broker.endpoint))
+        commands = (
+            ("aggregate", "server:app", "--home-assistant", "--metrics", "0.0.0.0:0"),
+            ("device", "pump:app"),
+        )
+        running = [
+            await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "midge", *command, "--log", "json"),
+                cwd=tmp_path,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            for command in commands
+        ]
+        server, pump = running
+        assert server.stdout is not None and pump.stdout is not None
+        told = {server: b"", pump: b""}
+        for process, awaited in ((pump, b'"receipt"'), (server, b'"update"')):
+            assert process.stdout is not None
+            while awaited not in told[process]:
+                line = await process.stdout.readline()
+                assert line, await process.communicate()
+                told[process] += line
+        for process, service in ((pump, "device"), (server, "aggregator")):
+            process.send_signal(signal.SIGINT)
+            rest, errors = await process.communicate()
+            assert process.returncode == 0 and errors == b""
+            found = lines((told[process] + rest).decode())
+            assert {(line["service"], line["federation"]) for line in found} == {(service, "pumps")}
+            assert {"connected"} <= {line["event"] for line in found}
+            assert all(list(line)[:2] == ["time", "level"] for line in found)
+            assert service == "aggregator" or {line["device"] for line in found} == {"pump-1"}
