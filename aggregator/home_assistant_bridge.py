@@ -211,12 +211,12 @@ def view_of(aggregator: "Aggregator") -> FederationView:
     """What is shown of an open aggregator."""
     federation, now = aggregator.federation, time.monotonic()
     health = HealthReporter(federation, _ignore, _ignore)
-    metrics = aggregator.evaluation.metrics or {
-        name: spread.mean for name, spread in aggregator.evaluation.federated.items()
-    }
+    metrics, federated = aggregator.evaluation.metrics, aggregator.evaluation.federated
     rows = health.rows(nsmallest(MOST, federation.devices), now)
-    if aggregator.config.require_sealed:  # devices seal their scores from the broker
-        rows = [row.model_copy(update={"metrics": {}}) for row in rows]
+    if aggregator.config.require_sealed:  # what devices say of themselves is no business of the broker
+        rows = [row.model_copy(update={"metrics": {}, "why": ""}) for row in rows]
+    elif not metrics:
+        metrics = {name: spread.mean for name, spread in federated.items()}
     return FederationView(
         federation=aggregator.config.federation,
         version=federation.core.version,
