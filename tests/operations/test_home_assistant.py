@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from midge.__main__ import main
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.home_assistant import ENCODING, FederationView, messages, wanted_pause, within
 from midge.aggregator.home_assistant_bridge import MOST, SharedConnection, ShownAggregator, view_of
-from midge.aggregator.service import Aggregator
+from midge.aggregator.service import Aggregator, AnotherAggregator
 from midge.aggregator.store.pausing import paused
 from midge.broker import connector
 from midge.broker.embedded.in_memory import Twin
@@ -32,7 +33,7 @@ from tests.broker.fleets import device as fleet_device
 from tests.broker.fleets import make_fleet
 from tests.broker.fleets import serving as serving_broker
 from tests.broker.test_cleaning import blinded
-from tests.federation.live import INITIAL, Log, aggregator, device, serving
+from tests.federation.live import INITIAL, Log, aggregator, device, overheard, serving
 from tests.ports import free_port
 
 TOPICS = HomeTopics(Topics("pumps"))
@@ -213,6 +214,28 @@ async def device_joins(twin: Twin, log: Log, releases: int) -> None:
     await until(lambda: len(log.of("release")) > releases)
     joining.stop()
     await serving_it
+
+
+@pytest.mark.virtual
+async def test_one_that_must_not_serve_shows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it asks whether another aggregator serves. Seen to fail without waiting for its service."""
+    twin, log, home = Twin(), Log(), HomeTopics(Topics("f"))
+    first, second = tmp_path / "first", tmp_path / "second"
+    async with serving(aggregator(twin, first, log), device(twin, "a", log)):
+        await until(lambda: log.of("connected"))
+    shutil.copytree(first, second)
+
+    async def silent(*_: object) -> bool:
+        await asyncio.sleep(30)  # no answer comes: the link is bad
+        raise AnotherAggregator("Another one serves.")
+
+    async with serving(ShownAggregator(aggregator(twin, first, log), home), device(twin, "a", log)):
+        await until(lambda: shown(twin, home.device("a")))
+        monkeypatch.setattr("midge.aggregator.contention.Contention.contend", silent)
+        seen = overheard(twin)
+        with pytest.raises(AnotherAggregator):
+            await ShownAggregator(aggregator(twin, second, Log()), HomeTopics(Topics("f"), "other")).serve()
+    assert seen and not [message.topic for message in seen if message.topic.startswith("other/")]
 
 
 @pytest.mark.virtual
