@@ -4,9 +4,12 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from midge.__main__ import main
 from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.metrics.prometheus import serve
 from midge.aggregator.service import Aggregator
 from midge.broker.embedded.in_memory import Twin
 from midge.wire.frames import encode
@@ -22,6 +26,8 @@ from tests import needs
 from tests.aggregator.rig import hello
 from tests.aggregator.test_exposition import _delivery, scrape
 from tests.docs.scripts import ROOT
+from tests.ports import free_port
+from tests.waiting import LAST_RESORT
 
 DEPLOY = ROOT / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yaml"
@@ -201,3 +207,53 @@ def test_grafana_finds_the_dashboard() -> None:
     yaml = needs.module("yaml", "yamllint")
     (provider,) = yaml.safe_load((DEPLOY / "grafana" / "provisioning.yaml").read_text())["providers"]
     assert provider["type"] == "file" and provider["options"]["path"].startswith("/")
+
+
+def test_a_prometheus_scrapes_an_aggregator_and_evaluates_all(tmp_path: Path) -> None:
+    """The config as it is, but for port and interval; every rule and panel is evaluated on real samples."""
+    prometheus = needs.program("prometheus", needs.PROMTOOL)
+    ports = free_port(), free_port()
+    text = ALERTS.with_name("prometheus.yaml").read_text()
+    assert "localhost:9464" in text and text.count("15s") == 2
+    text = text.replace("localhost:9464", f"127.0.0.1:{ports[0]}").replace("15s", "1s")
+    config = tmp_path / "prometheus.yaml"
+    config.write_text(text.replace("alerts.yaml", str(ALERTS)))
+    aggregator = Aggregator(
+        AggregatorConfig(
+            connector=Twin().connect, federation="f", initial={"w": np.zeros(3, np.float32)}, store=tmp_path / "store"
+        )
+    )
+    aggregator.open()
+    serve(aggregator, ports[0])
+    command = [
+        prometheus,
+        f"--config.file={config}",
+        f"--storage.tsdb.path={tmp_path / 'data'}",
+        f"--web.listen-address=127.0.0.1:{ports[1]}",
+    ]
+
+    def ask(path: str, **query: str) -> Any:
+        with urlopen(f"http://127.0.0.1:{ports[1]}/api/v1/{path}?{urlencode(query)}", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def until(done: Callable[[], object]) -> None:
+        end = time.monotonic() + LAST_RESORT
+        while time.monotonic() < end:
+            with suppress(OSError):
+                if done():
+                    return
+            assert process.poll() is None
+            time.sleep(0.1)
+        raise TimeoutError
+
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            until(lambda: ask("query", query='midge_disk_bytes{federation="pumps", job="midge"}')["result"])
+            until(lambda: {rule["health"] for group in ask("rules")["groups"] for rule in group["rules"]} == {"ok"})
+            for _, expression in targets():
+                ask("query", query=expression)  # an error is a status of its own
+            (ready,) = ask("query", query="midge_ready == 0")["result"]
+            assert ready["metric"]["federation"] == "pumps"
+        finally:
+            process.terminate()
+            aggregator.close()
