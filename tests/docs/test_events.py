@@ -27,11 +27,18 @@ def _names(argument: ast.expr) -> list[str]:
 
 def emitted(service: Service) -> Iterator[tuple[str, str, set[str], bool]]:
     """Every call that emits an event: where, its name, its fields, and whether it has more than are spelled."""
-    for path in sorted((ROOT / FOLDERS[service]).rglob("*.py")):
+    commands = [ROOT / "midge" / "commands" / "reloading.py"] if service == "aggregator" else []
+    for path in sorted([*(ROOT / FOLDERS[service]).rglob("*.py"), *commands]):
         if set(ELSEWHERE) & set(path.parts):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not node.args:
+                continue
+            if isinstance(node.args[0], ast.Dict):  # of a command: the whole event
+                pairs = zip(node.args[0].keys, node.args[0].values, strict=True)
+                keys = {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}
+                for name in _names(keys["event"]) if "event" in keys else []:
+                    yield str(path), name, {str(key) for key in keys} - {"event", "time"}, False
                 continue
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called not in ("tell", "_tell", "_emit", "self"):
