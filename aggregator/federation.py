@@ -107,7 +107,7 @@ class FederationRuntime:
             self.raise_token(0)
             self._doubt = ""
             key = () if config.release_key is None else (Path(config.release_key),)
-            self._credentials = CredentialAlarms((*config.credential_files, *key), self.issuer.dating.now)
+            self.credential_alarms = CredentialAlarms((*config.credential_files, *key), self.issuer.dating.now)
             # Once for the whole process: what is journaled then stays valid while it runs.
             self._ahead = self.issuer.dating.now() - now
             inputs = Inputs(self.store, config.features, config.inputs)
@@ -138,7 +138,7 @@ class FederationRuntime:
         except BaseException:
             self.store.close()
             raise
-        self._upkeep = Upkeep(self.names, outlet, self.core.lsn, now, config, wall=self.issuer.dating.now)
+        self.upkeep = Upkeep(self.names, outlet, self.core.lsn, now, config, wall=self.issuer.dating.now)
 
     # ------------------------------------------------------------ opening and closing
 
@@ -215,7 +215,7 @@ class FederationRuntime:
         try:
             if not failed:
                 self._write_issued()
-                self._upkeep.close(self.core, self.engine)
+                self.upkeep.close(self.core, self.engine)
         except StoreFull as error:
             log.warning("%s No checkpoint was written; the journal has everything.", error)
         finally:
@@ -329,7 +329,7 @@ class FederationRuntime:
         try:
             self._write_issued()
             self.processor.fitting.look(now)
-            self._upkeep.tend(self.core, self.engine, self.processor, now)
+            self.upkeep.tend(self.core, self.engine, self.processor, now)
         except StoreFull as error:
             self._handle_full_disk(str(error), now)
 
@@ -400,7 +400,7 @@ class FederationRuntime:
     @property
     def situation(self) -> FleetSituation:
         """The watchdog's input."""
-        return _situation(self.core, self._roster, self._credentials.now())
+        return _situation(self.core, self._roster, self.credential_alarms.now())
 
     def everything(self) -> Iterator[Post]:
         """All messages that must be retained at the broker."""

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.metrics.watchdog import HealthFinding, stretched
@@ -111,6 +111,10 @@ class HealthReporter:
     def due(self) -> float | None:
         """When an answer is due; None if none was requested."""
         return self._answer_at if self._asked else None
+
+    def rows(self, names: Iterable[str], now: float) -> list[DeviceRow]:
+        """The rows of these devices."""
+        return [self._row(name, now) for name in names]
 
     def _fine(self, name: str) -> bool:
         """Whether the device needs no attention: others come first, in case not all fit."""

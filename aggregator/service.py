@@ -419,8 +419,12 @@ class Aggregator:
             self.federation.withdrawn(post.withdraws, time.monotonic())
 
     def _tell(self, event: str, **fields: Any) -> None:
-        if self._config.on_event is not None:
-            self._config.on_event({"event": event, "time": time.time(), **fields})
+        self.meters.events[event] += 1
+        (self._config.on_event or _ignore)({"event": event, "time": time.time(), **fields})
+
+
+def _ignore(event: Mapping[str, Any]) -> None:
+    """Where nothing listens to events."""
 
 
 async def listen_to_operators(connection: Connection, topics: Topics) -> None:

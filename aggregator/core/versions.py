@@ -61,6 +61,11 @@ class Versions:
         place = bisect_right(self._numbers, version) - 1
         return place if place >= 0 else None
 
+    @property
+    def newest_at(self) -> float:
+        """When the newest version was released, in seconds since 1970; 0 if none is remembered."""
+        return self._at[-1] if self._at else 0.0
+
     def step(self, version: int) -> int | None:
         """The step at which a version was released, or a little before; None if that is not known any more."""
         place = self._place(version)

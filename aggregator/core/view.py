@@ -65,6 +65,11 @@ class CoreView:
         return self._state.step
 
     @property
+    def released_at(self) -> float:
+        """When the newest version was released, in seconds since 1970; 0 if none is remembered."""
+        return self._state.versions.newest_at
+
+    @property
     def release_log(self) -> bytes:
         """The hash over all releases; empty if it is not known."""
         return self._state.releases.head

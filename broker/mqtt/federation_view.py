@@ -11,13 +11,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from midge.broker.mqtt.connection import Connection, Connector, Delivery, Options, PublishRefused, SubscribeRefused
+from midge.broker.mqtt.connection import (
+    BrokerError,
+    Connection,
+    Connector,
+    Delivery,
+    Options,
+    PublishRefused,
+    SubscribeRefused,
+)
 from midge.broker.mqtt.retained import read_retained
 from midge.wire import frames, messages, overview, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
 from midge.wire.overview import DeviceRow
-from midge.wire.topics import DEFAULT_ROOT, Channel, Topics, check_name, explain_absence
+from midge.wire.topics import DEFAULT_ROOT, Channel, HomeTopics, Topics, check_name, explain_absence
 
 PATIENCE = 3.0
 """Seconds to wait for an answer: aggregators send one a second."""
@@ -209,7 +217,27 @@ async def clear_federation(connect: Connector, topics: Topics, devices: Collecti
             exact |= await _read_exactly(connection, _rest(list(exact.values())), marker)
         for topic in found | exact:
             await connection.publish(topic, b"", qos=1, retain=True)
+    with suppress(BrokerError):  # a user may have no rights there; some services end the connection for it
+        async with connect(_options()) as connection:
+            return Cleared(len(found | exact) + await _clear_home(connection, topics, devices), blind)
     return Cleared(len(found | exact), blind)
+
+
+async def _clear_home(connection: Connection, topics: Topics, devices: Collection[str]) -> int:
+    """Remove what is retained for Home Assistant; return the number of messages."""
+    home = HomeTopics(topics)
+    marker = f"{home.prefix}/look-{secrets.token_hex(6)}"
+    known = [home.found, home.state, *map(home.device, devices)]
+    found = await _read_exactly(connection, known, marker)
+    found |= {each.topic: each for each in await read_retained(connection, home.everything, marker=marker)}
+    if home.found in found:
+        with suppress(ValueError):  # a prefix that is none: not ours
+            home = HomeTopics(topics, bytes(found[home.found].payload).decode(errors="replace"))
+        found |= await _read_exactly(connection, [home.config(), *map(home.config, devices)], marker)
+        found |= {each.topic: each for each in await read_retained(connection, home.configs, marker=marker)}
+    for topic in sorted(found, key=home.removal_order):
+        await connection.publish(topic, b"", qos=1, retain=True)
+    return len(found)
 
 
 async def _read_exactly(connection: Connection, wanted: Sequence[str], marker: str) -> dict[str, Delivery]:
