@@ -48,6 +48,7 @@ from midge.broker.mqtt.retained import read_retained
 from midge.storage.failpoints import failpoint
 from midge.wire import frames
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
+from midge.wire.overview import Overview
 from midge.wire.topics import Topics
 
 __all__ = ["Aggregator", "AnotherAggregator", "ForeignFederation", "NotOpen"]
@@ -369,9 +370,7 @@ class Aggregator:
         """Run the watchdog, and answer requests for an overview."""
         assert self._health is not None
         self._health.look(now)
-        self._outgoing.answer(
-            self._health.answers(lambda: self._status(self._state), self._config.topics.overview, now)
-        )
+        self._outgoing.answer(self._health.answers(self._overview, self._config.topics.overview, now))
 
     def _see_pause(self, now: float) -> None:
         """Follow the operator's pause file in the store (`aggregator.store.pausing`)."""
@@ -395,6 +394,15 @@ class Aggregator:
             why=why[:400],
             health=self._health.health(time.monotonic()) if self._health is not None and state.serves else None,
             token=self._issuer.token,
+        )
+
+    def _overview(self) -> Overview:
+        """The header of an overview."""
+        return Overview(
+            status=self._status(self._state),
+            metrics=self.evaluation.sayable,
+            bytes_in=self.meters.bytes_in,
+            bytes_out=self.meters.bytes_out,
         )
 
     @property
