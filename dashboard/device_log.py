@@ -49,7 +49,7 @@ class DeviceLog:
 
     def compare_clock(self, clock: object, now: float) -> None:
         """Record what the device's clock showed just now, in seconds since 1970; 0 is of one that was never set."""
-        if isinstance(clock, int | float) and math.isfinite(clock) and clock > 0:
+        if isinstance(clock, int | float) and not isinstance(clock, bool) and math.isfinite(clock) and clock > 0:
             self.skew = round(clock - now, 1)
 
     def enter(self, state: str, why: str, now: float) -> str | None:

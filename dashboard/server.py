@@ -30,6 +30,7 @@ FILES: Final = {
     "page.js": ("page.js", "text/javascript; charset=utf-8"),
     "charts.js": ("charts.js", "text/javascript; charset=utf-8"),
     "table.js": ("table.js", "text/javascript; charset=utf-8"),
+    "icon.svg": ("icon.svg", "image/svg+xml"),
     "uPlot.js": ("uPlot.iife.min.js", "text/javascript; charset=utf-8"),
     "uPlot.css": ("uPlot.min.css", "text/css; charset=utf-8"),
     "uPlot.LICENSE": ("uPlot.LICENSE", "text/plain; charset=utf-8"),

@@ -4,6 +4,7 @@ A page gets a snapshot once, and then deltas: rows of devices that differ from t
 over, new events. Times are seconds since 1970, and come in as `now`.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,6 +27,8 @@ EVENTS = 200
 """Events that are kept."""
 _AT_ONCE = 20
 """Events of devices in a second; of more, only the number is told."""
+_IN_A_ROW = 3
+"""Refusals of a device without an accepted update that make an event."""
 _PATIENCE = 5.0
 """Seconds that an aggregator has for its answer: it sends one a second, and fewer if it has many devices."""
 _BEGIN = 4.0
@@ -139,9 +142,10 @@ class FederationState:
                 if settled.verdict not in _TEMPORARY:
                     device["refused"] = device.get("refused", 0) + 1
                     device["verdict"], device["why"] = settled.verdict.value, settled.why
-                    if device["refused"] == 1:
+                    if device["refused"] == _IN_A_ROW:
                         why = f": {settled.why}" if settled.why else ""
-                        self._tell("refused", f"refused as {settled.verdict.value}{why}", now, name)
+                        text = f"refused {_IN_A_ROW} times in a row, as {settled.verdict.value}{why}"
+                        self._tell("refused", text, now, name)
 
     def _take_device(self, name: str, now: float, status: Delivery | None) -> None:
         """A device's row has changed: by its status, or by the aggregator's answer."""
@@ -328,7 +332,9 @@ class FederationState:
         log = self._log(name)
         plain = {key: value for key, value in device.items() if key not in ("outbox", "heard", "accepted")}
         plain["capabilities"] = {
-            key: value for key, value in (device.get("capabilities") or {}).items() if value == value and abs(value) < 1e300
+            key: value
+            for key, value in (device.get("capabilities") or {}).items()
+            if not isinstance(value, float) or math.isfinite(value)  # JSON has no other numbers
         }
         outbox = device.get("outbox")
         return {
