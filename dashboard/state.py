@@ -200,9 +200,7 @@ class FederationState:
             if self._flood > _AT_ONCE:
                 return
         self._number += 1
-        self.events.append(
-            {"n": self._number, "t": int(now), "kind": kind, "text": inert(text), "device": device}
-        )
+        self.events.append({"n": self._number, "t": int(now), "kind": kind, "text": inert(text), "device": device})
 
     def tell(self, kind: str, text: str, now: float) -> None:
         """Add an event, such as an operator's action."""
@@ -265,7 +263,11 @@ class FederationState:
             "aggregator": inert_all(
                 None
                 if found["aggregator"] is None
-                else {name: value for name, value in found["aggregator"].items() if name not in ("health", "token", "boot")}
+                else {
+                    name: value
+                    for name, value in found["aggregator"].items()
+                    if name not in ("health", "token", "boot")
+                }
             ),
             "health": inert_all(found["health"]),
             "model": None if found["model"] is None else _model(found["model"]),

@@ -79,7 +79,9 @@ async def _explained(store: Path, asked: Request) -> str:
     except TimeoutError:
         process.kill()
         await process.wait()
-        raise Refused(f"The journal was not read within {_LONGEST:.0f} s: say `midge explain` on the machine.") from None
+        raise Refused(
+            f"The journal was not read within {_LONGEST:.0f} s: say `midge explain` on the machine."
+        ) from None
     if process.returncode:
         raise Refused(why.decode(errors="replace").removeprefix("midge: ").strip())
     return said.decode(errors="replace")

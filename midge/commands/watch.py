@@ -59,5 +59,3 @@ def _only(args: argparse.Namespace) -> tuple[Connector, Topics]:
         return connect, Topics(names[0], args.root)
     known = f"there are {', '.join(names)}" if names else "no aggregator has announced itself there yet"
     raise Problem(f"Say which federation: --federation NAME; {known}.")
-
-

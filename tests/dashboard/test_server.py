@@ -40,7 +40,9 @@ class Client:
     def request(self, method: str, path: str, **how: Any) -> httpx.Response:
         async def once() -> httpx.Response:
             transport = httpx.ASGITransport(self._page.app)
-            async with httpx.AsyncClient(transport=transport, base_url=HERE, cookies=how.pop("cookies", None)) as client:
+            async with httpx.AsyncClient(
+                transport=transport, base_url=HERE, cookies=how.pop("cookies", None)
+            ) as client:
                 return await client.request(method, path, **how)
 
         return asyncio.run(once())
