@@ -41,7 +41,7 @@ class VersionEvaluator:
 
     @property
     def sayable(self) -> dict[str, float]:
-        """The newest results that fit into a message: finite numbers, 32 at most, with names of at most 64 characters."""
+        """The newest results that fit into a message: at most 32 finite numbers with names up to 64 characters."""
         fit = ((name, value) for name, value in self.metrics.items() if len(name) <= 64 and math.isfinite(value))
         return dict(islice(fit, 32))
 

@@ -76,7 +76,7 @@ class Overview(Message):
     """Rows in all pages."""
     left_out: U32 = 0
     """Devices without a row, because the answer would be too large."""
-    metrics: Metrics = {}
+    metrics: Metrics = {}  # noqa: RUF012 - pydantic copies it
     """Newest results of the aggregator's own evaluation."""
     bytes_in: U63 = 0
     """Payload bytes from devices since the aggregator's start."""

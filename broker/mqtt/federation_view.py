@@ -132,7 +132,7 @@ class FederationView:
         return [name]
 
     def _take_page(self, header: Overview, rows: list[DeviceRow]) -> list[str]:
-        """Merge the rows of a page; the answer is there once all its pages have come, and a lost one is not repeated."""
+        """Merge the rows of a page; the answer is complete with its last page, and a lost one is not repeated."""
         if header.page == 0:
             self._pages.clear()  # those of an earlier answer
         self._pages.add(header.page)

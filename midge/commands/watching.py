@@ -129,7 +129,7 @@ def print_json(more: Mapping[str, str]) -> Show:
     """Print one object, with these fields as well."""
 
     def show(demo: "Demo") -> None:
-        print(json.dumps(demo.outcome() | more), flush=True)
+        print(json.dumps({**demo.outcome(), **more}), flush=True)
 
     return show
 

@@ -1,4 +1,4 @@
-"""A federation that exists as messages only: as many devices as wanted, whose aggregator answers, over one connection."""
+"""A federation that exists as messages only: any number of devices, and an aggregator that answers."""
 
 import asyncio
 import random

@@ -12,12 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests import needs
-
-needs.module("starlette", "starlette")
-needs.module("playwright", "playwright")
-
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from midge.broker import connector
@@ -27,6 +21,7 @@ from midge.dashboard.service import PageService
 from midge.wire import frames
 from midge.wire.messages import DeviceState, HealthState, Hello
 from midge.wire.topics import Topics
+from tests import needs
 from tests.dashboard.synthetic import SyntheticFederation
 from tests.waiting import LAST_RESORT, until
 
@@ -92,8 +87,7 @@ class Synthetic:
                 page.start()
                 page.observe(connect)
                 self.url = page.url
-                while not self._end.is_set():
-                    await asyncio.sleep(0.1)
+                await asyncio.to_thread(self._end.wait)
                 page.stop()
                 living.cancel()
 
@@ -145,8 +139,8 @@ class Visit:
 
 def names(page: Page) -> list[str]:
     """The devices in view, from top to bottom."""
-    found: list[list[Any]] = page.evaluate(
-        """[...document.querySelectorAll(".row")].map((row) => [row.getBoundingClientRect().top, row.querySelector("a").textContent])"""
+    found: list[list[Any]] = page.locator(".row").evaluate_all(
+        """(rows) => rows.map((row) => [row.getBoundingClientRect().top, row.querySelector("a").textContent])"""
     )
     return [name for _, name in sorted(found)]
 
@@ -219,7 +213,8 @@ def test_the_table_sorts_by_buttons_and_filters_by_text_and_state(browser: Brows
         expect(page.locator('[aria-sort="descending"]')).to_contain_text("Own score")
         scores = [float(text.split()[0]) for text in page.locator(".row").evaluate_all(
             """(rows) => rows.sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top)
-                             .map((row) => [...row.children].map((cell) => cell.textContent).find((t) => /^\\d+\\.\\d %$/.test(t)) ?? "0")"""
+              .map((row) => [...row.children].map((cell) => cell.textContent))
+              .map((texts) => texts.find((text) => /^\\d+\\.\\d %$/.test(text)) ?? "0")"""
         )]  # fmt: skip
         assert scores == sorted(scores, reverse=True) and scores[0] > scores[10] > 0
         page.locator("#find").fill("pump-01")

@@ -1,5 +1,7 @@
 """What is kept of the past is bounded, and nothing that was counted is lost by it."""
 
+from itertools import pairwise
+
 from midge.dashboard.intervals import COLUMNS, FIRST, LONGEST, MOST, Interval, Intervals, Scores
 
 
@@ -14,7 +16,7 @@ def test_intervals_grow_instead_of_their_number_and_every_update_stays_counted()
     found = packed(intervals)
     assert MOST / 2 - 1 <= len(found) <= MOST and intervals.step == 64.0 and intervals.epoch == 5
     assert sum(row["accepted"] or 0 for row in found) + intervals.at(begun + 19_999).accepted == 20_000
-    assert all(later["time"] - row["time"] == 64.0 for row, later in zip(found, found[1:], strict=False))  # type: ignore[operator]
+    assert all(later["time"] - row["time"] == 64.0 for row, later in pairwise(found))  # type: ignore[operator]
 
 
 def test_after_a_day_the_oldest_intervals_go() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from midge.aggregator.store.pausing import pause
 from midge.broker.embedded.in_memory import Twin
+from midge.broker.embedded.routing import RoutedMessage
 from midge.broker.mqtt.connection import SubscribeRefused
 from midge.broker.mqtt.federation_view import describe_federation
 from midge.dashboard.observer import Observer
@@ -69,7 +70,7 @@ async def test_the_page_shows_what_midge_status_shows(tmp_path: Path) -> None:
         assert (
             shown is not None and shown["refused"] >= 5 and shown["receipts"][-1][2] == shown["verdict"] != "accepted"
         )
-        total = sum(row[1] for row in state.intervals.packed()) + state.intervals.at(wall()).accepted
+        total = sum(int(row[1] or 0) for row in state.intervals.packed()) + state.intervals.at(wall()).accepted
         accepted = len(log.of("update", verdict="accepted"))
         assert accepted - 10 <= total <= accepted, "each accepted update has one receipt"
 
@@ -130,8 +131,14 @@ async def test_a_user_who_may_read_less_sees_less_and_is_told_so(tmp_path: Path)
 
 
 async def test_it_asks_seldom_while_nobody_looks(tmp_path: Path) -> None:
-    twin, log, asked = Twin(), Log(), []
-    twin.copies = lambda client, message: (asked.append(client) if message.topic == TOPICS.ask else None) or 1
+    twin, log = Twin(), Log()
+    asked: list[str] = []
+
+    def note(client: str, message: RoutedMessage) -> int:
+        asked.extend([client] * (message.topic == TOPICS.ask))
+        return 1
+
+    twin.copies = note
     watched = True
     async with (
         observed(twin, watched=lambda: watched),
