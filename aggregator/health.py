@@ -92,7 +92,7 @@ class HealthReporter:
             if name in self._federation.devices:
                 yield Post(self._federation.config.topics.status(name), b"")
 
-    def answers(self, about: Callable[[], Overview], topic: str, now: float) -> list[Post]:
+    def answers(self, about: Callable[[], Overview], now: float) -> list[Post]:
         """The pages of an overview if one was requested and is due; they are not retained.
 
         `about` makes the header; it is called only if there is an answer, because it visits all devices.
@@ -103,7 +103,7 @@ class HealthReporter:
         self._asked = False
         names = sorted(self._names(now), key=self._fine)
         pages = overview.encode_pages(about(), (self._row(name, now) for name in names), len(names))
-        posts = [Post(topic, page, retain=False) for page in pages]
+        posts = [Post(self._federation.config.topics.overview, page, retain=False) for page in pages]
         self._answer_at = now + max(_ANSWER, _SHARE * (time.perf_counter() - began))
         return posts
 

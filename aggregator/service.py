@@ -370,7 +370,9 @@ class Aggregator:
         """Run the watchdog, and answer requests for an overview."""
         assert self._health is not None
         self._health.look(now)
-        self._outgoing.answer(self._health.answers(self._overview, self._config.topics.overview, now))
+        self._outgoing.answer(
+            self._health.answers(lambda: _overview(self._status(self._state), self.evaluation, self.meters), now)
+        )
 
     def _see_pause(self, now: float) -> None:
         """Follow the operator's pause file in the store (`aggregator.store.pausing`)."""
@@ -394,15 +396,6 @@ class Aggregator:
             why=why[:400],
             health=self._health.health(time.monotonic()) if self._health is not None and state.serves else None,
             token=self._issuer.token,
-        )
-
-    def _overview(self) -> Overview:
-        """The header of an overview."""
-        return Overview(
-            status=self._status(self._state),
-            metrics=self.evaluation.sayable,
-            bytes_in=self.meters.bytes_in,
-            bytes_out=self.meters.bytes_out,
         )
 
     @property
@@ -429,6 +422,11 @@ class Aggregator:
     def _tell(self, event: str, **fields: Any) -> None:
         if self._config.on_event is not None:
             self._config.on_event({"event": event, "time": time.time(), **fields})
+
+
+def _overview(status: AggregatorStatus, evaluation: VersionEvaluator, meters: Meters) -> Overview:
+    """The header of an overview."""
+    return Overview(status=status, metrics=evaluation.sayable, bytes_in=meters.bytes_in, bytes_out=meters.bytes_out)
 
 
 async def listen_to_operators(connection: Connection, topics: Topics) -> None:

@@ -33,7 +33,7 @@ class Observer:
     Args:
         state: takes everything.
         connect: the operator's connector.
-        watched: whether somebody looks at a page.
+        watched: whether a page is open.
         wall: seconds since 1970.
     """
 
