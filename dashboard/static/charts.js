@@ -15,8 +15,8 @@ export function clock(seconds, fine) {
 export class Chart {
   /** `lines` are {label, hue, of(row), dash, fill, band}: what a line takes from an interval; `say` spells a value; `near`
    *  allows an axis that does not begin at 0. */
-  constructor(host, { title, lines, say, near = false, tall = 170 }) {
-    Object.assign(this, { host, title, lines, say, near, tall });
+  constructor(host, { title, lines, say, near = false, tall = 170, ticks = (marks) => marks.map(say) }) {
+    Object.assign(this, { host, title, lines, say, near, tall, ticks });
     this.caption = element("figcaption");
     this.keys = element("ul", "keys");
     this.heading = element("h2", "", title);
@@ -60,7 +60,7 @@ export class Chart {
       bands: band < 0 ? [] : [{ series: [band + 2, band + 1], fill: colour("fleet-band") }],
       axes: [
         { ...axis, size: 30, space: 74, values: (_, marks) => marks.map((mark) => clock(mark, (marks[1] ?? mark) - marks[0] < 60)) },
-        { ...axis, size: 54, space: 34, values: (_, marks) => marks.map((mark) => this.say(mark)) },
+        { ...axis, size: 54, space: 34, values: (_, marks) => this.ticks(marks) },
       ],
       hooks: { setCursor: [() => this.legend()] },
     }, this.data, this.plot);

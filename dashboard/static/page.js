@@ -35,6 +35,12 @@ function score(value) {
   return isShare() ? `${(100 * value).toFixed(1)} %` : value.toLocaleString(WORDS, { maximumSignificantDigits: 4 });
 }
 
+/** The labels of an axis: shares without decimals where they need none. */
+function ticks(marks) {
+  const even = isShare() && marks.every((mark) => Math.abs(100 * mark - Math.round(100 * mark)) < 1e-6);
+  return marks.map((mark) => (even ? `${Math.round(100 * mark)} %` : score(mark)));
+}
+
 function skew(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   const size = Math.abs(seconds);
@@ -54,7 +60,7 @@ let charts = null;
 function drawCharts() {
   charts ??= {
     learning: new Chart($("learning"), {
-      title: "Learning", tall: 230, say: score, near: true,
+      title: "Learning", tall: 230, say: score, near: true, ticks,
       lines: [
         line("nine devices in ten", "fleet", "low", { band: true, silent: true }),
         line("devices, from worst to best tenth", "fleet", "high", { band: true, say: (value, data, at) => (value === null ? "–" : `${score(data[1][at])} to ${score(value)}`) }),
@@ -103,7 +109,7 @@ const table = new DeviceTable($("table"), {
   },
   fitted(all) { $("sort-label").hidden = all; },
   changed(shown, all) {
-    $("shown").textContent = shown === all ? number(all, "device") : `${whole(shown)} of ${number(all, "device")}`;
+    put($("shown"), shown === all ? number(all, "device") : `${whole(shown)} of ${number(all, "device")}`);
   },
 });
 
@@ -115,22 +121,38 @@ for (const column of COLUMNS) {
 }
 $("sort").addEventListener("change", () => { table.sorting.key = ""; table.sort($("sort").value); });
 
+/** Buttons that show one state; each stays the same element, so that no click on one is lost. */
 function drawChips() {
-  const states = [["", Object.values(head.states).reduce((a, b) => a + b, 0)], ...Object.entries(head.states)];
-  const chips = $("chips"), text = JSON.stringify([states, table.state]);
-  if (chips.text === text) return;
-  chips.text = text;
-  const focused = chips.contains(document.activeElement) ? document.activeElement.value : null;
-  chips.replaceChildren(...states.map(([state, count]) => {
-    const chip = element("button", "", state || "all");
-    chip.type = "button";
-    chip.value = state;
-    chip.append(element("b", "", whole(count)));
+  const states = { "": Object.values(head.states).reduce((a, b) => a + b, 0), ...head.states };
+  if (!(table.state in states)) states[table.state] = 0;
+  const chips = $("chips"), known = new Map([...chips.children].map((chip) => [chip.value, chip]));
+  for (const [state, count] of Object.entries(states)) {
+    let chip = known.get(state);
+    known.delete(state);
+    if (!chip) {
+      chip = element("button", "", state || "all");
+      chip.type = "button";
+      chip.value = state;
+      chip.append(element("b"));
+      chip.addEventListener("click", () => { table.state = state; table.host.scrollTop = 0; drawChips(); table.refresh(); });
+      chips.append(chip);
+    }
+    put(chip.lastElementChild, whole(count));
     chip.setAttribute("aria-pressed", String(table.state === state));
-    chip.addEventListener("click", () => { table.state = state; table.host.scrollTop = 0; drawChips(); table.refresh(); });
-    return chip;
-  }));
-  if (focused !== null) [...chips.children].find((chip) => chip.value === focused)?.focus();
+  }
+  for (const chip of known.values()) chip.remove();
+}
+
+/** Put a text in where it is another one: what is live is read aloud at each change. */
+function put(place, text) {
+  if (place.textContent !== text) place.textContent = text;
+}
+
+function replace(place, key, make) {
+  const text = JSON.stringify(key);
+  if (place.shown === text) return;
+  place.shown = text;
+  place.replaceChildren(...make());
 }
 
 // ----------------------------------------------------------------------------------------------- what is about all
@@ -153,15 +175,15 @@ function drawHead() {
   const why = head.alarms.length || !health ? "" : health.why;
   $("why").hidden = !why;
   $("why").textContent = why;
-  $("alarms").replaceChildren(...head.alarms.map(({ text, since }) => {
+  replace($("alarms"), head.alarms, () => head.alarms.map(({ text, since }) => {
     const box = element("div", "alarm"), words = element("p");
     words.append(element("b", "", "Alarm"), text);
     box.append(words, element("time", "", `since ${clock(since, true)}`));
     return box;
   }));
-  const notices = head.ended ? [head.ended, ...head.notices] : head.notices;
+  const notices = [head.ended, ...head.notices].filter(Boolean);
   if (head.left_out) notices.push(`${number(head.left_out, "device")} did not fit into the aggregator's answer.`);
-  $("notices").replaceChildren(...notices.map((text) => element("p", "notice", text)));
+  replace($("notices"), notices, () => notices.map((text) => element("p", "notice", text)));
   const verdicts = Object.entries(health?.verdicts ?? {}).sort((a, b) => b[1] - a[1]), most = Math.max(1, ...verdicts.map((each) => each[1]));
   $("verdicts").replaceChildren(...verdicts.map(([verdict, count]) => {
     const item = element("li", verdict), bar = element("span", "bar");
@@ -194,9 +216,9 @@ function drawFacts() {
       [median === null ? "" : `${score(last("low"))} to ${score(last("high"))} on devices' data`, ...others.map(([name, value]) => `${name} ${value.toLocaleString(WORDS, { maximumSignificantDigits: 4 })}`)].filter(Boolean).join(", "), "lead"),
     fact("Version", whole(aggregator?.version), aggregator ? `step ${whole(aggregator.step)}${aggregator.generation ? `, generation ${aggregator.generation}` : ""}` : ""),
     fact("Devices online", whole(online), `of ${whole(all)}`),
-    fact("Updates a minute", whole(sum("accepted")), sum("refused") ? `${compact(sum("refused"))} refused` : health?.accepted ? `the last ${age(now() - health.accepted)} ago` : "none yet"),
+    fact("Updates a minute", whole(sum("accepted")), sum("refused") ? `${compact(sum("refused"))} refused` : health?.accepted ? `the last ${age(now() - health.accepted)} ago` : "none accepted yet"),
     fact("Staleness, median", last("stale50") === null ? "–" : number(last("stale50"), "step"), last("stale90") === null ? "" : `90 % at most ${whole(last("stale90"))}`),
-    fact("Bytes up and down", `${bytes(head.bytes[0])} / ${bytes(head.bytes[1])}`, last("up") === null ? "" : `${bytes(last("up"))} / ${bytes(last("down"))} a second`, "small"),
+    fact("Bytes moved", `${bytes(head.bytes[0])} up`, `${bytes(head.bytes[1])} down, since its start`),
   ]);
 }
 
@@ -245,6 +267,11 @@ function part(name, ...content) {
   return section;
 }
 
+// A device's page is drawn again each second: not while a button is held down on it, or text is selected.
+let held = false;
+addEventListener("pointerdown", () => { held = true; });
+for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => setTimeout(() => { held = false; }));
+
 async function drawDevice(name, focus = false) {
   const place = $("device"), answer = await fetch(`devices/${encodeURIComponent(name)}`);
   if (opened !== name) return;
@@ -255,7 +282,7 @@ async function drawDevice(name, focus = false) {
     return;
   }
   const found = await answer.json(), device = { ...table.devices.get(name), ...found, why: found.why || found.waits || "" };
-  if (opened !== name) return;
+  if (opened !== name || (place.firstChild && (held || getSelection().type === "Range"))) return;
   const key = document.activeElement && place.contains(document.activeElement) ? document.activeElement.dataset.key : null;
   const back = element("a", "back", "← All devices"), bar = element("div", "title"), heading = element("h1", "", name);
   back.href = "#";
@@ -335,14 +362,10 @@ function button(action, about = {}) {
 function drawActions() {
   const operate = $("operate");
   operate.hidden = !actions.length;
-  operate.textContent = token ? "Forget the token" : "Operate …";
+  put(operate, token ? "Forget the token" : "Operate …");
   const paused = head.aggregator?.state === "paused" && head.health?.state === "paused";
   const shown = token ? actions.filter((each) => each.scope === "federation" && each.name !== (paused ? "pause" : "resume")) : [];
-  const text = JSON.stringify(shown.map((each) => each.name)), holder = $("federation-actions");
-  if (holder.text !== text) {
-    holder.text = text;
-    holder.replaceChildren(...shown.map((action) => button(action)));
-  }
+  replace($("federation-actions"), shown.map((each) => each.name), () => shown.map((action) => button(action)));
 }
 
 function toast(text) {
@@ -466,7 +489,7 @@ function take(found, whole = false) {
   } else if (!whole && (found.rows?.some((row) => row[0] === opened) || found.gone)) drawDevice(opened);
 }
 
-function link(text) { $("link").textContent = text; }
+function link(text) { put($("link"), text); }
 
 let source = null, last = 0;
 
