@@ -2,16 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from midge.commands.parts import Parser, Problem, password_in
+from midge.commands.parts import Parser, Problem, password_in, server_side
 from midge.wire.topics import Topics
 
 if TYPE_CHECKING:
+    from midge.dashboard.actions import Action
     from midge.dashboard.service import PageService
 
 DEFAULT = "127.0.0.1:8080"
@@ -56,10 +57,8 @@ def live_page(args: argparse.Namespace, topics: Topics, store: Path | None) -> I
         from midge.dashboard.service import PageService, new_token  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
         raise Problem(f'A live page needs {error.name}: pip install "midge[page]"') from error
-    from midge.commands.page_actions import actions_on  # noqa: PLC0415 - an extra
-
     made = "" if token or store is None else new_token()
-    actions = () if store is None else actions_on(store)
+    actions = () if store is None else _actions(store)
     try:
         page = PageService(topics, place, actions=actions, token=token or made, names=args.page_name)
     except OSError as error:
@@ -73,6 +72,12 @@ def live_page(args: argparse.Namespace, topics: Topics, store: Path | None) -> I
         yield page
     finally:
         page.stop()
+
+
+def _actions(store: Path) -> "Sequence[Action]":
+    with server_side():
+        from midge.commands.page_actions import actions_on  # noqa: PLC0415 - an extra
+    return actions_on(store)
 
 
 def _place(text: str) -> tuple[str, int]:
