@@ -466,6 +466,7 @@ function take(found, whole = false) {
     ({ columns, actions } = found);
     events = [];
     table.devices.clear();
+    table.ranked = false;
     $("events").replaceChildren();
   }
   if (found.head) head = found.head;

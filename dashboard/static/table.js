@@ -17,14 +17,9 @@ export const COLUMNS = [
   { key: "why", title: "Reason", width: 150, last: 9 },
 ];
 
+const OPTIONAL = ["accepted", "score", "skew", "battery", "why"];
+const LAST = "\uffff";
 const GAP = 12, SIDES = 30, BEYOND = 6;
-
-/** Compare two values of a column; what is missing comes last in both directions. */
-function compare(a, b, down) {
-  const none = (value) => value === null || value === undefined || value === "";
-  if (none(a) || none(b)) return none(a) - none(b);
-  return (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1);
-}
 
 export class DeviceTable {
   /** `show(key, device)` gives a cell's text and class; `open(name)` is the address of a device's page. */
@@ -36,6 +31,7 @@ export class DeviceTable {
     this.text = "";
     this.state = "";
     this.rows = new Map();
+    this.ranked = false;
     this.active = "";
     this.present = new Set(["name", "state", "heard", "updates", "refused", "behind"]);
     this.head = element("div", "head");
@@ -54,30 +50,46 @@ export class DeviceTable {
 
   /** Take in rows as they came; which devices are shown is found later, once for all of them. */
   take(rows, columns) {
+    const before = this.present.size;
     for (const row of rows) {
-      const device = this.devices.get(row[0]) ?? { order: sortable(row[0]) };
+      let device = this.devices.get(row[0]);
+      if (!device) {
+        device = { order: sortable(row[0]), rank: 0 };
+        this.devices.set(row[0], device);
+        this.ranked = false;
+      }
       columns.forEach((column, place) => { device[column] = row[place]; });
       device.words = `${device.name} ${device.state} ${device.why}`.toLowerCase();
-      this.devices.set(device.name, device);
-      for (const key of ["accepted", "score", "skew", "battery", "why"]) {
+      for (const key of OPTIONAL) {
         if (device[key] !== null && device[key] !== "") this.present.add(key);
       }
     }
-    this.layout();
+    if (this.present.size > before) this.layout();
   }
 
   drop(names) { for (const name of names) this.devices.delete(name); }
 
+  /** Give each device its place by name, once for many sortings. */
+  rank() {
+    [...this.devices.values()].sort((a, b) => (a.order < b.order ? -1 : 1)).forEach((device, place) => { device.rank = place; });
+    this.ranked = true;
+  }
+
   /** Filter and sort again, then draw. */
   refresh() {
-    const { key, down } = this.sorting, found = [];
+    if (!this.ranked) this.rank();
+    const { key, down } = this.sorting, sign = down ? -1 : 1, words = !NUMBERS.has(key) && key !== "name", found = [];
     for (const device of this.devices.values()) {
       if (this.state && device.state !== this.state) continue;
       if (this.text && !device.words.includes(this.text)) continue;
-      device.by = key === "name" ? device.order : this.value(key, device);
+      // What is missing comes last in both directions.
+      if (words) device.by = device[key] || LAST;
+      else device.by = key === "name" ? sign * device.rank : sign * (this.value(key, device) ?? sign * Infinity);
       found.push(device);
     }
-    found.sort((a, b) => compare(a.by, b.by, down) || (a.order < b.order ? -1 : 1));
+    const compare = (a, b) => (a.by === LAST ? 1 : b.by === LAST || (a.by < b.by) === !down ? -1 : 1);
+    if (words) found.sort((a, b) => (a.by === b.by ? a.rank - b.rank : compare(a, b)));
+    else found.sort((a, b) => (a.by === b.by ? a.rank - b.rank : a.by - b.by));
     this.order = found;
     this.host.setAttribute("aria-rowcount", found.length + 1);
     this.empty.hidden = found.length > 0;
@@ -216,10 +228,12 @@ export class DeviceTable {
         continue;
       }
       const [text, kind = "", title = ""] = this.show(key, device);
-      if (cell.textContent !== text) cell.textContent = text;
-      const name = `${NUMBERS.has(key) ? "number " : ""}${kind}`;
-      if (cell.className !== name) cell.className = name;
-      if (cell.title !== title) cell.title = title;
+      if (cell.said !== text) cell.textContent = cell.said = text;
+      if (cell.kind !== kind) {
+        cell.kind = kind;
+        cell.className = `${NUMBERS.has(key) ? "number " : ""}${kind}`;
+      }
+      if (title !== (cell.told ?? "")) cell.title = cell.told = title;
       if (key === "state" && cell.dataset.state !== device.state) cell.dataset.state = device.state;
     }
   }

@@ -137,12 +137,16 @@ class Visit:
         return int(self.page.evaluate("document.documentElement.scrollWidth - innerWidth"))
 
 
+def in_order(page: Page, of: str) -> list[str]:
+    """What a function finds in the rows in view, from top to bottom."""
+    rows = "rows.toSorted((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top)"
+    found: list[str] = page.locator(".row").evaluate_all(f"(rows) => {rows}.map({of})")
+    return found
+
+
 def names(page: Page) -> list[str]:
     """The devices in view, from top to bottom."""
-    found: list[list[Any]] = page.locator(".row").evaluate_all(
-        """(rows) => rows.map((row) => [row.getBoundingClientRect().top, row.querySelector("a").textContent])"""
-    )
-    return [name for _, name in sorted(found)]
+    return in_order(page, """(row) => row.querySelector("a").textContent""")
 
 
 # ------------------------------------------------------------------------------------- the demo
@@ -211,12 +215,17 @@ def test_the_table_sorts_by_buttons_and_filters_by_text_and_state(browser: Brows
         assert names(page)[0] == "pump-0300"
         page.locator('.head button[data-key="score"]').click()
         expect(page.locator('[aria-sort="descending"]')).to_contain_text("Own score")
-        scores = [float(text.split()[0]) for text in page.locator(".row").evaluate_all(
-            """(rows) => rows.sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top)
-              .map((row) => [...row.children].map((cell) => cell.textContent))
-              .map((texts) => texts.find((text) => /^\\d+\\.\\d %$/.test(text)) ?? "0")"""
-        )]  # fmt: skip
+        cells = """[...row.children].map((cell) => cell.textContent).find((text) => /^\\d+\\.\\d %$/.test(text))"""
+        scores = [float(text.split()[0]) for text in in_order(page, f"(row) => {cells} ?? '0'")]
         assert scores == sorted(scores, reverse=True) and scores[0] > scores[10] > 0
+        for direction in ("ascending", "descending"):
+            page.locator('.head button[data-key="why"]').click()
+            reasons = in_order(page, "(row) => row.lastElementChild.textContent")
+            given = [reason for reason in reasons if reason]
+            assert given and HOSTILE in given and reasons == given + [""] * (len(reasons) - len(given)), (
+                "missing is last"
+            )
+            assert given == sorted(given, reverse=direction == "descending")
         page.locator("#find").fill("pump-01")
         expect(page.locator("#shown")).to_have_text("100 of 301 devices")
         page.locator("#chips button", has_text="sleeping").click()
