@@ -1,6 +1,6 @@
 """What an operator can do from the page: each action is a value, and the page shows those that it is given."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ Scope = Literal["federation", "device", "update"]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ActionRequest:
     """What was chosen on the page."""
 
     device: str = ""
@@ -40,7 +40,7 @@ class Action:
     name: str
     label: str
     scope: Scope
-    carry_out: Callable[[Request], Awaitable[str]]
+    carry_out: Callable[[ActionRequest], Coroutine[Any, Any, str]]
     confirm: str = ""
     asks: str = ""
     grave: bool = False

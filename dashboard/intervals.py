@@ -15,7 +15,7 @@ _LATEST = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class MetricSpread:
     """The newest results of one metric: of the aggregator's own evaluation, and over devices on their own data."""
 
     evaluation: float | None = None
@@ -26,7 +26,7 @@ class Scores:
     """The ninetieth."""
 
     @classmethod
-    def of(cls, evaluation: float | None, each: list[float]) -> "Scores":
+    def of(cls, evaluation: float | None, each: list[float]) -> "MetricSpread":
         """The spread of the devices' values, which get sorted."""
         if not each:
             return cls(evaluation)
@@ -49,7 +49,7 @@ class Interval:
     """Bytes a second published by the aggregator."""
     online: int | None = None
     version: int | None = None
-    scores: Scores | None = None
+    scores: MetricSpread | None = None
 
     def add(self, later: "Interval") -> None:
         """Add the interval that follows."""
@@ -66,7 +66,7 @@ class Interval:
 
     def packed(self) -> list[float | int | None]:
         """As plain values, in the order of `COLUMNS`."""
-        scores = self.scores or Scores()
+        scores = self.scores or MetricSpread()
         return [
             self.accepted,
             self.refused,

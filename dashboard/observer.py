@@ -27,7 +27,7 @@ _LARGEST = 2**20
 """Bytes of the largest message that is read."""
 
 
-class Observer:
+class FederationObserver:
     """Feeds a state from one broker, until cancelled; it connects again by itself.
 
     Args:

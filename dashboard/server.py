@@ -18,7 +18,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from midge.dashboard.actions import Action, Refused, Request
+from midge.dashboard.actions import Action, ActionRequest, Refused
 from midge.dashboard.guard import Guard, holds
 from midge.dashboard.state import FederationState
 from midge.wire.inert import inert
@@ -189,7 +189,7 @@ async def _body(request: HttpRequest) -> Any:
     return None
 
 
-def _asked(action: Action, said: Any) -> Request | None:
+def _asked(action: Action, said: Any) -> ActionRequest | None:
     """The request for an action; None if it is none."""
     if not isinstance(said, dict):
         return None
@@ -200,7 +200,7 @@ def _asked(action: Action, said: Any) -> Request | None:
         return None
     if action.scope == "update" and not 1 <= seq < 2**63:
         return None
-    return Request(device, seq, inert(text.strip())[:300])
+    return ActionRequest(device, seq, inert(text.strip())[:300])
 
 
 def _event(name: str, found: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ import uvicorn
 
 from midge.broker.mqtt.connection import Connector
 from midge.dashboard.actions import Action
-from midge.dashboard.observer import Observer
+from midge.dashboard.observer import FederationObserver
 from midge.dashboard.server import LivePage
 from midge.dashboard.state import FederationState
 from midge.wire.topics import Topics
@@ -52,6 +52,7 @@ class PageService:
         self._socket = socket.create_server(place, family=family)
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://[{host}]:{port}/" if family == socket.AF_INET6 else f"http://{host}:{port}/"
+        self.token = token
         self.state = FederationState(topics, time.time())
         self._page = LivePage(self.state, actions, token, names)
         config = uvicorn.Config(
@@ -81,7 +82,7 @@ class PageService:
         """Observe the federation at a broker."""
 
         def begin() -> None:
-            observer = Observer(self.state, connect, lambda: self._page.watched)
+            observer = FederationObserver(self.state, connect, lambda: self._page.watched)
             self._observing = asyncio.create_task(observer.run(), name="observe")
 
         self._call(begin)

@@ -14,7 +14,7 @@ from midge.broker.mqtt.connection import Delivery, Limits
 from midge.broker.mqtt.federation_view import FederationView, alarms_of
 from midge.dashboard import device_log, intervals
 from midge.dashboard.device_log import DeviceLog
-from midge.dashboard.intervals import Intervals, Scores
+from midge.dashboard.intervals import Intervals, MetricSpread
 from midge.wire import messages
 from midge.wire.errors import WireError
 from midge.wire.inert import inert, inert_all
@@ -190,8 +190,8 @@ class FederationState:
             self.metric = metric
             self._dirty.update(self.view.devices)
         values = (each["metrics"].get(metric) for each in self.view.devices.values() if each.get("metrics"))
-        scores = Scores.of(found["metrics"].get(metric), [value for value in values if value is not None])
-        if scores != Scores():
+        scores = MetricSpread.of(found["metrics"].get(metric), [value for value in values if value is not None])
+        if scores != MetricSpread():
             interval.scores = scores
 
     def _tell(self, kind: str, text: str, now: float, device: str = "") -> None:

@@ -148,6 +148,8 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
             topics = Topics(args.federation, args.root)
             page = stack.enter_context(live_page(args, topics, directory / "store"))
             outcome["page"] = page.url
+            token = () if args.page_token_file else (("token", page.token),)
+            happenings.page = (("page", page.url), *token)  # the live view hides what was printed
         demo = Demo(
             setting,
             directory,

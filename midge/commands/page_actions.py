@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from midge.aggregator.store import device_erasure, pausing
-from midge.dashboard.actions import Action, Refused, Request
+from midge.dashboard.actions import Action, ActionRequest, Refused
 
 T = TypeVar("T")
 _LONGEST = 60.0
@@ -21,25 +21,25 @@ _LONGEST = 60.0
 def actions_on(store: Path) -> Sequence[Action]:
     """What can be done to the federation of a store. A running aggregator follows within seconds."""
 
-    async def pause(asked: Request) -> str:
+    async def pause(asked: ActionRequest) -> str:
         why = asked.text or "the operator paused it"
         await _written(pausing.pause, store, why)
         return f"Paused: {why}"
 
-    async def resume(_: Request) -> str:
+    async def resume(_: ActionRequest) -> str:
         return "The federation continues." if await _written(pausing.resume, store) else "It was not paused."
 
-    async def withdraw(asked: Request) -> str:
+    async def withdraw(asked: ActionRequest) -> str:
         await _written(device_erasure.ask, store, asked.device)
         return f"{asked.device} is withdrawn: it is refused from now on, and its data in the store is erased."
 
-    async def readmit(asked: Request) -> str:
+    async def readmit(asked: ActionRequest) -> str:
         await _written(partial(device_erasure.ask, readmit=True), store, asked.device)
         return f"{asked.device} may take part again."
 
     reading = asyncio.Lock()
 
-    async def explain(asked: Request) -> str:
+    async def explain(asked: ActionRequest) -> str:
         async with reading:  # a journal may be large
             return await _explained(store, asked)
 
@@ -67,7 +67,7 @@ async def _written(write: Callable[..., T], *arguments: Any) -> T:
         raise Refused(f"The store cannot be written: {error.strerror or error}.") from error
 
 
-async def _explained(store: Path, asked: Request) -> str:
+async def _explained(store: Path, asked: ActionRequest) -> str:
     """What `midge explain` says: by a process of its own, which takes no time from a running aggregator's loop."""
     command = (sys.executable, "-P", "-m", "midge", "explain", str(store), f"{asked.device}/{asked.seq}")
     process = await asyncio.create_subprocess_exec(

@@ -26,7 +26,7 @@ def register(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run, json=False)
 
 
-class Waiting:
+class UntilStopped:
     """A service that does nothing until it is stopped: the page has a thread of its own."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     connect, topics = _only(args) if args.config is None and args.url and not args.federation else read_federation(args)
     with live_page(args, topics, store) as page:
         page.observe(connect)
-        run_until_interrupted(Waiting())
+        run_until_interrupted(UntilStopped())
     return 0
 
 

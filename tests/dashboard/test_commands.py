@@ -115,13 +115,13 @@ async def test_a_running_aggregator_follows_what_is_done_on_the_page(tmp_path: P
     do = chosen(store)
     async with serving(aggregator(twin, store, log), device(twin, "a", log), device(twin, "b", log)):
         await log.until(lambda: len(log.of("update", verdict="accepted")) >= 4)
-        assert await do["pause"].carry_out(actions.Request(text="the winter")) == "Paused: the winter"
+        assert await do["pause"].carry_out(actions.ActionRequest(text="the winter")) == "Paused: the winter"
         assert paused(store) == "the winter"
         await log.until(lambda: log.of("health", state="paused"))
-        assert await do["resume"].carry_out(actions.Request()) == "The federation continues."
+        assert await do["resume"].carry_out(actions.ActionRequest()) == "The federation continues."
         await log.until(lambda: log.of("health", before="paused"))
-        assert await do["resume"].carry_out(actions.Request()) == "It was not paused."
-        assert "withdrawn" in await do["withdraw"].carry_out(actions.Request("b"))
+        assert await do["resume"].carry_out(actions.ActionRequest()) == "It was not paused."
+        assert "withdrawn" in await do["withdraw"].carry_out(actions.ActionRequest("b"))
         await log.until(lambda: not (store / device_erasure.FOLDER / "b").exists())
     assert '"what":"withdrawn"' in (store / "audit.log").read_text().replace(" ", "")
 
@@ -135,14 +135,14 @@ def test_an_update_is_explained_as_by_the_command_and_a_wrong_one_says_why(tmp_p
 
     asyncio.run(learn())
     explain = chosen(store)["explain"].carry_out
-    assert "trained from version" in asyncio.run(explain(actions.Request("a", 1)))
+    assert "trained from version" in asyncio.run(explain(actions.ActionRequest("a", 1)))
     with pytest.raises(Refused, match="has no update a/99999"):
-        asyncio.run(explain(actions.Request("a", 99_999)))
+        asyncio.run(explain(actions.ActionRequest("a", 99_999)))
 
 
 def test_a_store_that_cannot_be_written_refuses_the_action(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="The store cannot be written"):
-        asyncio.run(chosen(tmp_path / "none")["pause"].carry_out(actions.Request()))
+        asyncio.run(chosen(tmp_path / "none")["pause"].carry_out(actions.ActionRequest()))
 
 
 # ------------------------------------------------------------------------------------ a demo

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from midge.dashboard.intervals import COLUMNS, FIRST, LONGEST, MOST, Interval, Intervals, Scores
+from midge.dashboard.intervals import COLUMNS, FIRST, LONGEST, MOST, Interval, Intervals, MetricSpread
 
 
 def packed(intervals: Intervals, after: int = 0) -> list[dict[str, float | int | None]]:
@@ -56,5 +56,5 @@ def test_only_what_is_over_is_told_and_only_once() -> None:
 
 
 def test_the_spread_is_of_devices_each_counted_once() -> None:
-    assert Scores.of(0.9, []) == Scores(0.9)
-    assert Scores.of(None, [float(value) for value in range(11)]) == Scores(None, 1.0, 5.0, 9.0)
+    assert MetricSpread.of(0.9, []) == MetricSpread(0.9)
+    assert MetricSpread.of(None, [float(value) for value in range(11)]) == MetricSpread(None, 1.0, 5.0, 9.0)

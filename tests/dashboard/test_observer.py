@@ -14,7 +14,7 @@ from midge.broker.embedded.in_memory import Twin
 from midge.broker.embedded.routing import RoutedMessage
 from midge.broker.mqtt.connection import SubscribeRefused
 from midge.broker.mqtt.federation_view import describe_federation
-from midge.dashboard.observer import Observer
+from midge.dashboard.observer import FederationObserver
 from midge.dashboard.state import FederationState
 from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Parameters
@@ -33,7 +33,7 @@ def wall() -> float:
 @asynccontextmanager
 async def observed(twin: Twin, **how: Any) -> AsyncIterator[FederationState]:
     state = FederationState(TOPICS, wall())
-    observing = asyncio.create_task(Observer(state, how.pop("connect", twin.connect), wall=wall, **how).run())
+    observing = asyncio.create_task(FederationObserver(state, how.pop("connect", twin.connect), wall=wall, **how).run())
 
     async def tick() -> None:
         while True:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from midge.broker.mqtt.connection import Limits
-from midge.dashboard.actions import Action, Refused, Request
+from midge.dashboard.actions import Action, ActionRequest, Refused
 from midge.dashboard.server import FILES, LivePage
 from midge.dashboard.state import FederationState
 from midge.wire.topics import Topics
@@ -53,15 +53,15 @@ class Served:
     """A page with two actions that note what they are asked."""
 
     def __init__(self, token: str = TOKEN, names: tuple[str, ...] = ()) -> None:
-        self.asked: list[Request] = []
+        self.asked: list[ActionRequest] = []
         self.fed = Fed()
         self.fed.begin()
 
-        async def note(asked: Request) -> str:
+        async def note(asked: ActionRequest) -> str:
             self.asked.append(asked)
             return "done"
 
-        async def refuse(asked: Request) -> str:
+        async def refuse(asked: ActionRequest) -> str:
             raise Refused("the disk is full")
 
         actions = (
@@ -123,7 +123,9 @@ def test_another_sites_page_can_ask_for_nothing_even_with_the_token(served: Serv
 def test_its_own_page_is_answered(served: Served) -> None:
     own = {"origin": HERE, "sec-fetch-site": "same-origin"}
     answer = served.client.post("/actions/pause", json={"text": " the\nwinter "}, headers={**with_token(), **own})
-    assert answer.json() == {"said": "done"} and served.asked == [Request(text="the\N{REPLACEMENT CHARACTER}winter")]
+    assert answer.json() == {"said": "done"} and served.asked == [
+        ActionRequest(text="the\N{REPLACEMENT CHARACTER}winter")
+    ]
     assert served.fed.state.events[-1]["text"] == "done"
 
 
@@ -166,7 +168,7 @@ def test_actions_get_valid_names_and_numbers_only(served: Served) -> None:
     for seq in (0, -1, 2**63, "1", 1.5):
         assert status("explain", {"device": "a", "seq": seq}) == 400
     assert served.asked == []
-    assert status("explain", {"device": "a", "seq": 7}) == 200 and served.asked == [Request("a", 7)]
+    assert status("explain", {"device": "a", "seq": 7}) == 200 and served.asked == [ActionRequest("a", 7)]
     assert status("none", {}) == 404
     answer = served.client.post("/actions/pause", content=b"x" * 10_000, headers=with_token())
     assert answer.status_code == 400
