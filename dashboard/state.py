@@ -61,7 +61,11 @@ class FederationState:
         self._alarms: dict[str, float] = {}
         self._notices: dict[str, str] = {}
         self._broken = "Connecting."
-        self._connected_at = self._asked_at = None  # type: float | None
+        self._connected_at: float | None = None
+        self._asked_at: float | None = None
+        """When the question was asked that is not answered yet."""
+        self._packets: int | None = None
+        """Bytes of the broker's largest packet, if it says so."""
         self._ended = ""
         self.metric = ""
         self._moved: tuple[float, int, int, int] | None = None
@@ -74,6 +78,8 @@ class FederationState:
         """The broker is reached; what it retains follows."""
         self._broken, self._connected_at, self._asked_at = "", now, None
         self._packets = limits.maximum_packet_size
+        self.view.found["unasked"] = ""
+        self._notices.clear()
 
     def disconnected(self, why: str, now: float) -> None:
         """The broker is not reached, or no more."""
@@ -168,7 +174,7 @@ class FederationState:
             if device["state"] in ONLINE:
                 log.compare_clock((device.get("capabilities") or {}).get("clock"), now)
         before = log.enter(device["state"], inert(device.get("why") or device.get("waits") or ""), now)
-        if before:
+        if before and not (status is None and self._moved is None):  # the first answer is no news, but corrects
             self._tell(device["state"], f"{device['state']} (was {before})", now, name)
 
     def _log(self, name: str) -> DeviceLog:
@@ -211,7 +217,7 @@ class FederationState:
     def tick(self, now: float) -> None:
         """Judge what is wrong now. To be called about once a second."""
         interval = self.intervals.at(now)
-        states = Counter(device["state"] for device in self.view.devices.values())
+        states = self._states()
         interval.online = sum(states[state] for state in ONLINE)
         sentences = [] if self._ended else list(self._wrong(now))
         for text in sentences:
@@ -237,29 +243,33 @@ class FederationState:
         found = self.view.found
         if found["aggregator"] is None and now < self._connected_at + _BEGIN:
             return []
-        late = self._asked_at is not None and now > self._asked_at + _PATIENCE
-        return map(inert, alarms_of({**found, "answered": not late}))
+        return map(inert, alarms_of({**found, "answered": not self._late(now)}))
+
+    def _late(self, now: float) -> bool:
+        """Whether the aggregator takes too long to answer."""
+        return self._asked_at is not None and now > self._asked_at + _PATIENCE
 
     def _note_limit(self) -> None:
         """A limit of the broker that determines how models are cut."""
-        model, packets = self.view.found["model"], getattr(self, "_packets", None)
+        model, packets = self.view.found["model"], self._packets
         if model is not None and packets is not None:
             near = packets <= model["chunk"] + _OVERHEAD
             text = f"The broker takes packets of at most {packets:,} bytes: messages are cut into more chunks."
             self.notice("limit", text if near else "")
 
+    def _states(self) -> Counter[str]:
+        return Counter(device["state"] for device in self.view.devices.values())
+
     def head(self, now: float) -> dict[str, Any]:
         """Everything that is not about single devices."""
         found = self.view.found
-        states = Counter(device["state"] for device in self.view.devices.values())
-        late = self._asked_at is not None and now > self._asked_at + _PATIENCE
         return {
             "federation": found["federation"],
             "root": found["root"],
             "since": int(self.since),
             "connected": self._connected_at is not None,
             "ended": self._ended,
-            "answered": self._moved is not None and not late,
+            "answered": self._moved is not None and not self._late(now),
             "aggregator": inert_all(
                 None
                 if found["aggregator"] is None
@@ -275,7 +285,7 @@ class FederationState:
             "evaluation": inert_all(found["metrics"]),
             "bytes": [found["bytes_in"], found["bytes_out"]],
             "left_out": found["left_out"],
-            "states": dict(states.most_common()),
+            "states": dict(self._states().most_common()),
             "alarms": [{"text": text, "since": int(since)} for text, since in self._alarms.items()],
             "notices": list(self._notices.values()),
         }

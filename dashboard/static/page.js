@@ -218,7 +218,7 @@ function drawFacts() {
     fact("Devices online", whole(online), `of ${whole(all)}`),
     fact("Updates a minute", whole(sum("accepted")), sum("refused") ? `${compact(sum("refused"))} refused` : health?.accepted ? `the last ${age(now() - health.accepted)} ago` : "none accepted yet"),
     fact("Staleness, median", last("stale50") === null ? "–" : number(last("stale50"), "step"), last("stale90") === null ? "" : `90 % at most ${whole(last("stale90"))}`),
-    fact("Bytes moved", `${bytes(head.bytes[0])} up`, `${bytes(head.bytes[1])} down, since its start`),
+    fact("Bytes moved", `${bytes(head.bytes[0])} up`, `${bytes(head.bytes[1])} down`),
   ]);
 }
 
