@@ -15,6 +15,7 @@ from midge.__main__ import main
 from midge.aggregator.store import device_erasure
 from midge.aggregator.store.pausing import paused
 from midge.broker.embedded.in_memory import Twin
+from midge.broker.local.local_broker import local_broker
 from midge.commands.page import live_page
 from midge.commands.page_actions import actions_on
 from midge.commands.parts import Problem
@@ -22,6 +23,7 @@ from midge.dashboard import actions
 from midge.dashboard.actions import Action, Refused
 from midge.wire.topics import Topics
 from tests.federation.live import Log, aggregator, device, serving
+from tests.waiting import until
 
 TOKEN = "a-token-of-24-characters"
 
@@ -169,3 +171,45 @@ def test_a_demo_names_its_page_in_each_line_and_keeps_it_after_the_end(tmp_path:
             assert head["ended"] == "This run has ended: time." and head["alarms"] == []
         finally:
             process.kill()
+
+
+APP = """
+import numpy as np
+import midge
+
+app = midge.Aggregator("mqtt://127.0.0.1:1", federation="f", initial={"w": np.zeros(4, np.float32)}, store="store")
+"""
+
+
+async def test_an_aggregator_serves_the_page_of_its_own_federation(tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(APP)
+    (tmp_path / "broker").mkdir()
+    async with local_broker("embedded", directory=tmp_path / "broker") as broker:
+        command = ["aggregate", "server:app", "--broker", str(broker.endpoint), "--json", "--page", "127.0.0.1:0"]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "midge", *command), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        try:
+            assert process.stderr is not None
+            url = (await process.stderr.readline()).decode().split()[-1]
+            token = (await process.stderr.readline()).decode().split()[-1]
+
+            def head() -> dict[str, object]:
+                with urlopen(f"{url}events") as stream:
+                    stream.readline()
+                    found: dict[str, object] = json.loads(stream.readline().decode().removeprefix("data: "))["head"]
+                return found
+
+            def pause() -> int:
+                asked = Request(f"{url}actions/pause", b"{}", {"authorization": f"Bearer {token}"}, method="POST")
+                with urlopen(asked) as answer:
+                    return int(answer.status)
+
+            await asyncio.to_thread(until, "the aggregator answers", lambda: head()["answered"])
+            found = await asyncio.to_thread(head)
+            assert found["federation"] == "f" and found["states"] == {} and found["alarms"] == []
+            assert await asyncio.to_thread(pause) == 200 and paused(tmp_path / "store") == "the operator paused it"
+        finally:
+            process.terminate()
+            await process.wait()
+    assert process.returncode == 0
