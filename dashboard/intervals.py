@@ -11,7 +11,7 @@ LONGEST = 256.0
 MOST = 360
 """Intervals that are kept: as many as a chart has room for."""
 _LATEST = 4096
-"""Steps of staleness that are told apart."""
+"""Largest staleness in steps that is counted by itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ MOST = 20_000
 EVENTS = 200
 """Events that are kept."""
 _AT_ONCE = 20
-"""Events of devices in a second; of more, only the number is told."""
+"""Events of devices in a second; of more, only the number is reported."""
 _IN_A_ROW = 3
 """Refusals of a device without an accepted update that make an event."""
 _PATIENCE = 5.0

@@ -130,7 +130,7 @@ async def test_a_user_who_may_read_less_sees_less_and_is_told_so(tmp_path: Path)
         assert not head["answered"] and head["aggregator"]["state"] == "ready"
 
 
-async def test_it_asks_seldom_while_nobody_looks(tmp_path: Path) -> None:
+async def test_it_asks_seldom_while_no_page_is_open(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
     asked: list[str] = []
 

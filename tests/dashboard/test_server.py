@@ -1,4 +1,4 @@
-"""The page's server answers its own page and nobody else's: by Host, Origin and token, over real HTTP messages."""
+"""The page's server answers its own page and no other: by Host, Origin and token, over real HTTP messages."""
 
 import asyncio
 import json
