@@ -400,14 +400,15 @@ class FederationRuntime:
     @property
     def situation(self) -> FleetSituation:
         """The watchdog's input."""
-        return _situation(self.core, self._roster, self.credential_alarms.now())
+        clock = (self._doubt,) if self._doubt else ()
+        return _situation(self.core, self._roster, (*clock, *self.credential_alarms.now()))
 
     def everything(self) -> Iterator[Post]:
         """All messages that must be retained at the broker."""
         return self.shelf.everything()
 
 
-def _situation(core: AggregatorCore, roster: Roster, ending: Sequence[str]) -> FleetSituation:
+def _situation(core: AggregatorCore, roster: Roster, own: Sequence[str]) -> FleetSituation:
     waits = roster.waits
     there = [name for name, hello in roster.devices.items() if hello.state.live]
     able = [name for name in there if name not in waits]
@@ -422,7 +423,7 @@ def _situation(core: AggregatorCore, roster: Roster, ending: Sequence[str]) -> F
         interval=core.interval(able),
         rest=core.steering.rest,
         unlike=core.unlike,
-        ending=ending,
+        own=own,
         left_out=list(roster.sizes.left_out()),
     )
 

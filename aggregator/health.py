@@ -8,8 +8,8 @@ from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.metrics.watchdog import HealthFinding, stretched
 from midge.aggregator.publish.publish_queue import Post
 from midge.wire import overview
-from midge.wire.messages import AggregatorStatus, Health
-from midge.wire.overview import DeviceRow
+from midge.wire.messages import Health
+from midge.wire.overview import DeviceRow, Overview
 
 log = logging.getLogger("aggregator")
 
@@ -92,18 +92,18 @@ class HealthReporter:
             if name in self._federation.devices:
                 yield Post(self._federation.config.topics.status(name), b"")
 
-    def answers(self, status: Callable[[], AggregatorStatus], topic: str, now: float) -> list[Post]:
+    def answers(self, about: Callable[[], Overview], now: float) -> list[Post]:
         """The pages of an overview if one was requested and is due; they are not retained.
 
-        `status` makes the header; it is called only if there is an answer, because it visits all devices.
+        `about` makes the header; it is called only if there is an answer, because it visits all devices.
         """
         if not self._asked or now < self._answer_at:
             return []
         began = time.perf_counter()
         self._asked = False
         names = sorted(self._names(now), key=self._fine)
-        pages = overview.encode_pages(status(), (self._row(name, now) for name in names), len(names))
-        posts = [Post(topic, page, retain=False) for page in pages]
+        pages = overview.encode_pages(about(), (self._row(name, now) for name in names), len(names))
+        posts = [Post(self._federation.config.topics.overview, page, retain=False) for page in pages]
         self._answer_at = now + max(_ANSWER, _SHARE * (time.perf_counter() - began))
         return posts
 

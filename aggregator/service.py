@@ -48,6 +48,7 @@ from midge.broker.mqtt.retained import read_retained
 from midge.storage.failpoints import failpoint
 from midge.wire import frames
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
+from midge.wire.overview import Overview
 from midge.wire.topics import Topics
 
 __all__ = ["Aggregator", "AnotherAggregator", "ForeignFederation", "NotOpen"]
@@ -370,7 +371,7 @@ class Aggregator:
         assert self._health is not None
         self._health.look(now)
         self._outgoing.answer(
-            self._health.answers(lambda: self._status(self._state), self._config.topics.overview, now)
+            self._health.answers(lambda: _overview(self._status(self._state), self.evaluation, self.meters), now)
         )
 
     def _see_pause(self, now: float) -> None:
@@ -425,6 +426,11 @@ class Aggregator:
 
 def _ignore(event: Mapping[str, Any]) -> None:
     """Where nothing listens to events."""
+
+
+def _overview(status: AggregatorStatus, evaluation: VersionEvaluator, meters: Meters) -> Overview:
+    """The header of an overview."""
+    return Overview(status=status, metrics=evaluation.sayable, bytes_in=meters.bytes_in, bytes_out=meters.bytes_out)
 
 
 async def listen_to_operators(connection: Connection, topics: Topics) -> None:

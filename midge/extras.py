@@ -9,7 +9,9 @@ _BRINGS = {
     "rich": "demo",
     "shtab": "completion",
     "sklearn": "demo",
+    "starlette": "page",
     "torch": "torch",
+    "uvicorn": "page",
 }
 
 

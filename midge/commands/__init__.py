@@ -24,6 +24,7 @@ from midge.commands import (
     signing,
     status,
     store,
+    watch,
 )
 
 COMMANDS = (
@@ -40,6 +41,7 @@ COMMANDS = (
     auditing,
     store,
     status,
+    watch,
     pause,
     renormalising,
     explain,

@@ -4,11 +4,13 @@ import argparse
 import logging
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midge.commands.apps import attribute, load_app
+from midge.commands.page import add_page, live_page
 from midge.commands.parts import Problem, Subparsers, read_config, server_side, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.settings import settings_file
@@ -67,6 +69,7 @@ def register(subparsers: Subparsers) -> None:
         f"({DISCOVERY})",
     )
     add_log(parser)
+    add_page(parser)
     add_place(parser)
     parser.set_defaults(run=run)
 
@@ -98,7 +101,11 @@ def run(args: argparse.Namespace) -> int:
         app.config = replace(config, on_event=printer(args, "aggregator", config.federation))
     if args.metrics is not None:
         _serve_metrics(app, args.metrics)
-    run_until_interrupted(app if args.home_assistant is None else _shown(app, args.home_assistant), reload)
+    with ExitStack() as stack:
+        if args.page is not None:
+            page = stack.enter_context(live_page(args, app.config.topics, app.config.directory))
+            page.observe(app.config.connector)
+        run_until_interrupted(app if args.home_assistant is None else _shown(app, args.home_assistant), reload)
     path = Path(args.model) if args.model else app.config.directory / "model.safetensors"
     try:
         app.export(path)
