@@ -19,7 +19,7 @@ from midge.aggregator.core.inputs import Inputs
 from midge.aggregator.engine import Engine, recover
 from midge.aggregator.ingress.authentication import Credentials
 from midge.aggregator.ingress.filter import Bodies, IngressFilter
-from midge.aggregator.ingress.rate_limits import Admission, StrangerEvents
+from midge.aggregator.ingress.rate_limits import Admission
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.metrics.credential_alarms import CredentialAlarms
@@ -31,6 +31,7 @@ from midge.aggregator.model.model import Model
 from midge.aggregator.processor import Processor, Witness
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.publish.model_publisher import ModelPublisher
+from midge.aggregator.publish.notices import StrangerEvents
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.part_sizes import PartSizes
 from midge.aggregator.publish.publish_queue import Post

@@ -15,8 +15,9 @@ table, and the lower half of the fleet's burst of messages.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
+from midge.aggregator.ingress.fair_share import FairShare
+from midge.aggregator.token_bucket import TokenBucket
 from midge.wire.messages import Verdict
 
 OFFENCES = frozenset({Verdict.BAD_ENCODING, Verdict.NON_FINITE, Verdict.TOO_LARGE})
@@ -32,9 +33,6 @@ _WORK_BURST, _WORK_LEAST = 1.0, 0.05
 """Seconds of the processor that may be used at once: by all before it counts as scarce, and by each device at least."""
 _MESSAGES = 20
 """A device may send this many times more messages than updates, because chunks are messages too."""
-_EVENTS, _EVENTS_BURST = 20.0, 2_000.0
-"""Rate and burst of events of devices without any accepted update: a fleet's first start has some for each device."""
-_OF_STRANGERS = frozenset({"device", "held", "repeat", "quarantine", "report"})
 TROUBLE = 10.0
 """Least seconds between two `trouble` messages to one device."""
 _TROUBLES, _TROUBLES_BURST = 10.0, 100.0
@@ -96,82 +94,6 @@ class IngressLimits:
 
 
 @dataclass(slots=True)
-class TokenBucket:
-    """A token bucket: tokens arrive at a rate up to a burst. Charging afterwards may leave a debt."""
-
-    rate: float
-    burst: float
-    tokens: float
-    filled: float
-    """When the tokens were last counted."""
-
-    def fill(self, now: float) -> float:
-        self.tokens = min(self.burst, self.tokens + self.rate * max(0.0, now - self.filled))
-        self.filled = now
-        return self.tokens
-
-    def spend(self, now: float) -> float:
-        """Spend one token; 0 if there was one, otherwise the seconds until there is."""
-        if self.fill(now) >= 1:
-            self.tokens -= 1
-            return 0.0
-        return (1 - self.tokens) / self.rate
-
-    def debt(self, now: float) -> float:
-        """Seconds until the debt is paid."""
-        return 0.0 if self.fill(now) >= 0 else -self.tokens / self.rate
-
-
-class FairShare:
-    """The fleet's capacity, shared max-min fairly: by equal shares when it is scarce.
-
-    Args:
-        rate: capacity before it is scarce.
-        burst: its burst.
-        whole: sum of the shares, if that is more.
-        least: burst of each device, if its share of the burst is less.
-    """
-
-    def __init__(self, rate: float, burst: float, *, whole: float | None = None, least: float = 1.0) -> None:
-        self.all = _full(rate, burst, 0.0)
-        self._whole, self._least = whole or rate, least
-
-    def own(self, active: int, now: float) -> TokenBucket:
-        """A full share."""
-        return _full(self._whole / active, max(self._least, self.all.burst / active), now)
-
-    def wait(self, own: TokenBucket, cost: float, active: int, now: float, *, reserved: bool = False) -> float:
-        """Seconds that a device must wait before it may spend; 0 if it may now.
-
-        Args:
-            own: the device's share.
-            cost: tokens to spend; 0 if only known afterwards.
-            active: number of devices that share.
-            now: the time.
-            reserved: whether it must leave the lower half of the burst to others, whatever its share is.
-        """
-        everyone = self.all
-        if everyone.fill(now) < cost:
-            return (cost - everyone.tokens) / everyone.rate
-        own.rate, own.burst = self._whole / active, max(self._least, everyone.burst / active)
-        own.fill(now)
-        least = everyone.burst / 2 if reserved else 0.0
-        left = everyone.tokens - cost
-        if left >= (least + everyone.burst) / 2:
-            return 0.0
-        if left < least:
-            return (least - left) / everyone.rate
-        return 0.0 if own.tokens >= cost else (cost - own.tokens) / own.rate
-
-    def charge(self, own: TokenBucket, cost: float, now: float) -> None:
-        """Spend. A debt is at most a burst: capacity that others left over need not be paid back."""
-        self.all.fill(now)
-        self.all.tokens = max(0.0, self.all.tokens - cost)
-        own.fill(now)
-        own.tokens = max(-own.burst, own.tokens - cost)
-
-
-@dataclass(slots=True)
 class Conduct:
     """What is remembered of one device."""
 
@@ -229,7 +151,7 @@ class Admission:
         self._known: dict[str, Conduct] = {}
         """Devices with an accepted update: whatever other names come, these keep half of the room."""
         self._looked = -_LOOK
-        self._troubles = _full(_TROUBLES, _TROUBLES_BURST, 0.0)
+        self._troubles = TokenBucket.full(_TROUBLES, _TROUBLES_BURST, 0.0)
         self._second = 0
         self._active = {"all": [0, 0], "known": [0, 0]}
         """Number of active devices in this second and in the one before: of all, and of the known ones."""
@@ -324,7 +246,7 @@ class Admission:
         limits = self._limits
         if limits.rate is None or limits.bytes_out is None:
             return True
-        conduct.bytes_out = conduct.bytes_out or _full(limits.bytes_out, limits.bytes_out_burst, now)
+        conduct.bytes_out = conduct.bytes_out or TokenBucket.full(limits.bytes_out, limits.bytes_out_burst, now)
         if conduct.bytes_out.fill(now) < 0:
             return False
         conduct.bytes_out.tokens -= size
@@ -401,13 +323,13 @@ class Admission:
     def _new(self, now: float) -> Conduct:
         """Conduct of a new device, without shares that are still full."""
         limits, rate = self._limits, self._limits.rate
-        conduct = Conduct(None, None, _full(1.0, 3.0, now), heard=-1.0)
+        conduct = Conduct(None, None, TokenBucket.full(1.0, 3.0, now), heard=-1.0)
         if rate is not None:
-            conduct.things = _full(rate, limits.burst, now)
-            conduct.messages = _full(_MESSAGES * rate, _MESSAGES * limits.burst, now)
+            conduct.things = TokenBucket.full(rate, limits.burst, now)
+            conduct.messages = TokenBucket.full(_MESSAGES * rate, _MESSAGES * limits.burst, now)
             if limits.bytes_in is not None:
                 burst = max(limits.bytes_in_burst, _EACH * limits.burst)
-                conduct.bytes_in = _full(max(limits.bytes_in, _EACH * rate), burst, now)
+                conduct.bytes_in = TokenBucket.full(max(limits.bytes_in, _EACH * rate), burst, now)
         return conduct
 
     def _has_room(self, table: dict[str, Conduct], now: float) -> bool:
@@ -430,27 +352,3 @@ class Admission:
             return False
         del table[device]
         return True
-
-
-class StrangerEvents:
-    """Passes on only some events of unknown devices, with the number of the suppressed ones."""
-
-    def __init__(self, tell: Callable[..., None], clock: Callable[[], float]) -> None:
-        self._tell, self._clock = tell, clock
-        self.known: Callable[[str], bool] = lambda _device: True
-        self._bucket = TokenBucket(_EVENTS, _EVENTS_BURST, _EVENTS_BURST, clock())
-        self._untold = 0
-
-    def __call__(self, event: str, **fields: Any) -> None:
-        if event in _OF_STRANGERS and not self.known(fields["device"]):
-            if self._bucket.spend(self._clock()):
-                self._untold += 1
-                return
-            if self._untold:
-                self._tell("untold", events=self._untold)
-                self._untold = 0
-        self._tell(event, **fields)
-
-
-def _full(rate: float, burst: float, now: float) -> TokenBucket:
-    return TokenBucket(rate, burst, burst, now)

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.engine import Engine
-from midge.aggregator.ingress.rate_limits import TokenBucket
 from midge.aggregator.model.model import SERVED, Frame
 from midge.aggregator.model.step_merging import listed
 from midge.aggregator.publish import part_sizes
 from midge.aggregator.publish.part_sizes import PART, PartSizes
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store.store import Published
+from midge.aggregator.token_bucket import TokenBucket
 from midge.storage.failpoints import failpoint
 from midge.wire import chunks, frames, lineage, messages
 from midge.wire.messages import Announcement, FrameInfo, Part
@@ -67,7 +67,7 @@ class ModelPublisher:
         self._cached: OrderedDict[tuple[int, int], tuple[bytes, bytes]] = OrderedDict()
         """Requested frames, with their checksums."""
         rate = core.strategy.byte_rate
-        self._republish_rate = TokenBucket(rate, max(rate, PART), max(rate, PART), 0.0) if rate else None
+        self._republish_rate = TokenBucket.full(rate, max(rate, PART), 0.0) if rate else None
         """Limits republished chunks to the federation's byte rate."""
         self._now = 0.0
 
