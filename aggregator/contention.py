@@ -50,7 +50,7 @@ class Contention:
 
     def __init__(self, federation: FederationRuntime, boot: int, say_status: Callable[[], None]) -> None:
         self._issuer, self._topics, self._lineage = federation.issuer, federation.config.topics, federation.core.lineage
-        self._boot, self._raise_token, self._say_status = boot, federation.raise_token, say_status
+        self._boot, self._raise_token, self._say_status = boot, federation.issued.raise_token, say_status
         self.serving = False
         """Whether this start has decided anything."""
         self._seen = 0

@@ -7,28 +7,24 @@ host: store, model and queue. It knows no connection and no loop; one thread cal
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.core import AggregatorCore, Bounds
+from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.encoder_doubt import NO_FEEDBACK
-from midge.aggregator.core.put_back import PutBack
 from midge.aggregator.core.update_admission import OTHER_BASE
 from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.filter import IngressFilter
 from midge.aggregator.ingress.roster import Roster
-from midge.aggregator.metrics.device_activity import ALWAYS, DeviceActivity
-from midge.aggregator.metrics.device_metrics import Reports
+from midge.aggregator.observations import Observations
 from midge.aggregator.publish.model_publisher import ModelPublisher
-from midge.aggregator.publish.notices import DropNotices
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.part_fitting import PartFitting, span
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.publish.receipts import Encode, Receipts
-from midge.aggregator.publish.step_notices import StepNotices
 from midge.aggregator.shell import AggregatorShell
 from midge.aggregator.store.store import Entry
 from midge.broker.mqtt.connection import Delivery
@@ -45,38 +41,6 @@ _AT_ONCE = 10 * 2**20
 step. Larger batches would save little: a commit takes some milliseconds, as does decoding one megabyte."""
 
 
-class Witness:
-    """State that survives a processor, because it belongs to the devices and to operators: reports, and past notices.
-
-    Args:
-        tell: takes events.
-        devices: most devices that are followed.
-    """
-
-    def __init__(self, tell: Callable[..., None], devices: int = Bounds().devices) -> None:
-        self._tell = tell
-        self.reports = Reports()
-        """The devices' results on their own data."""
-        self.activity = DeviceActivity(devices)
-        self.drops = DropNotices(tell)
-        self.notices = StepNotices(tell)
-        self.put_back = PutBack()
-        self.off: tuple[tuple[str, str], ...] = ()
-        """Devices whose statistics are off, as last reported."""
-
-    def settled(self, device: str, verdict: str, why: str, now: float, base: int = 0) -> None:
-        """Record a verdict; a device that is refused every time is reported once."""
-        if self.activity.settled(device, verdict, why, now, base=base):
-            refused = ALWAYS
-            log.warning("The last %d updates of %s were all refused, this one as %s: %s", refused, device, verdict, why)
-            self._tell("refused_always", device=device, verdict=verdict, why=why, refused=refused)
-
-    def forget(self, device: str) -> None:
-        """Forget everything about a device."""
-        self.reports.forget(device)
-        self.activity.forget(device)
-
-
 class Processor:
     """One federation's decisions, made durable and executed.
 
@@ -88,7 +52,7 @@ class Processor:
         roster: the devices' statuses.
         outlet: takes messages and events.
         encode_receipt: signs receipts; None leaves them unsigned.
-        witness: state of an earlier processor of the same process; None if there was none.
+        observed: state of an earlier processor of the same process; None if there was none.
     """
 
     def __init__(
@@ -101,13 +65,13 @@ class Processor:
         roster: Roster,
         outlet: Outlet,
         encode_receipt: Encode | None = None,
-        witness: Witness | None = None,
+        observed: Observations | None = None,
     ) -> None:
         self._engine, self._shelf, self._topics = engine, shelf, topics
         self._ingress, self._roster, self._outlet = ingress, roster, outlet
         self._bodies = ingress.bodies
         self._encode_receipt = encode_receipt
-        self._witness = witness or Witness(outlet.tell)
+        self._observed = observed or Observations(outlet.tell)
         self._now = 0.0
         """Arrival time of the current batch."""
         self._core: AggregatorCore = shelf.core
@@ -151,7 +115,7 @@ class Processor:
         except WireError as error:
             why = str(error) if len(delivery.payload) != 1 else f"{error}, and larger ones than are taken are cut to 1"
             self._outlet.meters.dropped["malformed"] += 1
-            self._witness.drops.dropped(delivery.topic, why, now)
+            self._observed.drops.dropped(delivery.topic, why, now)
             if not delivery.retain:  # its sender may be long gone
                 self._ingress.troubles.tell(self._topics.named(delivery.topic), why, now)
             return ()
@@ -182,7 +146,7 @@ class Processor:
                 return None  # counted as a flood
             raise
         if not delivery.retain:
-            self._witness.activity.heard(origin.device, now)
+            self._observed.activity.heard(origin.device, now)
         try:
             match origin.sort:
                 case "update":
@@ -200,7 +164,7 @@ class Processor:
     def _report(self, device: str, payload: bytes, now: float) -> None:
         report = self._ingress.report(device, payload, now)
         if report is not None and report.lineage == self._core.lineage:  # another lineage's versions are not ours
-            self._witness.reports.take(device, report)
+            self._observed.reports.take(device, report)
             self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
         elif report is not None and report.lineage != NO_LINEAGE:
             self._ingress.troubles.tell(device, "its report is of another lineage than the announced one", now)
@@ -208,7 +172,7 @@ class Processor:
     def _status(self, origin: Origin, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
         device = origin.device
         if not delivery.payload:
-            self._witness.activity.forget(device)
+            self._observed.activity.forget(device)
             self._follow(self._roster.leave(device), now)
             return None
         hello = self._ingress.status(device, delivery.payload, now)
@@ -218,9 +182,9 @@ class Processor:
         greets = hello.state is DeviceState.READY and not delivery.retain
         answer = self._ingress.greeting(device, hello, now) if greets else None
         if not hello.state.live and hello.state is not DeviceState.SLEEPING:
-            self._witness.activity.leave(device)
+            self._observed.activity.leave(device)
         if isinstance(answer, ev.Greeted) and hello.lineage == self._core.lineage:
-            self._witness.put_back.heard(device, hello.generation, hello.version)
+            self._observed.put_back.heard(device, hello.generation, hello.version)
         if not self._ingress.known.withdrawn(device):
             self._follow(self._roster.take(device, hello), now)
         elif delivery.retain:
@@ -238,14 +202,14 @@ class Processor:
     def drop_unconfirmed(self, now: float) -> None:
         """Drop statuses that were removed while we were disconnected."""
         for device in self._roster.unconfirmed(now):
-            self._witness.activity.forget(device)
+            self._observed.activity.forget(device)
             self._follow(self._roster.leave(device), now)
 
     def forget(self, device: str, now: float) -> None:
         """Remove everything about a device, here and at the broker."""
         self._follow(self._roster.forget(device), now)
         self._ingress.forget(device)
-        self._witness.forget(device)
+        self._observed.forget(device)
         self._outlet.put(Post(self._topics.status(device), b""))
 
     # --------------------------------------------------------------- the shell's host
@@ -256,7 +220,7 @@ class Processor:
         body = self._bodies[key]
         try:
             update = self._ingress.unseal(device, update, body)
-            self._witness.reports.trained(device, update.seconds)
+            self._observed.reports.trained(device, update.seconds)
             delta, norm = self._engine.model.decode(update, body.raw)
             if not update.feedback and self._core.strategy.plan.feedback:
                 self._see_encoder(device, update.codec, now, NO_FEEDBACK)
@@ -287,13 +251,13 @@ class Processor:
         if isinstance(record, rec.StatisticsRecord):
             self._ingress.known.heard(record.device)
         if isinstance(record, rec.PaceRecord):
-            self._witness.notices.pace(record)
+            self._observed.notices.pace(record)
         if not isinstance(record, rec.UpdateRecord):
             return
         meters = self._outlet.meters
         self._ingress.judged(record.device, record.verdict, now)
         meters.verdicts[record.verdict] += 1
-        self._witness.settled(record.device, record.verdict, record.why, now, record.base)
+        self._observed.settled(record.device, record.verdict, record.why, now, record.base)
         if record.why == OTHER_BASE:
             log.warning("%s trained from a model that is not our version %d.", record.device, record.base)
             self._outlet.tell("other_base", device=record.device, version=record.base)
@@ -332,7 +296,7 @@ class Processor:
         put, tell = self._outlet.put, self._outlet.tell
         match record:
             case rec.StepRecord():
-                self._witness.notices.step(record, senders, self._core.growth.damping, now)
+                self._observed.notices.step(record, senders, self._core.growth.damping, now)
                 failpoint("step.applied")
             case rec.ReleaseRecord():
                 failpoint("release.computed")
@@ -368,8 +332,8 @@ class Processor:
         """Judge statistics, and report devices that are unlike the others."""
         tell, names = self._outlet.tell, {"input": self._core.features}
         event, found = self._engine.examine(lsns, self._core.moments, factor=self._core.statistics_factor, names=names)
-        if found.off != self._witness.off:
-            self._witness.off = found.off
+        if found.off != self._observed.off:
+            self._observed.off = found.off
             for device, why in found.off:
                 log.warning("The statistics of %s are not like the others': %s", device, why)
                 tell("statistics_off", device=device, why=why)
@@ -397,7 +361,7 @@ class Processor:
                 self._outlet.tell("repeat", device=device, seq=item.seq, verdict=item.verdict.value)
             elif not item.verdict.final or item.verdict is Verdict.FORGOTTEN:
                 verdicts[item.verdict.value] += 1
-                self._witness.settled(device, item.verdict.value, item.why, self._now)
+                self._observed.settled(device, item.verdict.value, item.why, self._now)
                 self._outlet.tell("held", device=device, seq=item.seq, verdict=item.verdict.value, why=item.why)
 
     def grant(self, device: str, update: Update, hi: int, now: float) -> None:
