@@ -1,7 +1,7 @@
-"""One federation at run time: its store, its core, its model and the ingress checks, also through a full disk.
+"""One federation at run time: its store, core, model and ingress checks, and the recovery from a full disk.
 
-On a full disk nothing is decided. The state is rebuilt from the store and answers every update with `busy`, so that the
-update stays with its device; it continues by itself once the disk has room for the reserved space again.
+On a full disk nothing is decided. The state is rebuilt from the store, and every update is refused with `busy`, so that
+it stays with its device. Operation resumes once the disk has room for the reserved space again.
 """
 
 import logging
@@ -80,7 +80,7 @@ class FederationRuntime:
         credentials: Credentials | None = None,
         store: Store | None = None,
     ) -> None:
-        # Events of unknown devices are rate limited; known ones are set below.
+        # Events of unknown devices are rate limited; which devices are known is set below.
         events = StrangerEvents(outlet.tell, time.monotonic)
         outlet = replace(outlet, tell=events)
         self._outlet = outlet
@@ -96,7 +96,7 @@ class FederationRuntime:
             self.issued = IssuedNumbers(self.issuer, self.store, outlet, raise_epoch=config.raise_epoch)
             key = () if config.release_key is None else (Path(config.release_key),)
             self._credentials = CredentialAlarms((*config.credential_files, *key), self.issuer.dating.now)
-            # Once for the whole process: what is journaled then stays valid while it runs.
+            # Measured once for the life of the process: a clock that is set meanwhile must not move journaled times.
             self._ahead = self.issuer.dating.now() - now
             inputs = Inputs(self.store, config.features, config.inputs)
             self._roster = Roster(

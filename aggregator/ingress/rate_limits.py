@@ -3,14 +3,12 @@
 Mosquitto does not limit a client's message rate, so the aggregator must. Messages over the limit are not lost: they are
 refused for now, stay with their device, and come again. Pure: no clock, no randomness.
 
-A device's budget has four currencies: messages, bytes that it sends, bytes that we publish for it, processor time. The
-cost of a message is known afterwards, so the last three are charged then, and a device in debt waits. Two of them are
-limited for the whole fleet: its messages and the processor. They are shared max-min fairly over devices. Each has an
-equal share, and may use more only while others leave it: while half of the burst is left, no device is held to its
-share; below that, none gets more than it. So a device that asks for ten times its share harms only itself.
+A device has four budgets: messages, bytes that it sends, bytes that we publish for it, processor time. The cost of a
+message is known only afterwards, so the last three are charged then, and a device in debt waits. The fleet's messages
+and the processor are limited as a whole too, and shared fairly (`aggregator.ingress.fair_share`).
 
-Names cost nothing if the broker lets everyone publish. So a device with an accepted update has room of its own in the
-table, and the lower half of the fleet's burst of messages.
+Names cost nothing if the broker lets everyone publish. So devices with an accepted update have their own part of the
+table, and the lower half of the fleet's burst of messages is reserved for them.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,9 +26,10 @@ _LONGEST = 86_400.0
 _LOOK = 10.0
 """Seconds between two searches for devices that may be forgotten."""
 _EACH = 160e3
-"""Bytes of a message for which a device's byte budget has room at least, at the default rate of 8 MB/s."""
+"""Size of message that the byte budget allows at the full message rate: at the defaults, 8 MB/s."""
 _WORK_BURST, _WORK_LEAST = 1.0, 0.05
-"""Seconds of the processor that may be used at once: by all before it counts as scarce, and by each device at least."""
+"""Seconds of the processor that may be used at once: by all devices before it counts as scarce, and at least by each.
+"""
 _MESSAGES = 20
 """A device may send this many times more messages than updates, because chunks are messages too."""
 TROUBLE = 10.0
@@ -117,14 +116,14 @@ class Conduct:
     """Seconds of the last quarantine; 0 if there was none, or all is forgiven."""
     until: float = 0.0
     """When the quarantine ends."""
-    told: float = float("-inf")
-    """When it was last told of a dropped message."""
+    notified_at: float = float("-inf")
+    """When it was last sent a `trouble`."""
 
     def forgettable(self, now: float) -> bool:
         """Whether a new device would be treated the same."""
         buckets = self.things, self.messages, self.bytes_in, self.bytes_out, self.share, self.work, self.looks
         full = all(bucket is None or bucket.fill(now) >= bucket.burst for bucket in buckets)
-        quiet = now >= max(self.until, self.told + TROUBLE)
+        quiet = now >= max(self.until, self.notified_at + TROUBLE)
         return full and quiet and self.strikes == 0 and self.term == 0
 
 
@@ -136,8 +135,8 @@ class Refusal:
     why: str
     retry_after: float
     """Seconds."""
-    told: bool
-    """Whether to tell the device; one that does not stop is not told each time."""
+    answer: bool
+    """Whether to answer; a device that does not stop is not answered each time."""
 
 
 class Admission:
@@ -195,20 +194,20 @@ class Admission:
         """Refuse a request for now, or charge for it."""
         conduct = self._conduct(device, now)
         if conduct is None:
-            return Refusal(Verdict.BUSY, "more devices send than this aggregator can follow", 300.0, told=False)
-        told = conduct.answers.fill(now) >= 1
+            return Refusal(Verdict.BUSY, "more devices send than this aggregator can track", 300.0, answer=False)
+        answer = conduct.answers.fill(now) >= 1
         if now < conduct.until:
             refusal = Refusal(
                 Verdict.QUARANTINED,
                 f"too many of this device's updates were refused; it is quarantined for {conduct.until - now:.0f} s",
                 min(_LONGEST, conduct.until - now),
-                told=told,
+                answer=answer,
             )
         else:
             wait, why = self._over(device, conduct, now)
             if wait == 0:
                 return None
-            refusal = Refusal(Verdict.BUSY, why, min(_LONGEST, max(1.0, wait)), told=told)
+            refusal = Refusal(Verdict.BUSY, why, min(_LONGEST, max(1.0, wait)), answer=answer)
         conduct.answers.spend(now)
         return refusal
 
@@ -252,17 +251,17 @@ class Admission:
         conduct.bytes_out.tokens -= size
         return True
 
-    def tells(self, device: str, size: int, now: float) -> bool:
+    def may_notify(self, device: str, size: int, now: float) -> bool:
         """Whether a `trouble` may be sent to a device now; if so, the device is charged as for a fetch.
 
         For an unknown name nothing is stored.
         """
         conduct = self._devices.get(device) or self._known.get(device)
-        if conduct is None or now < conduct.told + TROUBLE:
+        if conduct is None or now < conduct.notified_at + TROUBLE:
             return False
         if not self.knows(device) and self._troubles.spend(now):
             return False
-        conduct.told = now
+        conduct.notified_at = now
         return self.publishes(device, size, now)
 
     def offended(self, device: str, now: float) -> float:
@@ -288,12 +287,12 @@ class Admission:
             conduct.term = conduct.term / 2 if conduct.term > self._limits.quarantine else 0.0
 
     def forget(self, device: str) -> None:
-        """Remember nothing of a device."""
+        """Forget everything about a device."""
         self._devices.pop(device, None)
         self._known.pop(device, None)
 
     def knows(self, device: str) -> bool:
-        """Whether an update of a device was accepted, as far as is remembered."""
+        """Whether an update of a device was accepted, here or by the core before a restart."""
         return device in self._known or self.proven(device)
 
     def quarantined(self, now: float) -> Iterator[str]:

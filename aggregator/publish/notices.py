@@ -19,15 +19,15 @@ class DropNotices:
     def __init__(self, tell: Callable[..., None]) -> None:
         self._tell = tell
         self._bucket = TokenBucket.full(_DROPS, _DROPS_BURST, 0.0)
-        self._untold = 0
+        self._suppressed = 0
 
     def dropped(self, topic: str, why: str, now: float) -> None:
         """Record a dropped message."""
         if self._bucket.spend(now):
-            self._untold += 1
+            self._suppressed += 1
             return
-        more = {"untold": self._untold} if self._untold else {}
-        self._untold = 0
+        more = {"untold": self._suppressed} if self._suppressed else {}
+        self._suppressed = 0
         self._tell("dropped", topic=topic, why=why, **more)
 
 
@@ -38,14 +38,14 @@ class StrangerEvents:
         self._tell, self._clock = tell, clock
         self.known: Callable[[str], bool] = lambda _device: True
         self._bucket = TokenBucket.full(_EVENTS, _EVENTS_BURST, clock())
-        self._untold = 0
+        self._suppressed = 0
 
     def __call__(self, event: str, **fields: Any) -> None:
         if event in _OF_STRANGERS and not self.known(fields["device"]):
             if self._bucket.spend(self._clock()):
-                self._untold += 1
+                self._suppressed += 1
                 return
-            if self._untold:
-                self._tell("untold", events=self._untold)
-                self._untold = 0
+            if self._suppressed:
+                self._tell("untold", events=self._suppressed)
+                self._suppressed = 0
         self._tell(event, **fields)

@@ -111,10 +111,12 @@ class Store(StoreDatabase):
         meta = meta_table.values(self.query)
         if not meta:
             return
+        # Files of interrupted writes, and bodies that were not committed.
         self._checkpoints.tidy()
         self._journal.recover(proven=proven)
         self.lineage = meta["lineage"]
         self.schema = Schema.unpacked(frames.unpack(meta["schema"]))
+        # Stores of earlier versions have no witness and no checksums of their metadata.
         lacking = {**({} if WITNESSED in meta else {WITNESSED: 1}), **meta_table.unproven(self.query)}
         if lacking:
             with self._writing() as db:
@@ -132,6 +134,7 @@ class Store(StoreDatabase):
             StoreFull: there is no room.
             StoreError: it cannot be written.
         """
+        # Also if the write below fails: the commit is durable, and the next note must include it.
         self._noted, self._journal.decided = note, note.updates
         try:
             self._witness.write(note.packed())
@@ -148,6 +151,7 @@ class Store(StoreDatabase):
             StoreFull: there is no room.
             StoreError: it cannot be written.
         """
+        # Counted in the same transaction: a database without it is recognised as older than the witness.
         changes = self._noted.changes + 1
         with self._writing() as db:
             yield db
@@ -282,6 +286,7 @@ class Store(StoreDatabase):
 
     def add_frames(self, new: Iterable[tuple[Frame, int]]) -> None:
         """Store frames, each with its number of parts, before they are published. An existing one keeps its bytes."""
+        # Not counted as a change: a lost frame can be rebuilt by a replay, or replaced by a snapshot.
         with self._writing() as db:
             self._frames.add(db, new)
 
@@ -315,6 +320,7 @@ class Store(StoreDatabase):
             self._checkpoints.forget(db, pruning)
             self._journal.prune(db, pruning.needed, KEEP_RECORDS)
             self._frames.prune(db, pruning.oldest_base)
+        # Files after the transaction: a row must never refer to a deleted one.
         self._journal.pruned(pruning.needed)
         failpoint("checkpoint.pruned")
         self._checkpoints.removed(pruning)

@@ -50,7 +50,7 @@ def test_without_limits_everything_is_taken() -> None:
 def test_a_flood_is_not_looked_at_and_not_answered_each_time() -> None:
     admission = Admission(IngressLimits(rate=10, burst=10, fleet_rate=None))
     assert sum(admission.hears("a", 0.0) for _ in range(5000)) == 200
-    told = [refusal.told for _ in range(200) if (refusal := admission.refuses("b", 0.0)) is not None]
+    told = [refusal.answer for _ in range(200) if (refusal := admission.refuses("b", 0.0)) is not None]
     assert 1 <= sum(told) <= 3
 
 

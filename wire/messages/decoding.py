@@ -58,8 +58,8 @@ def decode_answer(payload: frames.Buffer) -> tuple[Receipt | Trouble, memoryview
     kind = header.get("kind")
     if kind not in ("receipt", "trouble"):
         raise WireError(f"unknown kind {_shown(kind)}")
-    said = frames.validate(Receipt, header) if kind == "receipt" else frames.validate(Trouble, header)
-    return said, body
+    answer = frames.validate(Receipt, header) if kind == "receipt" else frames.validate(Trouble, header)
+    return answer, body
 
 
 def encode_announcement(announcement: Announcement) -> bytes:
