@@ -76,10 +76,6 @@ class ParticipationCounter:
         """Remove the counts of a device."""
         self._devices.pop(device, None)
 
-    def most(self) -> int:
-        """The largest number of updates of one device."""
-        return int(max((known[0] for known in self._devices.values()), default=0))
-
     def _decay(self, updates: float) -> float:
         return float(0.5 ** (updates / (HALF_LIFE * max(1, len(self._devices)))))
 

@@ -37,16 +37,6 @@ class KnownDevices(Protocol):
     def heard(self, device: str) -> None: ...
 
 
-class AllDevices:
-    """No register: every device may take part."""
-
-    def withdrawn(self, device: str) -> bool:  # noqa: ARG002
-        return False
-
-    def heard(self, device: str) -> None:
-        """Record nothing."""
-
-
 @dataclass(slots=True)
 class Body:
     """The content behind one key, from a message's arrival until the core drops it."""

@@ -11,7 +11,7 @@ Names cost nothing if the broker lets everyone publish. So devices with an accep
 table, and the lower half of the fleet's burst of messages is reserved for them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from midge.aggregator.ingress.fair_share import FairShare
@@ -294,11 +294,6 @@ class Admission:
     def knows(self, device: str) -> bool:
         """Whether an update of a device was accepted, here or by the core before a restart."""
         return device in self._known or self.proven(device)
-
-    def quarantined(self, now: float) -> Iterator[str]:
-        """Devices in quarantine."""
-        for table in (self._devices, self._known):
-            yield from (device for device, conduct in table.items() if now < conduct.until)
 
     def _conduct(self, device: str, now: float) -> Conduct | None:
         table = self._devices if device in self._devices else self._known

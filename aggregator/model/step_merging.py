@@ -21,7 +21,6 @@ _KEPT = {1: 1, 2: 2, 4: 4, 8: 8}
 """By span: number of versions for which its frames are kept to make longer ones."""
 _ROOM = 2**26
 """Most bytes of frames that are also kept as integers: decoding a frame costs as much as encoding it."""
-SPANS = (1, *_PARTS)
 SMALL_STEPS = 2
 """Number of steps offered for a small model."""
 
