@@ -184,7 +184,7 @@ class AggregatorCore(CoreView):
                 actions += self._make_step(now, form="delta")
         self._gathering.begin(now)
         self.steering.begin(now)
-        if state.version == 0 and state.frozen:
+        if state.version == 0 and state.frozen:  # the initial model, for the first training
             actions += self._release(now)
         return actions + self._maybe_release(now)
 
@@ -336,6 +336,7 @@ class AggregatorCore(CoreView):
         state = self._state
         devices = len(state.contributors) if moved else 0
         at, decay = now + state.versions.ahead, self.strategy.serve_decay or None
+        # Before the release, so that its announcement has the new number of local steps.
         pace = self._write(state.pace()) if state.weigh_work() else []
         record = rec.ReleaseRecord(state.next, state.version + 1, state.step, devices, at, decay)
         self._releases.released_at = now

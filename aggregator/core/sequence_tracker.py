@@ -50,6 +50,7 @@ class TrackedOutbox:
 
     def settle(self, seq: int, verdict: Verdict, body: bytes = b"") -> None:
         self.gaps += seq - self.hi - 1
+        # The verdicts are addressed by their distance from hi, so a gap would shift them.
         if seq != self.hi + 1:
             self.forget_verdicts()
         self.hi = seq

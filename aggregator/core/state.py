@@ -163,6 +163,7 @@ class CoreState:
     def _drop(self, dropped: set[int]) -> None:
         self.counts["revoked"] += len(dropped)
         self.buffer = [item for item in self.buffer if item.lsn not in dropped]
+        # The digest goes with the statistics: sent again after a readmission, they count as new.
         for device in [name for name, lsn in self.statistics.items() if lsn in dropped]:
             del self.statistics[device]
             self.digests.pop(device, None)

@@ -153,6 +153,7 @@ class UpdateAdmission:
             )
         if update.schema_hash not in (b"", self._schema_hash):
             return Verdict.WRONG_SCHEMA, "its model has other tensors than the federation's: give both the same"
+        # Ahead of this store: after a rollback, which greetings prove (`put_back`), or a claim that proves nothing.
         if update.generation > state.generation or update.base > state.version:
             return Verdict.UNKNOWN_BASE, f"version {update.generation}.{update.base} is not known here"
         if update.base not in state.versions:
@@ -190,6 +191,7 @@ class UpdateAdmission:
         """The record of an accepted update, with its weight and scale: a replay reads no configuration."""
         device, update, state = event.device, event.update, self._state
         tau = state.staleness(update.base)
+        # The reference norm is in the record too: it depends on which devices are recent, which a replay cannot know.
         return rec.UpdateRecord(
             lsn=state.next,
             device=device,

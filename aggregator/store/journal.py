@@ -125,8 +125,8 @@ class JournalTable:
     def prune(self, db: sqlite3.Connection, needed: int, keep: int) -> None:
         """Remove bodies before an lsn, and records that are `keep` older than that."""
         # Only what became unnecessary since the last time: the remaining rows are many.
-        some = (self._pruned, needed)
-        db.execute("UPDATE journal SET body = NULL WHERE lsn >= ? AND lsn < ? AND body IS NOT NULL", some)
+        new = (self._pruned, needed)
+        db.execute("UPDATE journal SET body = NULL WHERE lsn >= ? AND lsn < ? AND body IS NOT NULL", new)
         db.execute("DELETE FROM journal WHERE lsn < ?", (needed - keep,))
 
     def pruned(self, needed: int) -> None:
