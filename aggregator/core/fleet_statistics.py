@@ -26,7 +26,7 @@ _SLOWEST = 32.0
 """Multiple of the median staleness over devices that counts at most for the slowest one."""
 _OWN = 9
 """Updates of one device that its own medians cover."""
-_JOURNEYS = 5
+_ROUND_TRIPS = 5
 """Intervals of one device whose shortest measures its round trip: the others include waiting for other reasons."""
 _LONGEST = 366 * 86_400.0
 """Most seconds of one training that are believed."""
@@ -47,7 +47,7 @@ class _Device:
     heard_at: float | None = None
     gap: float | None = None
     """Seconds between its updates, smoothed; None before the second."""
-    idle: deque[float] = field(default_factory=lambda: deque(maxlen=_JOURNEYS))
+    idle: deque[float] = field(default_factory=lambda: deque(maxlen=_ROUND_TRIPS))
     """Seconds without training in each of its last intervals."""
     longest: tuple[int, float] = 0, 0.0
     """Steps and seconds of the newest training with the most steps."""
@@ -224,16 +224,16 @@ class FleetStatistics:
             self._computed["step"] = self.taken, median(costs) if costs else 0.0
         return self._computed["step"][1]
 
-    def journey(self) -> float | None:
+    def round_trip(self) -> float | None:
         """The median round trip over devices: the seconds that a training costs beside its steps; None if unknown.
 
         For each device: the shortest recent time without training, before an update and after the release of its base
         or its previous update; plus the start-up time of its trainings.
         """
-        if self._due("journey"):
+        if self._due("round_trip"):
             known = [min(each.idle) + each.start_up for each in self._devices.values() if each.idle]
-            self._computed["journey"] = self.taken, median(known) if known else math.inf
-        found = self._computed["journey"][1]
+            self._computed["round_trip"] = self.taken, median(known) if known else math.inf
+        found = self._computed["round_trip"][1]
         return None if found == math.inf else found
 
     def _middle(self, name: str) -> float:

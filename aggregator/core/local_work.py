@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from midge.aggregator.core.fleet_statistics import FleetStatistics
 
-JOURNEYS = 2.0
+ROUND_TRIPS = 2.0
 """Duration of a training's computation, in round trips."""
 FEWEST = 4
 """With two steps, the directions of honest updates agree too little to identify opposing devices: two liars among
@@ -33,12 +33,12 @@ class LocalWork:
 
     def weigh(self, fleet: FleetStatistics) -> bool:
         """Recompute the steps, at most once a turn of the fleet; return whether they changed."""
-        journey, taken = fleet.journey(), round(fleet.steps())
-        if journey is None or not taken or fleet.turn == self.turn:
+        round_trip, taken = fleet.round_trip(), round(fleet.steps())
+        if round_trip is None or not taken or fleet.turn == self.turn:
             return False
         self.turn = fleet.turn
         recipe = self.recipe if self.steps else max(self.recipe, taken)
-        worth, cost = JOURNEYS * journey, fleet.step_seconds()
+        worth, cost = ROUND_TRIPS * round_trip, fleet.step_seconds()
         steps = max(round(worth / cost), FEWEST) if worth < cost * recipe and recipe > FEWEST else None
         if 1 / _DEAD_BAND < (steps or recipe) / max(self.steps or recipe, 1) < _DEAD_BAND:
             return False
