@@ -103,7 +103,7 @@ class FleetStatistics:
         if known.heard_at is not None:
             gap = max(now - known.heard_at, 0.0)
             since = min(since, gap)
-            # Updates that waited for the aggregator or a link come at once: a training is no shorter for that.
+            # Updates that waited for the aggregator or a link arrive together; the interval is at least a training.
             gap = max(gap, seconds)
             known.gap = gap if known.gap is None else known.gap + _GAP * (gap - known.gap)
         if since < math.inf:
