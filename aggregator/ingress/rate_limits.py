@@ -167,7 +167,7 @@ class Admission:
         self._work = None if off else FairShare(limits.work or 1.0, _WORK_BURST, whole=1.0, least=_WORK_LEAST)
         for table in (self._devices, self._known):
             for device, old in table.items():
-                kept = {name: getattr(old, name) for name in ("heard", "strikes", "term", "until", "told")}
+                kept = {name: getattr(old, name) for name in ("heard", "strikes", "term", "until", "notified_at")}
                 table[device] = replace(self._new(now), **kept)
 
     def _sharing(self, device: str) -> int:
