@@ -9,7 +9,8 @@ from pydantic import Field
 
 from midge.wire import frames, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import U32, U63, AggregatorStatus, Message, Metrics, Sentence, Word
+from midge.wire.messages import AggregatorStatus, Message
+from midge.wire.messages.fields import U32, U63, Metrics, Sentence, Word
 
 ROWS = 200
 """Rows of a page: about 32 KiB, which every broker takes."""

@@ -52,16 +52,16 @@ def explain_absence(topics: "Topics", announced: Iterable[str]) -> str:
     from difflib import get_close_matches  # noqa: PLC0415 - for those who made a mistake
 
     names = sorted(name for name in announced if _NAME.fullmatch(name))
-    said = f"No aggregator has announced federation {topics.federation!r} under {topics.root!r} on this broker"
+    text = f"No aggregator has announced federation {topics.federation!r} under {topics.root!r} on this broker"
     if not names:
         return (
-            f"{said}, nor any other that is visible from here: start it with `midge aggregate`, or check that this "
+            f"{text}, nor any other that is visible from here: start it with `midge aggregate`, or check that this "
             "is its broker."
         )
     like = get_close_matches(topics.federation, names, 1)
     hint = f": did you mean {like[0]!r}?" if like else "."
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{said}; announced {'is' if len(names) == 1 else 'are'} {', '.join(names[:_NAMED])}{more}{hint}"
+    return f"{text}; announced {'is' if len(names) == 1 else 'are'} {', '.join(names[:_NAMED])}{more}{hint}"
 
 
 def device_name(name: str) -> str:

@@ -62,7 +62,7 @@ def alarms() -> list[str]:
         obstacle=Obstacle("slow", "One training of all 3 devices moves the model by about 1/8 of what they learned."),
         able=1,
         there=1,
-        ending=[end.alarm(end.at - timedelta(days=3))],
+        own=[end.alarm(end.at - timedelta(days=3))],
         unlike={"pump-2": "input 1 is other"},
         left_out=["pump-3"],
     )
