@@ -11,6 +11,8 @@
 #   make bench           measure all that docs/performance.md tells, in under 20 minutes, and write the page anew
 #   make micro           the clients for microcontrollers under resets: 1,000 updates each, against Mosquitto; MICRO=--quick
 #                        for a tenth of it
+#   make home-assistant  a real Home Assistant shows a federation, and its switch pauses it; needs Python 3.13
+#   make upgrade         a rolling upgrade from an earlier version, with its real code: BASE=TAG or a commit
 #   make mutants         which tests catch which bug that is put in on purpose
 #   make install         .venv with everything, for work on Midge itself
 
@@ -23,7 +25,7 @@ ARGS ?= --target 0.93 --seconds 120
 CHROMIUM ?= chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
   --disable-component-update --disable-sync --user-data-dir=$(CURDIR)/runs/.chromium --hide-scrollbars
 
-.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench micro
+.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench micro home-assistant upgrade
 .DELETE_ON_ERROR:
 
 ifdef TORCH
@@ -64,6 +66,21 @@ fuzz: install
 micro: install
 	@.ci/packages mosquitto gcc arm-none-eabi-gcc qemu-system-arm
 	@$(BIN)/python -m tests.micro $(MICRO)
+
+# In an environment of its own: it pins what it needs, and needs a newer Python than Midge does.
+HOME_ASSISTANT ?= .venv-home-assistant
+HOME_ASSISTANT_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) python3.13)
+home-assistant: install
+	@.ci/packages mosquitto
+	@test -x $(HOME_ASSISTANT)/bin/python || $(HOME_ASSISTANT_PYTHON) -m venv $(HOME_ASSISTANT)
+	@$(HOME_ASSISTANT)/bin/pip install --quiet --disable-pip-version-check homeassistant==2025.4.4 paho-mqtt==2.1.0
+	MIDGE_HOME_ASSISTANT=$(HOME_ASSISTANT)/bin/python $(BIN)/pytest tests/operations/home_assistant.py
+
+BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
+upgrade: install
+	@test -n "$(BASE)" || { echo "No version is tagged yet: say which commit is the earlier one, make upgrade BASE=COMMIT" >&2; exit 1; }
+	@.ci/packages mosquitto
+	MIDGE_UPGRADE_BASE=$(BASE) $(BIN)/pytest tests/operations/upgrade.py
 
 mutants: install
 	@$(BIN)/python -m tests.mutants

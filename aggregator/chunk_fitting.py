@@ -53,10 +53,10 @@ class ChunkFitting:
         if self._largest < wanted:
             federation.fit_chunks(self._body)
             if self._search is not None:
-                self._say_limited(federation.shelf.chunk)
+                self._report_limit(federation.shelf.chunk)
         self._search = None
 
-    def _say_limited(self, chunk: int) -> None:
+    def _report_limit(self, chunk: int) -> None:
         why = (
             f"The broker takes messages of {self._largest:,} bytes and no larger ones, so models and updates go in "
             f"chunks of {chunk:,} bytes. Raise its limit (Mosquitto: message_size_limit, max_packet_size) for fewer "

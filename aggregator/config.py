@@ -29,11 +29,11 @@ Evaluate = Callable[[dict[str, Any]], Mapping[str, float]]
 Listener = Callable[[dict[str, Any]], None]
 
 CHUNK = 256 * 1024
-"""Bytes of a chunk's body on a broker of one's own."""
+"""Bytes of a chunk's body, for a self-hosted broker."""
 SMALLEST_CHUNK = 1024
-"""The least receive buffer of a board that takes part; at 256 parts a frame, for a model of 256 KiB."""
+"""Smallest receive buffer of a board; with at most 256 parts of a frame, it suffices for a model of 256 KiB."""
 CHECKPOINT_RECORDS = 1000
-"""A restart replays about this many in a second."""
+"""About as many as a restart replays in a second."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

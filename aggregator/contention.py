@@ -1,4 +1,4 @@
-"""Detection of a second aggregator for this federation: one store on two machines, or a machine thought dead.
+"""Detection of a second aggregator for this federation: a copied store, or a machine that was thought dead.
 
 Each start has a fencing token, higher than that of every earlier start. A starting aggregator asks on a topic that only
 aggregators use, and decides nothing until its question has gone unanswered for a while; a serving one answers at once,
@@ -26,10 +26,8 @@ from midge.wire.messages import MOST_TOKEN, AggregatorState, AggregatorStatus, C
 log = logging.getLogger("aggregator")
 
 PATIENCE, LONG_PATIENCE = 1.0, 3.0
-"""Seconds that another aggregator has to answer; and if its status says that it serves, because it may be busy with a
-step."""
-
-
+"""Seconds that another aggregator has to answer; the second if its status says that it serves, because it may be busy
+with a step."""
 _SERVING = (AggregatorState.READY, AggregatorState.PAUSED)
 _AGAIN = 10.0
 """Least seconds between two statuses that are questioned: a forger must not block everything."""
@@ -45,12 +43,12 @@ class Contention:
     Args:
         federation: the federation that it serves.
         boot: random bits of this start.
-        say_status: publishes our status again.
+        publish_status: publishes our status again.
     """
 
-    def __init__(self, federation: FederationRuntime, boot: int, say_status: Callable[[], None]) -> None:
+    def __init__(self, federation: FederationRuntime, boot: int, publish_status: Callable[[], None]) -> None:
         self._issuer, self._topics, self._lineage = federation.issuer, federation.config.topics, federation.core.lineage
-        self._boot, self._raise_token, self._say_status = boot, federation.raise_token, say_status
+        self._boot, self._raise_token, self._publish_status = boot, federation.issued.raise_token, publish_status
         self.serving = False
         """Whether this start has decided anything."""
         self._seen = 0
@@ -59,7 +57,7 @@ class Contention:
         """The number of our pending question; 0 if there is none."""
         self.due: float | None = None
         """Deadline of an answer to a question that was asked while we serve."""
-        self._may_ask = self._may_say = float("-inf")
+        self._may_ask = self._may_publish = float("-inf")
         """Earliest times at which another's status is questioned again, and at which ours replaces it."""
         self._displaced = False
         """Whether another status has replaced ours."""
@@ -131,10 +129,10 @@ class Contention:
             await connection.publish(self._topics.claim, self._question())
         if self.due is not None:
             return None
-        if self._displaced and now >= self._may_say:
+        if self._displaced and now >= self._may_publish:
             # By a forger, or by an earlier start's will: devices would hold back their updates.
-            self._displaced, self._may_say = False, now + 1.0
-            self._say_status()
+            self._displaced, self._may_publish = False, now + 1.0
+            self._publish_status()
         found, self._held = self._held, []
         return found
 

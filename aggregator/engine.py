@@ -46,7 +46,7 @@ class Engine:
         return cls(model, store, Consensus.load(arrays, values.get(_CONSENSUS, ())))
 
     def direction(self, strategy: Strategy, delta: Vector) -> Vector | None:
-        """The sketch of a delta; None under a strategy that does not ask for it."""
+        """The sketch of a delta; None if the strategy does not need it."""
         if not strategy.robust:
             return None
         if not self._consensus.follows:
@@ -61,7 +61,7 @@ class Engine:
         """Keep a decoded update, and the sketch of its direction, for its step."""
         self._waiting[record.lsn] = self._as_contribution(record, delta)
         if direction is not None:
-            # A partial delta says nothing about the other tensors, so it is not moved along with the model.
+            # A partial delta says nothing about the other tensors, so it is not extrapolated to newer versions.
             base = record.base if record.tensors is None else None
             self._consensus.take(record.device, direction, base)
 
@@ -111,7 +111,7 @@ class Engine:
         return []
 
     def forget(self, device: str) -> None:
-        """Remove what is kept of a device, except its contribution to the model."""
+        """Remove a device's cached delta and direction; its contribution to the model stays."""
         self.model.server.forget(device)
         self._consensus.forget(device)
 
@@ -173,10 +173,10 @@ class Engine:
         Statistics with other names or channels than requested now are left out: the model's owner changed the request.
         """
         channels = {moment.name: moment.channels for moment in asked}
-        sent = [(lsn, self._sent(lsn)) for lsn in lsns]
-        sent = [(lsn, each) for lsn, each in sent if {n: m.count.size for n, m in each.moments.items()} == channels]
-        found = examine([each for _, each in sent], factor=factor, names=names)
-        return ev.Examined(tuple(sent[place][0] for place in found.kept), found.wait, found.soon), found
+        every = [(lsn, self._sent(lsn)) for lsn in lsns]
+        sent = [(lsn, one) for lsn, one in every if {n: m.count.size for n, m in one.moments.items()} == channels]
+        finding = examine([one for _, one in sent], factor=factor, names=names)
+        return ev.Examined(tuple(sent[place][0] for place in finding.kept), finding.wait, finding.soon), finding
 
     def _pooled(self, record: rec.FreezeRecord) -> dict[str, npt.NDArray[Any]]:
         """Frozen tensors `{name}_mean` and `{name}_scale` from devices' moments, in the shapes of the schema."""
@@ -194,7 +194,7 @@ class Engine:
         """Write a checkpoint of everything up to the last record."""
         arrays, values = self.model.dump()
         sketches, devices = self._consensus.dump()
-        # If the database is lost, the checkpoint alone says what it belongs to.
+        # So that a checkpoint can be identified even if the database is lost.
         about = {"lineage": self.store.lineage, "schema": self.model.schema.packed()}
         registered = frozenset(core.registry.versions)
         self.store.checkpoint(
@@ -242,17 +242,17 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
     for entry in store.entries(after=core.lsn):
         record = rec.clamped(entry.record, core.generation, core.version)
         if record is not entry.record:
-            log.warning("Record %d of %s has an impossible number: it is ignored.", record.lsn, store.directory)
+            log.warning("Record %d of %s has an impossible number, which is ignored.", record.lsn, store.directory)
         core.replay(record)
         if isinstance(record, rec.UpdateRecord):
             engine.hold_again(record, core.strategy)
         try:
             engine.replayed(engine.carry(record))
-        except KeyError as error:  # of a damaged frame
+        except KeyError as error:  # mixing needs an earlier model, and its frame is damaged
             raise store.damaged(record.lsn) from error
         if isinstance(record, rec.ReleaseRecord):
             core.handle(ev.ReleaseCarried(record.version, model.state.digest()), 0.0)
-    for lsn in core.needed:  # now rather than when its step is due
+    for lsn in core.needed:  # a damaged body is found now rather than when its step is due
         store.body(lsn)
     failpoint("recovery.replayed")
     with suppress(StoreFull):

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 from midge.aggregator.config import Evaluate
 from midge.aggregator.federation import FederationRuntime
@@ -36,6 +38,12 @@ class VersionEvaluator:
         self._combined_at = float("-inf")
         self._failed = ""
         """The last reported failure; empty if the last evaluation succeeded."""
+
+    @property
+    def sayable(self) -> dict[str, float]:
+        """The newest results that fit into a message: at most 32 finite numbers with names up to 64 characters."""
+        fit = ((name, value) for name, value in self.metrics.items() if len(name) <= 64 and math.isfinite(value))
+        return dict(islice(fit, 32))
 
     def released(self) -> None:
         """Notify of a new version."""

@@ -1,13 +1,12 @@
-"""One federation at run time: its store, its core, its model and the ingress checks, also through a full disk.
+"""One federation at run time: its store, core, model and ingress checks, and the recovery from a full disk.
 
-On a full disk nothing is decided. The state is rebuilt from the store and answers every update with `busy`, so that the
-update stays with its device; it continues by itself once the disk has room for the reserved space again.
+On a full disk nothing is decided. The state is rebuilt from the store, and every update is refused with `busy`, so that
+it stays with its device. Operation resumes once the disk has room for the reserved space again.
 """
 
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,18 +18,21 @@ from midge.aggregator.core.inputs import Inputs
 from midge.aggregator.engine import Engine, recover
 from midge.aggregator.ingress.authentication import Credentials
 from midge.aggregator.ingress.filter import Bodies, IngressFilter
-from midge.aggregator.ingress.rate_limits import Admission, StrangerEvents
+from midge.aggregator.ingress.rate_limits import Admission
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
+from midge.aggregator.issuing import IssuedNumbers
 from midge.aggregator.metrics.credential_alarms import CredentialAlarms
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
 from midge.aggregator.metrics.watchdog import FleetSituation, Watchdog
 from midge.aggregator.model.export import write_model
-from midge.aggregator.model.model import Model
-from midge.aggregator.processor import Processor, Witness
+from midge.aggregator.observations import Observations
+from midge.aggregator.opening import begin_or_resume, new_core
+from midge.aggregator.processor import Processor
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.publish.model_publisher import ModelPublisher
+from midge.aggregator.publish.notices import StrangerEvents
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.part_sizes import PartSizes
 from midge.aggregator.publish.publish_queue import Post
@@ -42,17 +44,11 @@ from midge.aggregator.store.put_back import marked, unmark
 from midge.aggregator.store.store import Store, StoreError, StoreFull
 from midge.aggregator.upkeep import Upkeep
 from midge.broker.mqtt.connection import Delivery
-from midge.storage.failpoints import failpoint
 from midge.wire import chunks
-from midge.wire.messages import MOST_TOKEN, Hello
-from midge.wire.schema import Schema, Tensor
+from midge.wire.messages import Hello
 
 log = logging.getLogger("aggregator")
 
-MOST_EPOCH = 2**52
-"""Milliseconds since 1970: an epoch beyond it is a lie, and there must be a higher one."""
-_WRITE_ISSUED = 600.0
-"""Least seconds between two writes of the time of the last issue: clock errors that matter are larger."""
 _LOOK_FOR_ROOM = 5.0
 """Seconds between two checks whether the disk has room again."""
 
@@ -61,7 +57,7 @@ class FederationRuntime:
     """A federation from opening its store to closing it. One thread calls it; it knows no connection.
 
     What the store rebuilds (core, engine, publisher, processor) is created here and again after a full disk; what
-    belongs to the devices (ingress, roster, witness) is kept.
+    belongs to the devices (ingress, roster, observations) is kept.
 
     Args:
         config: of the federation.
@@ -85,37 +81,30 @@ class FederationRuntime:
         credentials: Credentials | None = None,
         store: Store | None = None,
     ) -> None:
-        # Events of unknown devices are rate limited; known ones are set below.
+        # Events of unknown devices are rate limited; which devices are known is set below.
         events = StrangerEvents(outlet.tell, time.monotonic)
         outlet = replace(outlet, tell=events)
-        self.config, self._outlet = config, outlet
+        self._outlet = outlet
         self.issuer = issuer or AnnouncementSigner(config.topics)
         self._chunk = config.chunk
         self._looked_for_room = 0.0
         self.store = (store or Store(config.directory)).__enter__()
         try:
-            self._begin_or_go_on()
+            self.config = config = begin_or_resume(self.store, config)
             self.names = Names(self.store)
             self.revocations = Revocations(self.names, self.issuer, outlet)
-            self.issuer.epoch = self.store.constant("epoch", _milliseconds)
-            self._issued, self._restored = float(self.store.constant("issued", lambda: 0.0)), marked(self.store)
-            self.issuer.dating.resume(self._issued)
-            if config.raise_epoch:
-                self.issuer.dating.believe()
-                self.raise_epoch(self.issuer.epoch + 1)
-            self.issuer.token = 0
-            self.raise_token(0)
-            self._doubt = ""
+            self._restored = marked(self.store)
+            self.issued = IssuedNumbers(self.issuer, self.store, outlet, raise_epoch=config.raise_epoch)
             key = () if config.release_key is None else (Path(config.release_key),)
-            self._credentials = CredentialAlarms((*config.credential_files, *key), self.issuer.dating.now)
-            # Once for the whole process: what is journaled then stays valid while it runs.
+            self.credential_alarms = CredentialAlarms((*config.credential_files, *key), self.issuer.dating.now)
+            # Measured once for the life of the process: a clock that is set meanwhile must not move journaled times.
             self._ahead = self.issuer.dating.now() - now
             inputs = Inputs(self.store, config.features, config.inputs)
             self._roster = Roster(
                 inputs, outlet, Bounds().devices, PartSizes(config.smallest_chunk, config.largest_part)
             )
-            self._witness = Witness(outlet.tell, Bounds().devices)
-            self.watchdog = Watchdog(self._witness.activity, now)
+            self._observed = Observations(outlet.tell, Bounds().devices)
+            self.watchdog = Watchdog(self._observed.activity, now)
             self.admission = Admission(config.limits)
             self._ingress = IngressFilter(
                 self.admission,
@@ -128,7 +117,7 @@ class FederationRuntime:
                 outlet=outlet,
                 encode_trouble=self.issuer.trouble,
             )
-            self.registry = RegistryKeeper(config.registry, self._witness, self._ingress.bodies, outlet, self.issuer)
+            self.registry = RegistryKeeper(config.registry, self._observed, self._ingress.bodies, outlet, self.issuer)
             self.issuer.verifies = self._roster.verifies
             self.issuer.secret = self._ingress.credentials.secret
             self._vouching = AnnouncementVouching(self.issuer, self._roster, config.topics, outlet.put)
@@ -139,46 +128,13 @@ class FederationRuntime:
         except BaseException:
             self.store.close()
             raise
-        self._upkeep = Upkeep(self.names, outlet, self.core.lsn, now, config, wall=self.issuer.dating.now)
+        self.upkeep = Upkeep(self.names, outlet, self.core.lsn, now, config, wall=self.issuer.dating.now)
 
     # ------------------------------------------------------------ opening and closing
 
-    def _begin_or_go_on(self) -> None:
-        """Begin a lineage in an empty store, or check that the store is of the same model."""
-        store = self.store
-        if store.schema is not None and store.schema == self.config.schema.untied != self.config.schema:
-            self.config = self.config.untied  # it was made before ties were known
-        config, schema = self.config, self.config.schema
-        fresh = store.empty
-        if store.schema is None:
-            store.create(schema)
-            failpoint("store.created")
-        elif store.schema != schema:
-            raise StoreError(
-                f"The store {store.directory} holds another model: {_difference(store.schema, schema)}. Name another "
-                "store, or give the model that it was made with."
-            )
-        if fresh:
-            Engine(Model.of(config.initial, schema), store).checkpoint(self._new_core())
-        if not store.has_room():
-            raise StoreFull(f"The disk of the store {store.directory} is full: make room and start again.")
-
-    def _new_core(self) -> AggregatorCore:
-        config = self.config
-        return AggregatorCore(
-            config.strategy,
-            lineage=self.store.lineage,
-            schema_hash=config.schema.hash,
-            moments=config.asked,
-            statistics_devices=config.statistics_devices,
-            statistics_deadline=config.statistics_deadline,
-            statistics_factor=config.statistics_factor,
-            bounds=Bounds.of(config.schema),
-        )
-
     def _rebuilt(self) -> tuple[AggregatorCore, Engine, ModelPublisher, Processor]:
         """The state of the store, complete, without anything from memory."""
-        config, core = self.config, self._new_core()
+        config, core = self.config, new_core(self.store, self.config)
         core.handle(ev.ClockCompared(self._ahead), 0.0)
         engine = recover(core, self.store, config.schema)
         shelf = ModelPublisher(
@@ -197,7 +153,7 @@ class FederationRuntime:
             roster=self._roster,
             outlet=self._outlet,
             encode_receipt=self.issuer.receipt,
-            witness=self._witness,
+            observed=self._observed,
         )
         return core, engine, shelf, processor
 
@@ -215,26 +171,12 @@ class FederationRuntime:
         """
         try:
             if not failed:
-                self._write_issued()
-                self._upkeep.close(self.core, self.engine)
+                self.issued.write()
+                self.upkeep.close(self.core, self.engine)
         except StoreFull as error:
             log.warning("%s No checkpoint was written; the journal has everything.", error)
         finally:
             self.store.close()
-
-    def raise_epoch(self, least: int) -> None:
-        """Announce in this epoch or a higher one from now on: the time, which only grows."""
-        self.issuer.epoch = min(max(least, _milliseconds()), 2 * MOST_EPOCH)
-        self.store.set_constant("epoch", self.issuer.epoch)
-
-    def raise_token(self, seen: int) -> None:
-        """Begin with a fencing token above that of every earlier start, or raise it above one that was seen."""
-        if not self.issuer.token:
-            seen = max(seen, int(self.store.constant("token", lambda: 0)), int(1000 * self.issuer.dating.now()))
-        if self.issuer.token <= seen:
-            self.issuer.token = min(seen + 1, MOST_TOKEN)
-            with suppress(StoreFull):  # the next start uses the time, which is higher
-                self.store.set_constant("token", self.issuer.token)
 
     def export(self, path: str | Path) -> None:
         """Write the exact model as safetensors."""
@@ -291,7 +233,7 @@ class FederationRuntime:
 
     def _detect_rollback(self, now: float) -> None:
         """Continue above the devices' version, if the store turns out to be behind it."""
-        core, put_back = self.core, self._witness.put_back
+        core, put_back = self.core, self._observed.put_back
         known = put_back.proven(core.generation, core.version, now) if put_back.claims else None
         if core.full is not None or not core.frozen:
             return
@@ -317,7 +259,7 @@ class FederationRuntime:
         for channel in self.issuer.overdue:
             for post in self.shelf.reissued(channel):
                 self._outlet.put(post)
-        self._report_clock()
+        self.issued.report_clock()
         if self.core.full is not None:
             if now - self._looked_for_room >= _LOOK_FOR_ROOM:
                 self._looked_for_room = now
@@ -328,25 +270,12 @@ class FederationRuntime:
         for post in self.shelf.overdue(now):
             self._outlet.put(post)
         try:
-            self._write_issued()
+            self.issued.write()
             self.processor.fitting.look(now)
             self.registry.look(self.engine, self.processor, now)
-            self._upkeep.tend(self.core, self.engine, self.processor, now)
+            self.upkeep.tend(self.core, self.engine, self.processor, now)
         except StoreFull as error:
             self._handle_full_disk(str(error), now)
-
-    def _report_clock(self) -> None:
-        """Report it if this machine's clock is not trusted."""
-        if (doubt := self.issuer.dating.doubt) and not self._doubt:
-            log.warning("%s", doubt)
-            self._outlet.tell("clock", why=doubt)
-        self._doubt = doubt
-
-    def _write_issued(self) -> None:
-        """Store the time of the last issue, so that a later start can check its clock."""
-        if abs(self.issuer.dating.last - self._issued) >= _WRITE_ISSUED:
-            self._issued = self.issuer.dating.last
-            self.store.set_constant("issued", self._issued)
 
     def _handle_full_disk(self, why: str, now: float) -> None:
         """Return to the state on the disk, and decide nothing until there is room."""
@@ -387,12 +316,12 @@ class FederationRuntime:
     @property
     def reports(self) -> Reports:
         """The devices' results on their own data."""
-        return self._witness.reports
+        return self._observed.reports
 
     @property
     def activity(self) -> DeviceActivity:
         """Verdicts and activity of each device."""
-        return self._witness.activity
+        return self._observed.activity
 
     @property
     def waits(self) -> Mapping[str, str]:
@@ -402,14 +331,15 @@ class FederationRuntime:
     @property
     def situation(self) -> FleetSituation:
         """The watchdog's input."""
-        return _situation(self.core, self._roster, self._credentials.now())
+        clock = (self.issued.doubt,) if self.issued.doubt else ()
+        return _situation(self.core, self._roster, (*clock, *self.credential_alarms.now()))
 
     def everything(self) -> Iterator[Post]:
         """All messages that must be retained at the broker."""
         return self.shelf.everything()
 
 
-def _situation(core: AggregatorCore, roster: Roster, ending: Sequence[str]) -> FleetSituation:
+def _situation(core: AggregatorCore, roster: Roster, own: Sequence[str]) -> FleetSituation:
     waits = roster.waits
     there = [name for name, hello in roster.devices.items() if hello.state.live]
     able = [name for name in there if name not in waits]
@@ -424,7 +354,7 @@ def _situation(core: AggregatorCore, roster: Roster, ending: Sequence[str]) -> F
         interval=core.interval(able),
         rest=core.steering.rest,
         unlike=core.unlike,
-        ending=ending,
+        own=own,
         left_out=list(roster.sizes.left_out()),
     )
 
@@ -439,20 +369,3 @@ def _see_it_asks_for_statistics(core: AggregatorCore, config: AggregatorConfig, 
             f"The model in {store.directory} waits for statistics of the devices' data, and the aggregator asks for "
             "none: give midge.Aggregator(moments=…) as before."
         )
-
-
-def _milliseconds() -> int:
-    """Since 1970."""
-    return int(1000 * time.time())
-
-
-def _difference(theirs: Schema, ours: Schema) -> str:
-    def described(tensor: Tensor | None) -> str:
-        return "absent" if tensor is None else f"{tensor.role} {tensor.shape} {tensor.dtype}"
-
-    there = {tensor.name: tensor for tensor in theirs.tensors}
-    here = {tensor.name: tensor for tensor in ours.tensors}
-    for name in [*there, *here]:
-        if there.get(name) != here.get(name):
-            return f"{name} is {described(there.get(name))} there and {described(here.get(name))} here"
-    return "its tensors come in another order"

@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.metrics.watchdog import HealthFinding, stretched
 from midge.aggregator.publish.publish_queue import Post
 from midge.wire import overview
-from midge.wire.messages import AggregatorStatus, Health
-from midge.wire.overview import DeviceRow
+from midge.wire.messages import Health
+from midge.wire.overview import DeviceRow, Overview
 
 log = logging.getLogger("aggregator")
 
@@ -92,18 +92,18 @@ class HealthReporter:
             if name in self._federation.devices:
                 yield Post(self._federation.config.topics.status(name), b"")
 
-    def answers(self, status: Callable[[], AggregatorStatus], topic: str, now: float) -> list[Post]:
+    def answers(self, about: Callable[[], Overview], now: float) -> list[Post]:
         """The pages of an overview if one was requested and is due; they are not retained.
 
-        `status` makes the header; it is called only if there is an answer, because it visits all devices.
+        `about` makes the header; it is called only if there is an answer, because it visits all devices.
         """
         if not self._asked or now < self._answer_at:
             return []
         began = time.perf_counter()
         self._asked = False
         names = sorted(self._names(now), key=self._fine)
-        pages = overview.encode_pages(status(), (self._row(name, now) for name in names), len(names))
-        posts = [Post(topic, page, retain=False) for page in pages]
+        pages = overview.encode_pages(about(), (self._row(name, now) for name in names), len(names))
+        posts = [Post(self._federation.config.topics.overview, page, retain=False) for page in pages]
         self._answer_at = now + max(_ANSWER, _SHARE * (time.perf_counter() - began))
         return posts
 
@@ -111,6 +111,10 @@ class HealthReporter:
     def due(self) -> float | None:
         """When an answer is due; None if none was requested."""
         return self._answer_at if self._asked else None
+
+    def rows(self, names: Iterable[str], now: float) -> list[DeviceRow]:
+        """The rows of these devices."""
+        return [self._row(name, now) for name in names]
 
     def _fine(self, name: str) -> bool:
         """Whether the device needs no attention: others come first, in case not all fit."""

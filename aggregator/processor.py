@@ -1,94 +1,44 @@
-"""From deliveries to durable decisions and outgoing messages, one batch at a time.
+"""Processing of deliveries, one batch at a time, into durable decisions and outgoing messages.
 
-`process` reads a batch and has the shell (`aggregator.shell`) ask the core, commit and execute, for which this is the
-host: store, model and queue. It knows no connection and no loop; one thread calls it.
+`process` reads a batch; the shell (`aggregator.shell`) asks the core, commits and executes, with the processor as its
+host: store, model and queue. It knows no connection and no event loop; one thread calls it.
 """
 
 import logging
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.core import AggregatorCore, Bounds
+from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.encoder_doubt import NO_FEEDBACK
-from midge.aggregator.core.put_back import PutBack
 from midge.aggregator.core.update_admission import OTHER_BASE
 from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.filter import IngressFilter
 from midge.aggregator.ingress.roster import Roster
-from midge.aggregator.metrics.device_activity import ALWAYS, DeviceActivity
-from midge.aggregator.metrics.device_metrics import Reports
+from midge.aggregator.observations import Observations
 from midge.aggregator.publish.model_publisher import ModelPublisher
-from midge.aggregator.publish.notices import DropNotices
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.part_fitting import PartFitting, span
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.publish.receipts import Encode, Receipts
-from midge.aggregator.publish.step_notices import StepNotices
 from midge.aggregator.shell import AggregatorShell
 from midge.aggregator.store.store import Entry
 from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
 from midge.wire import codecs
 from midge.wire.errors import WireError
-from midge.wire.messages import NO_LINEAGE, DeviceState, Fetch, Report, Settled, Statistics, Update, Verdict
+from midge.wire.messages import NO_LINEAGE, DeviceState, Fetch, Settled, Statistics, Update, Verdict
 from midge.wire.topics import Origin, Topics
 
 log = logging.getLogger("aggregator")
 
 _AT_ONCE = 10 * 2**20
-"""Bytes of decoded updates that wait for one commit; a single update may be larger. After it, up to K wait for their
-step. Larger batches would save little: a commit takes some milliseconds, as does decoding one megabyte."""
-
-_MEASURED = 100_000
-"""Results of devices that are held for a second at most."""
-
-
-class Witness:
-    """State that survives a processor, because it belongs to the devices and to operators: reports, and past notices.
-
-    Args:
-        tell: takes events.
-        devices: most devices that are followed.
-    """
-
-    def __init__(self, tell: Callable[..., None], devices: int = Bounds().devices) -> None:
-        self._tell = tell
-        self.reports = Reports()
-        """The devices' results on their own data."""
-        self.activity = DeviceActivity(devices)
-        self.drops = DropNotices(tell)
-        self.notices = StepNotices(tell)
-        self.put_back = PutBack()
-        self.followed: frozenset[int] | None = None
-        """Versions that a name stands for; None: not looked at yet …"""
-        self.measured: deque[tuple[str, Report]] = deque(maxlen=_MEASURED)
-        """… and what devices measured of them since it was looked at."""
-        self.off: tuple[tuple[str, str], ...] = ()
-        """Devices whose statistics are off, as last reported."""
-
-    def settled(self, device: str, verdict: str, why: str, now: float, base: int = 0) -> None:
-        """Record a verdict; a device that is refused every time is reported once."""
-        if self.activity.settled(device, verdict, why, now, base=base):
-            refused = ALWAYS
-            log.warning("The last %d updates of %s were all refused, this one as %s: %s", refused, device, verdict, why)
-            self._tell("refused_always", device=device, verdict=verdict, why=why, refused=refused)
-
-    def heard(self, device: str, report: Report) -> None:
-        """Take in what a device measured on its own data."""
-        self.reports.take(device, report)
-        if self.followed is None or report.version in self.followed:
-            self.measured.append((device, report))
-
-    def forget(self, device: str) -> None:
-        """Forget everything about a device."""
-        self.reports.forget(device)
-        self.activity.forget(device)
+"""Most bytes of decoded updates that wait for one commit, unless a single one is larger; after it, up to K wait for
+their step. More would save little: a commit takes some milliseconds, as does the decoding of one megabyte."""
 
 
 class Processor:
@@ -102,7 +52,7 @@ class Processor:
         roster: the devices' statuses.
         outlet: takes messages and events.
         encode_receipt: signs receipts; None leaves them unsigned.
-        witness: state of an earlier processor of the same process; None if there was none.
+        observed: state of an earlier processor of the same process; None if there was none.
     """
 
     def __init__(
@@ -115,13 +65,13 @@ class Processor:
         roster: Roster,
         outlet: Outlet,
         encode_receipt: Encode | None = None,
-        witness: Witness | None = None,
+        observed: Observations | None = None,
     ) -> None:
         self._engine, self._shelf, self._topics = engine, shelf, topics
         self._ingress, self._roster, self._outlet = ingress, roster, outlet
         self._bodies = ingress.bodies
         self._encode_receipt = encode_receipt
-        self._witness = witness or Witness(outlet.tell)
+        self._observed = observed or Observations(outlet.tell)
         self._now = 0.0
         """Arrival time of the current batch."""
         self._core: AggregatorCore = shelf.core
@@ -133,8 +83,9 @@ class Processor:
         """Asks the core, and executes its decisions on this host."""
         self._portion = max(1, _AT_ONCE // max(1, 4 * engine.model.schema.size))
         """Most updates whose deltas may wait for one commit."""
-        # Messages read for an earlier core were not decided on: they are read again, or sent again.
+        # Bodies read for an earlier core were not decided on: their messages are read again, or retransmitted.
         self._bodies.clear()
+        # A new core knows no conditions, and the roster reports only changes of them.
         for event in roster.conditions():
             self._core.handle(event, 0.0)
 
@@ -152,7 +103,7 @@ class Processor:
                 self.shell.carry_out(actions, now)
                 actions, began = [], clock()
             actions += self._take(delivery, now)
-            # Once per message: reading the thread's clock is a system call.
+            # One reading ends a message and begins the next: it is a system call.
             ended = clock()
             admission.worked(delivery.topic.rsplit("/", 1)[-1], ended - began, now)
             began = ended
@@ -163,10 +114,11 @@ class Processor:
         try:
             read = self._read(delivery, now)
         except WireError as error:
-            why = str(error) if len(delivery.payload) != 1 else f"{error}, and larger ones than are taken are cut to 1"
+            # The connection discards an oversized payload, and delivers one byte in its place.
+            why = str(error) if len(delivery.payload) != 1 else f"{error}; an oversized message is cut to one byte"
             self._outlet.meters.dropped["malformed"] += 1
-            self._witness.drops.dropped(delivery.topic, why, now)
-            if not delivery.retain:  # its sender may be long gone
+            self._observed.drops.dropped(delivery.topic, why, now)
+            if not delivery.retain:  # the sender of a retained message may have left long ago
                 self._ingress.troubles.tell(self._topics.named(delivery.topic), why, now)
             return ()
         if isinstance(read, ev.StatisticsArrived) and (why := self._unwanted(read.statistics)):
@@ -174,17 +126,17 @@ class Processor:
         if isinstance(read, ev.FetchAsked):
             read = self.fitting.asked(read, now)
         if isinstance(read, ev.Reply | ev.GrantChunks):
-            return (read,)  # decided on ingress: the core is not needed
+            return (read,)  # decided by the ingress filter
         return () if read is None else self.shell.settle(read, now)
 
     def _unwanted(self, statistics: Statistics) -> str:
-        """Why statistics are useless; empty if they are used, or merely too late."""
+        """Why statistics cannot be used; empty if they can, or if they are only too late."""
         if self._core.full is not None:
-            return f"its statistics are not taken now: {self._core.full}"
+            return f"its statistics cannot be stored now: {self._core.full}"
         asked = tuple((moment.name, moment.channels) for moment in self._core.moments)
         if asked and (statistics.lineage, statistics.names) == (self._core.lineage, asked):
             return ""
-        return "its statistics are not those that the announcement of this lineage asks for"
+        return "its statistics are not those that the announcement of this lineage requests"
 
     # ------------------------------------------------------------------- reading
 
@@ -196,7 +148,7 @@ class Processor:
                 return None  # counted as a flood
             raise
         if not delivery.retain:
-            self._witness.activity.heard(origin.device, now)
+            self._observed.activity.heard(origin.device, now)
         try:
             match origin.sort:
                 case "update":
@@ -213,8 +165,9 @@ class Processor:
 
     def _report(self, device: str, payload: bytes, now: float) -> None:
         report = self._ingress.report(device, payload, now)
-        if report is not None and report.lineage == self._core.lineage:  # another lineage's versions are not ours
-            self._witness.heard(device, report)
+        # The same version number of another lineage is another model.
+        if report is not None and report.lineage == self._core.lineage:
+            self._observed.heard(device, report)
             self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
         elif report is not None and report.lineage != NO_LINEAGE:
             self._ingress.troubles.tell(device, "its report is of another lineage than the announced one", now)
@@ -222,44 +175,44 @@ class Processor:
     def _status(self, origin: Origin, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
         device = origin.device
         if not delivery.payload:
-            self._witness.activity.forget(device)
+            self._observed.activity.forget(device)
             self._follow(self._roster.leave(device), now)
             return None
         hello = self._ingress.status(device, delivery.payload, now)
         if hello is None or hello.state is DeviceState.JOINING:
             return None
-        # A retained status is old: its device waits for no answer.
+        # A retained status may be old, and its device waits for no answer.
         greets = hello.state is DeviceState.READY and not delivery.retain
         answer = self._ingress.greeting(device, hello, now) if greets else None
         if not hello.state.live and hello.state is not DeviceState.SLEEPING:
-            self._witness.activity.leave(device)
+            self._observed.activity.leave(device)
         if isinstance(answer, ev.Greeted) and hello.lineage == self._core.lineage:
-            self._witness.put_back.heard(device, hello.generation, hello.version)
+            self._observed.put_back.heard(device, hello.generation, hello.version)
         if not self._ingress.known.withdrawn(device):
             self._follow(self._roster.take(device, hello), now)
         elif delivery.retain:
-            self._outlet.put(Post(delivery.topic, b""))  # its name must not stay at the broker
+            self._outlet.put(Post(delivery.topic, b""))  # a withdrawn device's name must not stay at the broker
         return answer
 
-    def _follow(self, found: Sequence[ev.Event | ev.Announce], now: float) -> None:
-        """Inform the core of the devices. No actions follow."""
-        for each in found:
-            if isinstance(each, ev.Announce):
+    def _follow(self, changes: Sequence[ev.Event | ev.Announce], now: float) -> None:
+        """Report changes of the roster to the core, which returns no actions for them."""
+        for change in changes:
+            if isinstance(change, ev.Announce):
                 self.announce()
             else:
-                self._core.handle(each, now)
+                self._core.handle(change, now)
 
     def drop_unconfirmed(self, now: float) -> None:
         """Drop statuses that were removed while we were disconnected."""
         for device in self._roster.unconfirmed(now):
-            self._witness.activity.forget(device)
+            self._observed.activity.forget(device)
             self._follow(self._roster.leave(device), now)
 
     def forget(self, device: str, now: float) -> None:
         """Remove everything about a device, here and at the broker."""
         self._follow(self._roster.forget(device), now)
         self._ingress.forget(device)
-        self._witness.forget(device)
+        self._observed.forget(device)
         self._outlet.put(Post(self._topics.status(device), b""))
 
     # --------------------------------------------------------------- the shell's host
@@ -270,7 +223,7 @@ class Processor:
         body = self._bodies[key]
         try:
             update = self._ingress.unseal(device, update, body)
-            self._witness.reports.trained(device, update.seconds)
+            self._observed.reports.trained(device, update.seconds)
             delta, norm = self._engine.model.decode(update, body.raw)
             if not update.feedback and self._core.strategy.plan.feedback:
                 self._see_encoder(device, update.codec, now, NO_FEEDBACK)
@@ -278,7 +231,7 @@ class Processor:
             return ev.Undecodable(device, update, key, Verdict.NON_FINITE, str(error))
         except WireError as error:
             return ev.Undecodable(device, update, key, Verdict.BAD_ENCODING, str(error))
-        # Compared with earlier updates of most devices: once held for its step, it would be among them.
+        # Compared now: once held for its step, it would be part of the consensus that it is compared with.
         direction = self._engine.direction(self._core.strategy, delta)
         self._bodies.decode(key, delta, direction)
         return ev.Decoded(device, update, key, norm, self._engine.agreement(direction))
@@ -291,7 +244,7 @@ class Processor:
 
     def _body(self, entry: ev.Journal) -> bytes | memoryview | None:
         if entry.noise:
-            # From the system's generator: predictable noise could be removed again.
+            # Seeded by the operating system: predictable noise could be subtracted again.
             drawn = np.random.default_rng(secrets.randbits(256)).standard_normal(self._engine.model.schema.size)
             return (entry.noise * drawn).astype("<f4").tobytes()
         return None if entry.key is None else self._bodies[entry.key].raw
@@ -301,13 +254,13 @@ class Processor:
         if isinstance(record, rec.StatisticsRecord):
             self._ingress.known.heard(record.device)
         if isinstance(record, rec.PaceRecord):
-            self._witness.notices.pace(record)
+            self._observed.notices.pace(record)
         if not isinstance(record, rec.UpdateRecord):
             return
         meters = self._outlet.meters
         self._ingress.judged(record.device, record.verdict, now)
         meters.verdicts[record.verdict] += 1
-        self._witness.settled(record.device, record.verdict, record.why, now, record.base)
+        self._observed.settled(record.device, record.verdict, record.why, now, record.base)
         if record.why == OTHER_BASE:
             log.warning("%s trained from a model that is not our version %d.", record.device, record.base)
             self._outlet.tell("other_base", device=record.device, version=record.base)
@@ -340,25 +293,25 @@ class Processor:
 
     def carry(self, record: rec.Record, now: float) -> None:
         """Execute a decision on the model, store the result, and publish it."""
-        # Read before the step releases its updates.
+        # Before the step, which drops its updates.
         senders = self._engine.senders(record) if isinstance(record, rec.StepRecord) else ()
         new = self._engine.carry(record)
         put, tell = self._outlet.put, self._outlet.tell
         match record:
             case rec.StepRecord():
-                self._witness.notices.step(record, senders, self._core.growth.damping, now)
+                self._observed.notices.step(record, senders, self._core.growth.damping, now)
                 failpoint("step.applied")
             case rec.ReleaseRecord():
                 failpoint("release.computed")
                 self._core.handle(ev.ReleaseCarried(record.version, self._engine.model.state.digest()), now)
-                # In the store before it is at the broker: a frame that only the broker knows could never be removed.
+                # Stored before it is published: a frame that only the broker knows could never be removed there.
                 self._shelf.add(new)
                 failpoint("release.stored")
                 announced = 0
                 for post in self._shelf.release(new, now):
                     put(post)
                     announced = len(post.payload) if post.topic == self._topics.announcement() else announced
-                # Most devices fetch the version's cheapest frame, so the pacing uses its size.
+                # Most devices fetch the smallest frame of a version, so the pacing uses its size.
                 step = min((len(frame.data) for frame in new if frame.version == record.version), default=0)
                 self._core.handle(ev.ReleasePublished(announced, step), now)
                 failpoint("release.handed_over")
@@ -382,17 +335,17 @@ class Processor:
         return ev.Measured(self._engine.measure(lsns))
 
     def examine(self, lsns: Sequence[int]) -> ev.Examined:
-        """Judge statistics, and report devices that are unlike the others."""
-        tell, names = self._outlet.tell, {"input": self._core.features}
-        event, found = self._engine.examine(lsns, self._core.moments, factor=self._core.statistics_factor, names=names)
-        if found.off != self._witness.off:
-            self._witness.off = found.off
-            for device, why in found.off:
+        """Examine statistics, and report outliers."""
+        core, tell, names = self._core, self._outlet.tell, {"input": self._core.features}
+        event, finding = self._engine.examine(lsns, core.moments, factor=core.statistics_factor, names=names)
+        if finding.off != self._observed.off:
+            self._observed.off = finding.off
+            for device, why in finding.off:
                 log.warning("The statistics of %s are not like the others': %s", device, why)
                 tell("statistics_off", device=device, why=why)
-        if found.constant and not event.wait:
-            log.warning("These channels never changed, and are not scaled: %s", ", ".join(found.constant[:20]))
-            tell("statistics_constant", channels=list(found.constant))
+        if finding.constant and not event.wait:
+            log.warning("These channels never changed, and are not scaled: %s", ", ".join(finding.constant[:20]))
+            tell("statistics_constant", channels=list(finding.constant))
         return event
 
     def announce(self) -> None:
@@ -414,12 +367,12 @@ class Processor:
                 self._outlet.tell("repeat", device=device, seq=item.seq, verdict=item.verdict.value)
             elif not item.verdict.final or item.verdict is Verdict.FORGOTTEN:
                 verdicts[item.verdict.value] += 1
-                self._witness.settled(device, item.verdict.value, item.why, self._now)
+                self._observed.settled(device, item.verdict.value, item.why, self._now)
                 self._outlet.tell("held", device=device, seq=item.seq, verdict=item.verdict.value, why=item.why)
 
     def grant(self, device: str, update: Update, hi: int, now: float) -> None:
-        """Grant chunks of an update, or say why there is no room."""
-        # Its last chunks may be in the same batch: room for a settled update would never be used.
+        """Grant chunks of an update, or answer that there is no room."""
+        # The offered update may have been settled by its last chunks in the same batch: its room would stay reserved.
         if self._core.hi(device, update.outbox) >= update.seq:
             return
         answer = self._ingress.reassembler.grant(device, update, self._shelf.chunk, now)
@@ -434,11 +387,11 @@ class Processor:
 
     def flush(self, now: float) -> None:
         """Queue the receipts of the batch."""
-        told, self._receipts = list(self._receipts.posts(self._topics, now, self._encode_receipt)), Receipts()
-        if not told:
+        posts, self._receipts = list(self._receipts.posts(self._topics, now, self._encode_receipt)), Receipts()
+        if not posts:
             return
         failpoint("receipts.before")
-        for post in told:
+        for post in posts:
             self._outlet.put(post)
         failpoint("receipts.handed_over")
 

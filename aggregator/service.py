@@ -16,21 +16,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from midge.aggregator.chunk_fitting import OVERHEAD, ChunkFitting
+from midge.aggregator.chunk_fitting import ChunkFitting
 from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.connecting import authorities, connection_options, listen_to_operators, sole
 from midge.aggregator.contention import AnotherAggregator, Contention
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.evaluation import VersionEvaluator
 from midge.aggregator.federation import FederationRuntime
-from midge.aggregator.health import HealthReporter
-from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
 from midge.aggregator.metrics.counters import Meters
 from midge.aggregator.model.model import Model
-from midge.aggregator.publish.announcement_signer import AnnouncementSigner, load_release_keys
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post, PublishQueue
 from midge.aggregator.reloading import reload
+from midge.aggregator.status import StatusPublisher
 from midge.aggregator.store.pausing import paused
 from midge.aggregator.takeover import ForeignFederation, refuse_foreign, take_over
 from midge.broker.mqtt.connection import (
@@ -39,16 +38,12 @@ from midge.broker.mqtt.connection import (
     Connection,
     ConnectionLost,
     Delivery,
-    Options,
-    SubscribeRefused,
-    Will,
 )
 from midge.broker.mqtt.message_size import TriedTooMuch
 from midge.broker.mqtt.retained import read_retained
 from midge.storage.failpoints import failpoint
-from midge.wire import frames
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
-from midge.wire.topics import Topics
+from midge.wire.overview import Overview
 
 __all__ = ["Aggregator", "AnotherAggregator", "ForeignFederation", "NotOpen"]
 
@@ -57,10 +52,6 @@ log = logging.getLogger("aggregator")
 _LASTING = 10.0
 """Seconds of a connection after which the back-off is reset: a broker that ends each connection at once must not be
 retried twice a second."""
-_WINDOW = 64
-"""Most messages in flight from an MQTT 5 broker to us: they make a batch, and bound its memory. A limit in bytes
-(Maximum Packet Size) would be better, but a Mosquitto 2.0 that drops a packet for it stops sending: so oversized
-messages are received and discarded (`Options.largest`)."""
 _GOODBYE = 2.0
 """Seconds for the last status of an aggregator that is cancelled."""
 _STOPPED = 15.0
@@ -85,13 +76,11 @@ class Aggregator:
     def __init__(self, config: AggregatorConfig) -> None:
         self.meters = Meters()
         self._config = config
-        self._issuer, self._credentials = _authorities(config)
+        self._issuer, self._credentials = authorities(config)
         self._federation: FederationRuntime | None = None
         self._serving = self._connected = False
         self._boot = secrets.randbits(62)
         self._stop = asyncio.Event()
-        self._health: HealthReporter | None = None
-        self._held: str | None = None
         self._paused: str | None = None
         self._pause_seen = float("-inf")
         self.evaluation = VersionEvaluator(config.evaluate, self._tell)
@@ -112,7 +101,7 @@ class Aggregator:
         if self._serving:
             reload(self.federation, self._config, config, begun=self._contention.serving, put=self._outgoing.put)
         else:
-            self._issuer, self._credentials = _authorities(config)
+            self._issuer, self._credentials = authorities(config)
             self.evaluation = VersionEvaluator(config.evaluate, self._tell)
         self._config = config
 
@@ -127,7 +116,7 @@ class Aggregator:
     def pause(self, why: str | None) -> None:
         """Refuse updates with this reason, until called with None. To be called in the loop of `serve`."""
         self.core.handle(ev.OperatorPaused(why), time.monotonic())
-        self._post_status()
+        self._status.publish()
 
     @property
     def federation(self) -> FederationRuntime:
@@ -166,8 +155,7 @@ class Aggregator:
     @property
     def health(self) -> Health:
         """Whether the federation learns, and what is wrong."""
-        assert self._health is not None
-        return self._health.health(time.monotonic())
+        return self._status.health.health(time.monotonic())
 
     @property
     def outgoing(self) -> int:
@@ -187,8 +175,9 @@ class Aggregator:
             issuer=self._issuer,
             credentials=self._credentials,
         )
-        self._contention = Contention(self._federation, self._boot, self._post_status)
-        self._serving, self._health = True, HealthReporter(self._federation, self._tell, self._post_status)
+        self._status = StatusPublisher(self._federation, self._boot, self._outgoing.put, self._tell)
+        self._contention = Contention(self._federation, self._boot, self._status.publish)
+        self._serving = True
 
     def close(self, *, failed: bool = False) -> None:
         """Close the store, with a checkpoint unless something has failed."""
@@ -231,7 +220,7 @@ class Aggregator:
             since = math.inf
             try:
                 async with self._config.connector(
-                    _options(self._config, self._boot, self._issuer.own_message(self._status(AggregatorState.LOST)))
+                    connection_options(self._config, self._boot, self._status.post(AggregatorState.LOST).payload)
                 ) as connection:
                     await self._look_around(connection, begun=begun)
                     if not begun:
@@ -276,7 +265,7 @@ class Aggregator:
         self._outgoing.clear()
         for post in self.federation.everything():
             self._outgoing.put(post)
-        self._post_status()
+        self._status.publish()
         try:
             async with asyncio.TaskGroup() as tasks:
                 sending = tasks.create_task(self._outgoing.send(connection), name="send")
@@ -284,7 +273,7 @@ class Aggregator:
                 self.federation.connected(time.monotonic())
                 await listen_to_operators(connection, self._config.topics)
                 await self._read(connection)
-                self._outgoing.put(self._status_post(AggregatorState.STOPPED))
+                self._outgoing.put(self._status.post(AggregatorState.STOPPED))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(5):
                         await self._outgoing.drained()
@@ -300,7 +289,7 @@ class Aggregator:
 
     async def _send_last_status(self, connection: Connection) -> None:
         """Publish our last status although our task is cancelled: the broker publishes no will after DISCONNECT."""
-        post = self._status_post(AggregatorState.STOPPED)
+        post = self._status.post(AggregatorState.STOPPED)
         with suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(_GOODBYE):
                 await connection.publish(post.topic, post.payload, qos=1, retain=True)
@@ -331,8 +320,8 @@ class Aggregator:
             await asyncio.gather(*left, return_exceptions=True)
 
     def _patience(self) -> float:
-        due = [self._contention.due or self.core.deadline, None if self._health is None else self._health.due]
-        deadline = min((each for each in due if each is not None), default=math.inf)
+        due = [self._contention.due or self.core.deadline, self._status.health.due]
+        deadline = min((at for at in due if at is not None), default=math.inf)
         return min(5.0, max(0.0, deadline - time.monotonic()))
 
     def _process(self, connection: Connection, batch: list[Delivery]) -> None:
@@ -347,31 +336,25 @@ class Aggregator:
             failpoint("updates.acknowledged")
         if self.core.evaluable != before:
             self.evaluation.released()
-        if self.federation.hold != self._held:
-            self._post_status()
-        self._see_health(now)
+        self._status.follow_hold()
+        health = self._status.health
+        health.look(now)
+        self._outgoing.answer(
+            health.answers(lambda: _overview(self._status.status(), self.evaluation, self.meters), now)
+        )
         self.evaluation.combine(self.federation.reports, self.core.version, now)
 
     def _asked(self, connection: Connection, batch: list[Delivery]) -> list[Delivery]:
         """Process requests for an overview; return the devices' messages."""
-        assert self._health is not None
         asking = [delivery for delivery in batch if delivery.topic == self._config.topics.ask]
         if not asking:
             return batch
         for delivery in asking:
             connection.ack(delivery)
-            for post in self._health.ask(delivery.payload):
+            for post in self._status.health.ask(delivery.payload):
                 self._outgoing.put(post)
             self.federation.revocations.hear(delivery.payload)
         return [delivery for delivery in batch if delivery.topic != self._config.topics.ask]
-
-    def _see_health(self, now: float) -> None:
-        """Run the watchdog, and answer requests for an overview."""
-        assert self._health is not None
-        self._health.look(now)
-        self._outgoing.answer(
-            self._health.answers(lambda: self._status(self._state), self._config.topics.overview, now)
-        )
 
     def _see_pause(self, now: float) -> None:
         """Follow the operator's pause file in the store (`aggregator.store.pausing`)."""
@@ -382,34 +365,6 @@ class Aggregator:
             self._paused = why
             self.pause(why)
 
-    # ----------------------------------------------------------------------- status
-
-    def _status(self, state: AggregatorState, why: str = "") -> AggregatorStatus:
-        return AggregatorStatus(
-            state=state,
-            boot=self._boot,
-            lineage=self.core.lineage,
-            generation=self.core.generation,
-            version=self.core.version,
-            step=self.core.step,
-            why=why[:400],
-            health=self._health.health(time.monotonic()) if self._health is not None and state.serves else None,
-            token=self._issuer.token,
-        )
-
-    @property
-    def _state(self) -> AggregatorState:
-        return AggregatorState.READY if self.federation.hold is None else AggregatorState.PAUSED
-
-    def _status_post(self, state: AggregatorState, why: str = "") -> Post:
-        return Post(self._config.topics.aggregator, self._issuer.own_message(self._status(state, why)))
-
-    def _post_status(self) -> None:
-        self._held, finding = self.federation.hold, self.federation.watchdog.finding
-        tells = finding.state.alarming or finding.obstacle not in ("", "no device")
-        why = finding.why if tells else ""  # devices show it to their owners
-        self._outgoing.put(self._status_post(self._state, self._held or why))
-
     def _sent(self, post: Post) -> None:
         failpoint("post.acknowledged")
         self.meters.bytes_out += len(post.payload)
@@ -419,57 +374,11 @@ class Aggregator:
             self.federation.withdrawn(post.withdraws, time.monotonic())
 
     def _tell(self, event: str, **fields: Any) -> None:
+        self.meters.events[event] += 1
         if self._config.on_event is not None:
             self._config.on_event({"event": event, "time": time.time(), **fields})
 
 
-async def listen_to_operators(connection: Connection, topics: Topics) -> None:
-    """Subscribe to requests for an overview; without the right to, everything else still works."""
-    try:
-        await connection.subscribe(topics.ask, qos=0)
-    except SubscribeRefused as error:
-        log.warning("%s `midge status` shows only what is retained then.", error)
-
-
-def sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error in the group of a TaskGroup; a lost connection counts once, in however many tasks."""
-    leaves: list[BaseException] = []
-    stack: list[BaseException] = [group]
-    while stack:
-        error = stack.pop()
-        stack.extend(error.exceptions if isinstance(error, BaseExceptionGroup) else ())
-        leaves += [] if isinstance(error, BaseExceptionGroup) else [error]
-    others = [error for error in leaves if not isinstance(error, ConnectionLost)]
-    if not others:
-        return leaves[0]
-    return others[0] if len(others) == 1 else group
-
-
-def _authorities(config: AggregatorConfig) -> tuple[AnnouncementSigner, Credentials]:
-    """The signer and the authentication of a federation, from the keys in a config.
-
-    Raises:
-        KeyUnusable: a key cannot be read.
-        ValueError: a requirement needs a key that is not configured.
-    """
-    keys = None if config.release_key is None else load_release_keys(Path(config.release_key))
-    issuer = AnnouncementSigner(config.topics, keys, lifetime=config.announcement_lifetime)
-    credentials = Credentials(
-        config.topics,
-        device_keys=None if config.device_keys is None else DeviceKeys(config.device_keys),
-        require_signed=config.require_signed,
-        require_sealed=config.require_sealed,
-        seal_keys=issuer.seal_keys,
-    )
-    return issuer, credentials
-
-
-def _options(config: AggregatorConfig, boot: int, last_words: bytes) -> Options:
-    """Options of a connection with this last status as will."""
-    return Options(
-        client_id=f"midge-{config.topics.federation}-aggregator-{boot:016x}",
-        will=Will(config.topics.aggregator, last_words),
-        keepalive=config.keepalive,
-        receive_maximum=_WINDOW,
-        largest=config.chunk + frames.MAX_HEADER + OVERHEAD,
-    )
+def _overview(status: AggregatorStatus, evaluation: VersionEvaluator, meters: Meters) -> Overview:
+    """The header of an overview."""
+    return Overview(status=status, metrics=evaluation.sayable, bytes_in=meters.bytes_in, bytes_out=meters.bytes_out)

@@ -2,9 +2,9 @@
 
 Rules for every host:
 
-1. All records of a batch are committed, in one transaction, before any other action of the batch is done. So nothing
-   is sent, applied or published that a power cut could undo.
-2. The other actions are done in the core's order, which puts each after its record.
+1. All records of a batch are committed, in one transaction, before any other action of the batch is executed. So
+   nothing is sent, applied or published that a power cut could undo.
+2. The other actions are executed in the core's order, in which each follows its record.
 3. Receipts are sent at the end of the batch, before the answers to the core are processed: they never wait for a step.
 4. Answers to actions (`Decoded`, `Measured`, `Examined`) are returned to the core only here.
 
@@ -31,7 +31,7 @@ class AggregatorHooks(Protocol):
         """Make records durable, all or none, with their bodies."""
 
     def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
-        """Follow a durable record: hold an accepted update for its step, count, report."""
+        """Process a durable record: hold an accepted update for its step, count, report."""
 
     def carry(self, record: rec.Record, now: float) -> None:
         """Execute a decision on the model, and publish the result."""
@@ -49,10 +49,10 @@ class AggregatorHooks(Protocol):
         """Publish chunks of a frame again."""
 
     def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
-        """Tell a device what is settled."""
+        """Add to the receipt of an outbox: it is settled up to `hi`, with these verdicts."""
 
     def grant(self, device: str, update: Update, hi: int, now: float) -> None:
-        """Grant a device chunks of an update, or say why not now."""
+        """Grant a device chunks of an update, or answer with a temporary refusal."""
 
     def drop(self, key: int) -> None:
         """Drop a body."""
@@ -69,11 +69,11 @@ class AggregatorShell:
         self.host = host
 
     def handle(self, event: ev.Event, now: float) -> None:
-        """Process one event, and carry out the resulting actions."""
+        """Process one event, and execute the resulting actions."""
         self.carry_out(self.settle(event, now), now)
 
     def tick(self, now: float) -> None:
-        """Carry out the actions that are due."""
+        """Execute the actions that are due."""
         self.carry_out(self.core.tick(now), now)
 
     def settle(self, event: ev.Event, now: float) -> list[ev.Action]:
@@ -90,10 +90,11 @@ class AggregatorShell:
         return actions
 
     def carry_out(self, actions: Sequence[ev.Action], now: float) -> None:
-        """Commit the records, do the other actions in order, and return their answers to the core."""
+        """Commit the records, execute the other actions in order, and return their answers to the core."""
+        # Again for the actions that the answers cause: their records are a batch of their own.
         while True:
             answers = self._do(actions, now)
-            # Receipts before the answers are decided on: a device must not wait for a step of centred clipping.
+            # Before the answers are decided on: a receipt must not wait for a step of centred clipping.
             self.host.flush(now)
             if not answers:
                 return
@@ -101,8 +102,8 @@ class AggregatorShell:
 
     def _do(self, actions: Sequence[ev.Action], now: float) -> list[ev.Event]:
         host = self.host
-        # One transaction for the batch: a sync of the disk costs a hundred times what deciding on an update does, and
-        # actions of the batch may rest on records of any place in it.
+        # One transaction for the batch: a disk sync costs a hundred times as much as the decision on an update, and an
+        # action may depend on any record of its batch.
         entries = [action for action in actions if isinstance(action, ev.Journal)]
         if entries:
             host.commit(entries)
@@ -121,8 +122,7 @@ class AggregatorShell:
                     host.announce()
                 case ev.GrantChunks(device, update, hi):
                     host.grant(device, update, hi, now)
-                # Measured after the commit; decided on when the rest of the batch is done, because no decision may be
-                # made on a model that is still being advanced.
+                # Decided on after the rest of the batch: until then, the model is behind the core's state.
                 case ev.Measure(lsns):
                     answers.append(host.measure(lsns))
                 case ev.Examine(lsns):

@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from midge.aggregator.federation import MOST_EPOCH, FederationRuntime
+from midge.aggregator.federation import FederationRuntime
+from midge.aggregator.issuing import MOST_EPOCH
 from midge.aggregator.store.store import StoreError
 from midge.broker.mqtt.connection import Delivery
 from midge.wire import messages
@@ -62,12 +63,12 @@ def take_over(
         return
     if announced.lineage != core.lineage:
         if announced.epoch >= issuer.epoch:
-            federation.raise_epoch(announced.epoch + 1)
+            federation.issued.raise_epoch(announced.epoch + 1)
         return
     if issuer.signs:
         issuer.dating.resume(announced.issued)  # later than in the store, if that was restored
     if announced.epoch > issuer.epoch:  # raised since this store was copied
-        federation.raise_epoch(announced.epoch)
+        federation.issued.raise_epoch(announced.epoch)
     if (announced.generation, announced.version) > (core.generation, core.version):
         log.warning(
             "Version %d was announced and this store knows %d: it is an old copy. A new generation begins.",

@@ -60,6 +60,7 @@ class Upkeep:
         self._names, self._outlet = names, outlet
         self.checkpoint_records, self._retention = config.checkpoint_records, config.retention
         self._checkpointed = lsn, now
+        """Newest record in a checkpoint, and when it was written."""
         self._looked_for_requests = self.looked_for_silence = -math.inf
 
     def tend(self, core: AggregatorCore, engine: Engine, forgetful: Forgetful, now: float) -> None:
@@ -77,6 +78,11 @@ class Upkeep:
         if now - self.looked_for_silence >= _LOOK_FOR_SILENCE:
             self.looked_for_silence = now
             self._forget_silent(core, engine, forgetful, now)
+
+    @property
+    def checkpointed(self) -> int:
+        """The newest record in a checkpoint: a restart replays what follows."""
+        return self._checkpointed[0]
 
     def close(self, core: AggregatorCore, engine: Engine) -> None:
         """Leave a store that opens without a replay."""

@@ -12,6 +12,7 @@ PACKAGES = {
     "broker": "MQTT connections, the embedded broker, provisioning, broker audit",
     "iot_client": "the device",
     "aggregator": "the server",
+    "dashboard": "the live page of a federation",
     "sensor_fleet": "simulated fleets and the demo",
     "midge": "public API and the `midge` command; thin",
 }

@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, run the command, and turn an error that the user can fix into one sentence and exit code 2."""
     from midge.commands import ALIASES, problems  # noqa: PLC0415 - after the environment is set
     from midge.commands.parser import command_parser  # noqa: PLC0415
+    from midge.logs import print_failure  # noqa: PLC0415
     from midge.running import note_exit  # noqa: PLC0415
 
     parser = command_parser()
@@ -37,7 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
         code: int = parsed.run(parsed)
     except problems() as error:
         for line in getattr(error, "lines", [str(error)]):
-            sys.stderr.write(f"midge: {inert(line)}\n")
+            if getattr(parsed, "log", "text") == "json":
+                print_failure(line)
+            else:
+                sys.stderr.write(f"midge: {inert(line)}\n")
         code = 2
     except KeyboardInterrupt:
         code = 130

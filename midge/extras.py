@@ -11,7 +11,9 @@ _BRINGS = {
     "rich": "demo",
     "shtab": "completion",
     "sklearn": "demo",
+    "starlette": "page",
     "torch": "torch",
+    "uvicorn": "page",
 }
 
 

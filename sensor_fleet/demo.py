@@ -84,6 +84,8 @@ class Demo:
     on_event: Callable[[dict[str, Any]], None] | None = None
     """Called with each event of the aggregator, and when something is killed or restarted."""
     on_device_event: Callable[[dict[str, Any]], None] | None = None
+    on_broker: Callable[[Connector], None] | None = None
+    """Called once the broker is there."""
     on_ending: Callable[[], None] | None = None
     """Called when the run is over, before anything is shut down."""
     progress: Progress = field(init=False)
@@ -142,6 +144,8 @@ class Demo:
                     self.on_device_event(event)
 
             connect, outboxes = connector(broker.endpoint()), self.directory / "outboxes"
+            if self.on_broker is not None:
+                self.on_broker(connect)
             fleet = demo_fleet(self.setting, data, model, connect, outboxes=outboxes, on_event=record_event)
             if self.setting.micro:
                 self.boards = self._boards(data, model, broker.endpoint(), record_event)

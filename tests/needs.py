@@ -24,6 +24,8 @@ GCC = "needs gcc (apt-get install gcc libc6-dev)"
 GXX = "needs g++ (apt-get install g++)"
 ARM = "needs arm-none-eabi-gcc (apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi)"
 QEMU = "needs qemu-system-arm (apt-get install qemu-system-arm)"
+PROMTOOL = "needs promtool (apt-get install prometheus)"
+CHROMIUM = "needs chromium (apt-get install chromium)"
 LINUX = "needs Linux"
 SHELLS = "needs bash, zsh and fish (apt-get install bash zsh fish)"
 

@@ -45,9 +45,9 @@ def checksum(body: Buffer) -> bytes:
     return hashlib.sha256(body).digest()[:16]
 
 
-def fits(body: Buffer, said: bytes) -> bool:
-    """Whether a body's SHA-256 begins with `said`, of 16 bytes or more."""
-    return len(said) >= 16 and hashlib.sha256(body).digest().startswith(said)
+def fits(body: Buffer, sha256: bytes) -> bool:
+    """Whether a body's SHA-256 begins with `sha256`, of 16 bytes or more."""
+    return len(sha256) >= 16 and hashlib.sha256(body).digest().startswith(sha256)
 
 
 def cut(data: Buffer, chunk: int) -> Iterator[memoryview]:

@@ -10,7 +10,7 @@ DAY: Final = 86_400.0
 
 
 def said(seconds: float) -> str:
-    """A time as text, UTC."""
+    """A time, in seconds since 1970, as a date in UTC."""
     try:
         return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds):%Y-%m-%d %H:%M}"
     except (OverflowError, ValueError):

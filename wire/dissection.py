@@ -63,11 +63,11 @@ class Dissection:
 
     def plain(self) -> dict[str, Any]:
         """As JSON types, without empty entries."""
-        said: dict[str, Any] = {"ok": self.ok, "what": self.what, "size": self.size}
+        entries: dict[str, Any] = {"ok": self.ok, "what": self.what, "size": self.size}
         for name in ("kind", "fields", "defaults", "unknown", "body", "signature", "wrong"):
             if value := getattr(self, name):
-                said[name] = plain(value)
-        return said | ({"inside": [each.plain() for each in self.inside]} if self.inside else {})
+                entries[name] = plain(value)
+        return entries | ({"inside": [each.plain() for each in self.inside]} if self.inside else {})
 
 
 def plain(value: Any) -> Any:
@@ -104,7 +104,7 @@ def _dissect(payload: bytes, around: _Around) -> Dissection:
     if not payload:
         return Dissection("empty: what was retained on this topic was cleared", 0)
     if around.depth > _DEEPEST:
-        return Dissection("a payload within too many others", len(payload), wrong=["it is not looked at"])
+        return Dissection("a payload nested too deep", len(payload), wrong=["it is not examined"])
     try:
         header, body = frames.decode(payload)
     except WireError as error:
@@ -295,8 +295,8 @@ def _look_into_model(found: Dissection, kind: str, payload: bytes) -> None:
             found.body = {"values": size, "unpacked": False}
             return
         step, _ = steps.decode_step(payload, size if type(size) is int else 0)
-        said = np.flatnonzero(step)
+        not_zero = np.count_nonzero(step)
         largest = int(np.abs(step.astype(np.int64)).max(initial=0))
-        found.body = {"values": int(step.size), "not_zero": int(said.size), "largest": largest}
+        found.body = {"values": int(step.size), "not_zero": int(not_zero), "largest": largest}
     except WireError as error:
         found.wrong.append(str(error))

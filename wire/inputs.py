@@ -6,19 +6,19 @@ from collections.abc import Sequence
 MOST = 256
 """Most names that travel; a model with more inputs sends none."""
 LONGEST = 64
-"""Characters of a name at most."""
+"""Most characters of a name."""
 _BYTES = 16 * 1024
-"""Bytes of all names together at most: each announcement carries them, and its header takes 64 KiB at most."""
+"""Most bytes of all names together: each announcement carries them, and its header has at most 64 KiB."""
 _SHOWN = 120
-"""Characters of a list in an error message."""
+"""Most characters of a list in an error message."""
 
 
 def sayable(names: Sequence[str]) -> tuple[str, ...]:
     """The names as they travel; none if there are too many, one is too long or unprintable, or two are equal."""
-    said = tuple(names)
-    fits = len(said) <= MOST and len(set(said)) == len(said)
-    fits = fits and sum(len(name.encode(errors="replace")) for name in said) <= _BYTES
-    return said if fits and all(0 < len(name) <= LONGEST and name.isprintable() for name in said) else ()
+    ordered = tuple(names)
+    fits = len(ordered) <= MOST and len(set(ordered)) == len(ordered)
+    fits = fits and sum(len(name.encode(errors="replace")) for name in ordered) <= _BYTES
+    return ordered if fits and all(0 < len(name) <= LONGEST and name.isprintable() for name in ordered) else ()
 
 
 def difference(announced: Sequence[str], ours: Sequence[str]) -> str:
@@ -28,13 +28,13 @@ def difference(announced: Sequence[str], ours: Sequence[str]) -> str:
     if len(announced) != len(ours):
         return f"{width(len(announced), ours)}. The model's are {listed(announced)}"
     if Counter(announced) == Counter(ours):
-        said = f"the model's inputs are {listed(announced)}; this device gives them in another order, {listed(ours)}"
+        text = f"the model's inputs are {listed(announced)}; this device gives them in another order, {listed(ours)}"
     else:
-        said = f"the model's inputs are {listed(announced)}; this device gives {listed(ours)}"
+        text = f"the model's inputs are {listed(announced)}; this device gives {listed(ours)}"
     place = next(place for place, name in enumerate(announced) if name != ours[place])
     if len(", ".join(announced[: place + 1])) > _SHOWN:
-        said += f". Number {place + 1} is {announced[place]!r} there and {ours[place]!r} here"
-    return said
+        text += f". Number {place + 1} is {announced[place]!r} there and {ours[place]!r} here"
+    return text
 
 
 def width(inputs: int, ours: Sequence[str]) -> str:
@@ -43,6 +43,6 @@ def width(inputs: int, ours: Sequence[str]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names joined by commas, cut to a length that a message bears."""
+    """Names joined by commas, shortened for a message."""
     text = ", ".join(names)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

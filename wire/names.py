@@ -45,9 +45,9 @@ def number(word: str) -> int | str:
     return _NUMBERS.get(word, word)
 
 
-def word(said: object) -> object:
+def word(key: object) -> object:
     """The name of a number, or the value unchanged if it is not a known number."""
-    return NAMES[said] if type(said) is int and 0 <= said < len(NAMES) else said
+    return NAMES[key] if type(key) is int and 0 <= key < len(NAMES) else key
 
 
 def named(pairs: Sequence[tuple[object, Any]]) -> dict[str, Any]:
@@ -56,15 +56,15 @@ def named(pairs: Sequence[tuple[object, Any]]) -> dict[str, Any]:
     Raises:
         WireError: a name came twice.
     """
-    found: dict[str, Any] = {}
-    passed = 0
+    fields: dict[str, Any] = {}
+    skipped = 0
     for key, value in pairs:
         if type(key) is str:
-            found[key] = value
+            fields[key] = value
         elif type(key) is int and 0 <= key < len(NAMES):
-            found[NAMES[key]] = value
+            fields[NAMES[key]] = value
         else:
-            passed += 1  # skipped and never hashed: numbers can be chosen to collide
-    if len(found) + passed < len(pairs):
+            skipped += 1  # and never hashed: numbers can be chosen to collide
+    if len(fields) + skipped < len(pairs):
         raise WireError("a name that comes twice")
-    return found
+    return fields

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from midge.wire import frames, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import U32, U63, AggregatorStatus, Message, Metrics, Sentence, Word
+from midge.wire.messages import AggregatorStatus, Message
+from midge.wire.messages.fields import U32, U63, Metrics, Sentence, Word
 
 ROWS = 200
 """Rows of a page: about 32 KiB, which every broker takes."""
@@ -79,12 +80,19 @@ class Overview(Message):
     """Rows in all pages."""
     left_out: U32 = 0
     """Devices without a row, because the answer would be too large."""
+    metrics: Metrics = {}  # noqa: RUF012 - pydantic copies it
+    """Newest results of the aggregator's own evaluation."""
+    bytes_in: U63 = 0
+    """Payload bytes from devices since the aggregator's start."""
+    bytes_out: U63 = 0
+    """Payload bytes published since then."""
 
 
-def encode_pages(
-    status: AggregatorStatus, rows: Iterable[DeviceRow], devices: int, *, most: int = MOST
-) -> Iterator[bytes]:
-    """The answer as messages of at most `ROWS` rows each; devices beyond `most` bytes of rows are left out."""
+def encode_pages(about: Overview, rows: Iterable[DeviceRow], devices: int, *, most: int = MOST) -> Iterator[bytes]:
+    """The answer as messages of at most `ROWS` rows each; devices beyond `most` bytes of rows are left out.
+
+    `about` has the fields of the header that are the same on all pages.
+    """
     bodies: list[bytes] = []
     count = size = 0
     for some in _by_page(rows):
@@ -95,9 +103,8 @@ def encode_pages(
         bodies.append(body)
         count += len(some)
     for page, body in enumerate(bodies or [frames.pack([])]):
-        header = Overview(
-            status=status, page=page, pages=max(1, len(bodies)), devices=count, left_out=max(0, devices - count)
-        )
+        numbers = {"page": page, "pages": max(1, len(bodies)), "devices": count, "left_out": max(0, devices - count)}
+        header = about.model_copy(update=numbers)
         yield frames.encode(header, body)
 
 

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from midge.wire import frames, messages, signing
-from midge.wire.messages import Message, Sentence
+from midge.wire.messages import Message
+from midge.wire.messages.fields import U63, Sentence
 from midge.wire.signing import BadSignature, PrivateKey, PublicKey
 
 Der = Annotated[bytes, Field(max_length=4096)]
@@ -49,7 +50,7 @@ class Authorities(Message):
     """Whom to trust from now on, retained for all; signed by an authority that was trusted before."""
 
     kind: Literal["authorities"] = "authorities"
-    number: messages.U63
+    number: U63
     """Counts up: an older list is ignored."""
     authorities: Annotated[bytes, Field(min_length=1, max_length=16 * 1024)]
     """Certificates, PEM, one after the other."""

@@ -15,7 +15,8 @@ from pydantic import Field
 
 from midge.wire import frames, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import U63, Capabilities, Hello, Message, Metrics, Report, Sentence, Statistics, Update
+from midge.wire.messages import Hello, Message, Report, Statistics, Update
+from midge.wire.messages.fields import U63, Capabilities, Metrics, Sentence
 from midge.wire.signing import PrivateKey
 
 if TYPE_CHECKING:

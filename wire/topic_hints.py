@@ -45,8 +45,8 @@ def hint(topic: str) -> Hint:
         if found := re.fullmatch(rf"(?:[^/]+/)+{shape}", topic):
             named = found.groupdict()
             device = named.get("device") or ""
-            said = named.get("slot")
-            known = said is None or said in map(str, range(SLOTS))
-            wrong = "" if known else f"there is no slot {said}; that of {device} is {slot(device)}"
+            number = named.get("slot")
+            known = number is None or number in map(str, range(SLOTS))
+            wrong = "" if known else f"there is no slot {number}; that of {device} is {slot(device)}"
             return Hint(named["federation"], device, kinds, wrong)
     return Hint(wrong="this is no topic of Midge's")

@@ -13,6 +13,8 @@ from typing import Literal
 from midge.wire.errors import WireError
 
 DEFAULT_ROOT = "midge/1"
+DISCOVERY = "homeassistant"
+"""Home Assistant's default prefix of discovery topics."""
 SLOTS = 64
 """Number of slots that the devices' updates are spread over, so that ingest can later be split by plain wildcards."""
 
@@ -55,16 +57,16 @@ def explain_absence(topics: "Topics", announced: Iterable[str]) -> str:
     from difflib import get_close_matches  # noqa: PLC0415 - for those who made a mistake
 
     names = sorted(name for name in announced if _NAME.fullmatch(name))
-    said = f"No aggregator has announced federation {topics.federation!r} under {topics.root!r} on this broker"
+    text = f"No aggregator has announced federation {topics.federation!r} under {topics.root!r} on this broker"
     if not names:
         return (
-            f"{said}, nor any other that is visible from here: start it with `midge aggregate`, or check that this "
+            f"{text}, nor any other that is visible from here: start it with `midge aggregate`, or check that this "
             "is its broker."
         )
     like = get_close_matches(topics.federation, names, 1)
     hint = f": did you mean {like[0]!r}?" if like else "."
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{said}; announced {'is' if len(names) == 1 else 'are'} {', '.join(names[:_NAMED])}{more}{hint}"
+    return f"{text}; announced {'is' if len(names) == 1 else 'are'} {', '.join(names[:_NAMED])}{more}{hint}"
 
 
 def device_name(name: str) -> str:
@@ -185,3 +187,57 @@ class Topics:
             case ["update", _, device] | ["status" | "report", device] if _NAME.fullmatch(device):
                 return device
         return ""
+
+
+class HomeTopics:
+    """The topics of one federation's view for Home Assistant, whose templates read text and no frames.
+
+    They are beside the federation's own, `midge/ha/NODE/…`, and Home Assistant's discovery topics,
+    `PREFIX/device/midge-NODE/…/config`. NODE is the federation's name, with the root if that is not the default.
+
+    Raises:
+        ValueError: the discovery prefix cannot stand in a topic.
+    """
+
+    def __init__(self, topics: Topics, discovery: str = DISCOVERY) -> None:
+        if not all(_ROOT_LEVEL.fullmatch(level) for level in discovery.split("/")):
+            raise ValueError(
+                f"{discovery!r} cannot be Home Assistant's discovery prefix; by default it is {DISCOVERY!r}."
+            )
+        name = topics.federation if topics.root == DEFAULT_ROOT else f"{topics.root}/{topics.federation}"
+        self.node = _object_id(name)
+        self.discovery = discovery
+        self.prefix = f"midge/ha/{self.node}"
+        self.everything = f"{self.prefix}/#"
+        self.configs = f"{discovery}/device/midge-{self.node}/+/config"
+        """The discovery messages of all devices."""
+        self.aggregator = topics.aggregator
+        """The aggregator's own status, and its Last Will."""
+        self.state = f"{self.prefix}/state"
+        self.pause = f"{self.prefix}/paused/set"
+        """Where Home Assistant asks for a pause or its end."""
+        self.found = f"{self.prefix}/discovery"
+        """The discovery prefix that is in use, for `midge clean`."""
+
+    def device(self, name: str) -> str:
+        """The topic of a device's state."""
+        return f"{self.prefix}/device/{name}"
+
+    def config(self, name: str | None = None) -> str:
+        """The discovery topic of a device, or of the aggregator."""
+        return f"{self.discovery}/device/midge-{self.node}/{self.object_id(name)}/config"
+
+    @staticmethod
+    def removal_order(topic: str) -> bool:
+        """Sorting key: discovery messages go first, as an entity that is still there warns of an empty state."""
+        return not topic.endswith("/config")
+
+    def object_id(self, name: str | None = None) -> str:
+        """Identifier of a device, or of the aggregator, in a discovery topic."""
+        return "aggregator" if name is None else f"device-{_object_id(name)}"
+
+
+def _object_id(name: str) -> str:
+    """A name in Home Assistant's characters; one that has others gets a checksum, so that no two become one."""
+    slug = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+    return slug if slug == name else f"{slug}-{zlib.crc32(name.encode()):08x}"

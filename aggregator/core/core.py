@@ -1,16 +1,16 @@
 """The aggregator's decisions, without I/O, without arrays and without a clock.
 
-Events in, actions out. The order of the actions is the durability argument: what a device is told stands behind the
-journal record of it. What the core remembers is in `core_state` and changes in one place, which a live decision and the
-replay of the journal share; so a restart ends where the process had been.
+Events in, actions out. Durability rests on the order of the actions: a reply follows the journal record of what it
+says. The core's state (`state`) changes in one function, shared by live decisions and the replay of the journal; so
+recovery restores the state that the process had.
 
-Exactly once: for each device and outbox there is a high-water mark `hi`, up to which all is settled, and the
-verdicts of the last 16. An update is decided on only if its seq is hi + 1; one below is a repeat and gets its old
-verdict, one above is answered with hi, so that the device goes back to it.
+Exactly once: each outbox of a device has a high-water mark `hi`, up to which everything is settled, and the verdicts
+of its last 16 updates. Only the update with seq hi + 1 is decided on. A lower seq is a duplicate and gets its earlier
+verdict; a higher one is answered with hi, and the device resumes there.
 
-The decisions themselves are in parts with one question each: whether an update is taken (`update_admission`), when a
-step is made and of what (`step_planner`), when a version is released (`release_schedule`), and what comes before any
-training (`statistics_phase`). This file puts them into an order, and into actions.
+Each decision has a module: whether an update is accepted (`update_admission`), when a step is made and from which
+updates (`step_planner`), when a version is released (`release_schedule`), and the statistics before training
+(`statistics_phase`). This module orders their decisions and turns them into actions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ from typing import Any
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.participation_controller import Steering
+from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.registry_decisions import RegistryDecisions
-from midge.aggregator.core.release_pacer import Thrift
+from midge.aggregator.core.release_pacer import ReleasePacer
 from midge.aggregator.core.release_schedule import ReleaseSchedule
 from midge.aggregator.core.sequence_tracker import TrackedOutbox
 from midge.aggregator.core.state import Buffered, CoreState
@@ -28,7 +28,7 @@ from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Form, Strategy
 from midge.aggregator.core.update_admission import MOST, Bounds, Conditions, UpdateAdmission
-from midge.aggregator.core.view import AGAIN, CoreView
+from midge.aggregator.core.view import REANNOUNCE, CoreView
 from midge.aggregator.model.statistics import FACTOR
 from midge.wire.messages import Moment, Settled, Statistics, Update, Verdict
 
@@ -42,11 +42,11 @@ class AggregatorCore(CoreView):
         strategy: when and how updates become the next model.
         lineage: of the store.
         schema_hash: of the model.
-        moments: statistics to ask for before training.
-        statistics_devices: how many devices' statistics are pooled.
-        statistics_deadline: seconds after which those of fewer are.
-        statistics_factor: how far apart they may be.
-        bounds: what is taken on at most.
+        moments: statistics to request before training; none trains at once.
+        statistics_devices: number of devices whose statistics are pooled.
+        statistics_deadline: seconds after which the statistics of fewer devices are pooled.
+        statistics_factor: see `aggregator.model.statistics.FACTOR`.
+        bounds: limits of one update and of the number of devices.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class AggregatorCore(CoreView):
         self.strategy, self.lineage, self.schema_hash = strategy, lineage, schema_hash
         self.moments = tuple(moments)
         self.statistics_factor = statistics_factor
-        """For whoever examines statistics; None takes any."""
+        """Outlier bound for the host's `examine`; None excludes only sentinels."""
         self.bounds = bounds or Bounds()
-        self.steering = Steering(strategy.pace)
-        """Who takes part."""
-        self.thrift = Thrift(strategy.byte_rate, self.steering)
+        self.steering = ParticipationController(strategy.pace)
+        """Which share of the devices trains."""
+        self.thrift = ReleasePacer(strategy.byte_rate, self.steering)
         self._state = CoreState(strategy, self.steering, self.bounds.devices, frozen=not moments)
         self._conditions = Conditions()
         self._admission = UpdateAdmission(
@@ -83,13 +83,13 @@ class AggregatorCore(CoreView):
         self._releases = ReleaseSchedule(strategy, self._state, self.thrift)
         self._gathering = StatisticsPhase(self._state, lineage, self.moments, statistics_devices, statistics_deadline)
         self.registering = RegistryDecisions(self._state)
-        """What is decided about registered versions; the records are for `note` and `roll_back`."""
-        self._told_at = float("-inf")
+        """Decides on registered versions; its records are for `note` and `roll_back`."""
+        self._announced_at = float("-inf")
 
     # ---------------------------------------------------------------------- events
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Action]:
-        """What to do about an event. `now` is seconds of any clock that never goes back."""
+        """Decide on an event; return the actions in the order to execute. `now` is in seconds of a monotonic clock."""
         match event:
             case ev.Arrived(device, update, key):
                 return self._arrived(device, update, key, now)
@@ -116,10 +116,10 @@ class AggregatorCore(CoreView):
                 return []
 
     def _note(self, event: ev.Event) -> None:
-        """Follow a condition around the core; what it changes is done at the next event or tick."""
+        """Record a condition of the surroundings. Its consequences follow at the next event or tick."""
         match event:
             case ev.DevicesOnline(count):
-                self.steering.reckon(len(self._state.heard), online=count)
+                self.steering.count_devices(len(self._state.heard), online=count)
             case ev.StoreFilled(why):
                 self._conditions.full = why
             case ev.StoreWritable():
@@ -138,7 +138,8 @@ class AggregatorCore(CoreView):
                 self.steering.quiet = quiet
 
     def tick(self, now: float) -> list[ev.Action]:
-        """What the passing of time asks for."""
+        """Return the actions that are due."""
+        # Without room for a record nothing can be decided, whatever is due.
         if self._conditions.full is not None:
             return []
         self.thrift.follow(now)
@@ -149,9 +150,8 @@ class AggregatorCore(CoreView):
             actions += self._gathering.examine()
         if self.steering.tick(now, starved=self._steps.due is None and not self._releases.releasable):
             actions += [*self._write(self._state.pace()), self._announce()]
-        # A crowd that comes at once is announced at most once a second: each announcement goes to all of it.
-        if now >= self._told_at + AGAIN and self.thrift.grown:
-            self._told_at = now
+        if now >= self._announced_at + REANNOUNCE and self.thrift.grown:
+            self._announced_at = now
             actions.append(self._announce())
         return actions + self._maybe_release(now) + self._maybe_serve(now)
 
@@ -160,7 +160,7 @@ class AggregatorCore(CoreView):
         return ev.Announce()
 
     def start(self, now: float) -> list[ev.Action]:
-        """Begin, after the journal has been replayed: the first release, or what is due since."""
+        """Start after the replay of the journal: make the first release, or what became due meanwhile."""
         state = self._state
         self.thrift.begin(state.outboxes.devices, now)
         state.versions.shift(now)
@@ -169,23 +169,24 @@ class AggregatorCore(CoreView):
             self._steps.arrived(now)
             self._steps.heard(now)
             if self._steps.filled:
-                # If another strategy has left several updates, perhaps of bases that are gone, they are not mixed.
+                # The buffer may be another strategy's: mixing needs the models of its bases, which may be gone.
                 actions += self._make_step(now, form="delta")
         self._gathering.begin(now)
         self.steering.begin(now)
-        if state.version == 0 and state.frozen:
+        if state.version == 0 and state.frozen:  # the initial model, for the first training
             actions += self._release(now)
         return actions + self._maybe_release(now)
 
     def begin_generation(self, generation: int, version: int, now: float) -> list[ev.Action]:
-        """Go on behind a version that devices know and this store does not: it had been put back."""
+        """Continue above a generation and version that devices know and a restored store does not."""
         state = self._state
         newer = max(generation, state.generation) + 1
         record = rec.GenerationRecord(state.next, newer, max(version, state.version))
+        # Not moved: the first release of the generation publishes the same model, with no device's work in it.
         return [*self._write(record), ev.Carry(record), *self._release(now, moved=False)]
 
     def renormalise(self) -> rec.RenormaliseRecord:
-        """Begin a generation that gathers statistics again; the record is to be written."""
+        """Begin a generation that gathers statistics again; return the record for the caller to commit."""
         record = rec.RenormaliseRecord(self._state.next, self._state.generation + 1)
         self._state.take(record)
         return record
@@ -199,13 +200,13 @@ class AggregatorCore(CoreView):
         return [*self.note(record, key), *self._release(now, moved=False)]
 
     def note_strategy(self, strategy: str) -> list[ev.Action]:
-        """Write into the journal who decides from here on."""
+        """Journal the strategy that decides from now on."""
         return self._write(rec.StrategyRecord(self._state.next, strategy))
 
     # --------------------------------------------------------------------- updates
 
     def _offered(self, device: str, update: Update, now: float) -> list[ev.Action]:
-        outbox = self._raised(device, update.outbox, update.first)
+        outbox = self._advance_to(device, update.outbox, update.first)
         if (settled := self._admission.hold(device, update, outbox)) is not None:
             return [self._held(device, update, outbox, settled)]
         assert outbox is not None
@@ -215,13 +216,13 @@ class AggregatorCore(CoreView):
             return []
         if update.seq != outbox.hi + 1:
             return [ev.Reply(device, update.outbox, outbox.hi)]
-        # Refused by its header, before a byte of a large body is sent.
+        # A large update is refused by its header, before its chunks are sent.
         if (bad := self._admission.refusal(device, update, now)) is not None:
             return self._refuse(device, update, *bad)
         return [ev.GrantChunks(device, update, outbox.hi)]
 
     def _arrived(self, device: str, update: Update, key: int, now: float) -> list[ev.Action]:
-        outbox = self._raised(device, update.outbox, update.first)
+        outbox = self._advance_to(device, update.outbox, update.first)
         drop = ev.Drop(key)
         if (settled := self._admission.hold(device, update, outbox)) is not None:
             return [self._held(device, update, outbox, settled), drop]
@@ -229,13 +230,13 @@ class AggregatorCore(CoreView):
         if update.seq <= outbox.hi:
             return [self._repeat(device, update, outbox), drop]
         if update.seq <= outbox.claimed:
-            return [drop]  # it is being decoded: its receipt is on the way
-        # In order only: a verdict on a later one would settle this one, of which nothing is known yet.
+            return [drop]  # a duplicate of an update that is being decoded, whose receipt follows
+        # In order only: hi covers every lower seq, so a verdict on a later update would settle a missing one.
         if update.seq != outbox.claimed + 1:
             return [ev.Reply(device, update.outbox, outbox.hi), drop]
         if (bad := self._admission.refusal(device, update, now)) is not None:
             if outbox.claimed != outbox.hi:
-                return [drop]  # one before it is undecided: the device sends it again
+                return [drop]  # an earlier update is undecided; the device retransmits this one
             return [*self._refuse(device, update, *bad), drop]
         outbox.claimed = update.seq
         return [ev.Decode(device, update, key)]
@@ -244,32 +245,32 @@ class AggregatorCore(CoreView):
         device, update, key, norm = event.device, event.update, event.key, event.norm
         state = self._state
         if norm > self.bounds.norm:
-            why = f"its norm {norm:.3g} is beyond {self.bounds.norm:.3g}, more than the model's grid can follow"
+            why = f"its norm {norm:.3g} is above {self.bounds.norm:.3g}, more than the model's grid can follow"
             return [*self._refuse(device, update, Verdict.NORM_TOO_LARGE, why), ev.Drop(key)]
-        # Before the record is made: this update's own norm is one of those that it is compared with.
+        # Before the record: its weight and scale depend on which devices count as recently heard.
         state.fleet.heard(device, update.seconds, now, age=state.versions.age(update.base, now), steps=update.steps)
         self._steps.heard(now)
         record = self._admission.accepted(event, now)
-        # A rule in which each update is a step has no other updates to weigh against: its weight is its rate.
-        told = record.weight * self._steps.mean_rate if self.strategy.single else record.weight
-        said = record.settled(told)
-        actions = [*self._write(record, key), ev.Reply(device, update.outbox, update.seq, (said,))]
-        self.steering.reckon(len(state.heard))
-        self.steering.came(state.fleet.seconds())
-        self.thrift.came(update.size)
+        # If each update is a step, its weight is not relative to others': what it counts is weight times rate.
+        weight = record.weight * self._steps.mean_rate if self.strategy.single else record.weight
+        settled = record.settled(weight)
+        actions = [*self._write(record, key), ev.Reply(device, update.outbox, update.seq, (settled,))]
+        self.steering.count_devices(len(state.heard))
+        self.steering.count_update(state.fleet.seconds())
+        self.thrift.count_update(update.size)
         self._steps.arrived(now)
         if self._steps.filled:
             actions += self._make_step(now)
-        # Dropped behind the step: the body is read from there until then.
+        # Dropped after the step, which may read the body.
         return [*actions, ev.Drop(key), *self._maybe_release(now)]
 
     def _held(self, device: str, update: Update, outbox: TrackedOutbox | None, settled: Settled) -> ev.Reply:
-        """Refuse for now. It leaves no record: nothing is settled."""
+        """Refuse an update for now. Nothing is settled, so nothing is journaled."""
         self._state.counts[settled.verdict.value] += 1
         return ev.Reply(device, update.outbox, 0 if outbox is None else outbox.hi, (settled,))
 
     def _refuse(self, device: str, update: Update, verdict: Verdict, why: str) -> list[ev.Action]:
-        """Settle an update that is not taken: journaled, or a repeat after a restart could be taken after all."""
+        """Settle an update as refused. Journaled, or a retransmission after a restart could be accepted."""
         record = self._admission.refused(device, update, verdict, why)
         return [*self._write(record), ev.Reply(device, update.outbox, update.seq, (record.settled(),))]
 
@@ -278,24 +279,25 @@ class AggregatorCore(CoreView):
         return ev.Reply(device, update.outbox, outbox.hi, outbox.repeat(update.seq))
 
     def _greeted(self, device: str, number: int, first: int) -> ev.Reply:
-        """What we have of an outbox, with the verdicts on what it still holds: their receipts were lost."""
+        """Answer with the state of an outbox, and the verdicts whose receipts were lost: on updates that it holds."""
+        # A greeting takes no room in the table: names cost nothing.
         if self._state.outboxes.get(device, number) is None:
-            return ev.Reply(device, number, first - 1)  # what it says of itself is not remembered before it sends
-        outbox = self._raised(device, number, first)
+            return ev.Reply(device, number, first - 1)
+        outbox = self._advance_to(device, number, first)
         assert outbox is not None
         return ev.Reply(device, number, outbox.hi, outbox.verdicts(first))
 
-    def _raised(self, device: str, number: int, first: int) -> TrackedOutbox | None:
-        return self._state.outboxes.raised(device, number, first, self._state.oldest_base)
+    def _advance_to(self, device: str, number: int, first: int) -> TrackedOutbox | None:
+        return self._state.outboxes.advance_to(device, number, first, self._state.oldest_base)
 
     def forget(self, device: str, alias: str) -> ev.Journal:
-        """Remove what is known of a device, of which no update may wait. A checkpoint must follow."""
+        """Remove everything about a device. None of its updates may be waiting, and a checkpoint must follow."""
         return ev.Journal(self._state.forget(device, alias))
 
     # ---------------------------------------------------------- steps and releases
 
     def _make_step(self, now: float, *, form: Form | None = None) -> list[ev.Action]:
-        """Apply what is in the buffer, and what is due after it."""
+        """Make a step of the buffer, and what becomes due by it."""
         steps, state = self._steps, self._state
         if not state.buffer or steps.measuring or now < steps.comparable_from:
             return []
@@ -310,7 +312,7 @@ class AggregatorCore(CoreView):
         return actions
 
     def _measured(self, distances: Mapping[int, float], now: float) -> list[ev.Action]:
-        """Go on with a step of centred clipping; what came meanwhile is of the next."""
+        """Complete a step of centred clipping; updates that arrived meanwhile wait for the next one."""
         self._steps.measuring = False
         return self._step(*self._steps.centred(distances), now) + (self._make_step(now) if self._steps.filled else [])
 
@@ -320,7 +322,7 @@ class AggregatorCore(CoreView):
         record = self._steps.record(scales, updates, form)
         self._state.take(record)
         self._steps.made(now)
-        # Where each update is a step, behind the last that waits: a release may forget a version that is mixed with.
+        # With one update to a step, release after the whole buffer: a release may forget a base that mixing needs.
         released = [] if self.strategy.single and self._state.buffer else self._maybe_release(now)
         return [ev.Journal(record, noise=record.noise), ev.Carry(record), *released]
 
@@ -331,6 +333,7 @@ class AggregatorCore(CoreView):
         state = self._state
         devices = len(state.contributors) if moved else 0
         at, decay = now + state.versions.ahead, self.strategy.serve_decay or None
+        # Before the release, so that its announcement has the new number of local steps.
         pace = self._write(state.pace()) if state.weigh_work() else []
         record = rec.ReleaseRecord(state.next, state.version + 1, state.step, devices, at, decay)
         self._releases.released_at = now
@@ -360,25 +363,25 @@ class AggregatorCore(CoreView):
         record = self._gathering.examined(found, now)
         if record is None:
             return []
-        # New constants for the model that was published: what x has beyond it may be the work of one device.
+        # A model that was published keeps its values: what x has beyond them may be the work of one device.
         return [*self._write(record), ev.Carry(record), *self._release(now, moved=not record.keep)]
 
-    # ------------------------------------------------------------- what is remembered
+    # ----------------------------------------------------------------------- state
 
     def _write(self, record: rec.Record, key: int | None = None) -> list[ev.Action]:
         self._state.take(record)
         return [ev.Journal(record, key)]
 
     def replay(self, record: rec.Record) -> None:
-        """Take a record of the journal as decided; a ValueError if it does not follow on the one before."""
+        """Apply a record of the journal, as `CoreState.replay`."""
         self._state.replay(record)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take up what `dump` returned."""
+        """Restore from the result of `dump`."""
         self._state.load(state)
 
     def forget_bases(self, before: int) -> None:
-        """Take no more updates of versions before this one: they cannot be rebuilt."""
+        """Refuse updates of versions before this one, because their models cannot be rebuilt."""
         self._state.versions.forget_before(before)
 
 

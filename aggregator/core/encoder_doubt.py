@@ -1,9 +1,9 @@
-"""Whether a device's encoder seems to lose, or to pile up, what it leaves out: seen by the lengths of its updates.
+"""Detection of faulty error feedback, from the lengths of a device's updates.
 
-A codec that says few values is good only with error feedback, and feedback only if it is clipped: what is left out
-otherwise grows beyond what is learned, and comes late. In a fleet of good encoders such a device's updates stay long
-while the others' fall; in a fleet of bad ones all grow, and the model swings. The bounds on lengths and the damped rate
-hold either way (`aggregator.core.standings`, `aggregator.core.growth_guard`); this is to tell the device. Pure.
+A codec that sends few values needs error feedback, and its residual must be clipped: otherwise it outgrows what is
+learned, and is sent late. Among correct encoders, the updates of a faulty one stay long while the others' shrink; if
+all are faulty, all grow, and the model oscillates. Bounds and the damped rate protect the model in both cases
+(`aggregator.core.standings`, `aggregator.core.growth_guard`); this module finds what to report to the device. Pure.
 """
 
 from collections.abc import Sequence
@@ -12,25 +12,25 @@ from statistics import median
 ADVICE = "the encoder seems to lose what it leaves out; use int8:256, or keep feedback as the protocol says"
 NO_FEEDBACK = "its codec leaves most values out and the device keeps none of them for its next update: use int8:256"
 _UPDATES = 9
-"""Updates of a device from which it is judged: three thirds, whose medians one odd update does not move."""
+"""Updates of a device that a judgement takes: three thirds, whose medians no single outlier can move."""
 _LONG = 6.0
-"""Times what it may expect, that its updates are always long: beyond it they count less, too."""
+"""Multiple of the expected length: above it, updates also count less (`aggregator.core.standings`)."""
 _GROWS = 1.5
-"""Factor from third to third: a change of the world makes one jump, and is learned by the next."""
+"""Growth from third to third: a change of the data causes a single jump, and is learned by the next third."""
 _FALLS = 2.0
-"""Factor from the first third to the last that a good encoder's updates fall by if a fleet learns fast: its own median
-lags behind then."""
+"""Decrease from the first third to the last that clears a device: in a fleet that learns fast, even a correct encoder's
+median lags behind the others."""
 _FAR = 4.0
-"""Factor from the first third to the last that is growth: honest updates grow threefold as a fleet begins."""
+"""Growth from the first third to the last that is suspect: honest updates grow threefold while a fleet starts."""
 
 
 def doubt(norms: Sequence[float], excess: float, damping: float) -> str:
-    """Why a device's encoder is doubted, in words; empty if it is not.
+    """The reason to suspect a device's encoder; empty if there is none.
 
     Args:
-        norms: L2 norms of its last updates.
-        excess: how many times what it may expect they are long.
-        damping: what the server's rate is multiplied by because the fleet's updates grow.
+        norms: L2 norms of its last updates, the newest last.
+        excess: their typical norm as a multiple of the expected one.
+        damping: factor of the server's rate, below 1 if the fleet's updates grow.
     """
     if len(norms) < _UPDATES:
         return ""

@@ -1,6 +1,6 @@
-"""What the core is told and what it asks for.
+"""Events, which the core processes, and actions, which it returns.
 
-Plain values without arrays: bodies are named by a key, and the shell holds what is behind it.
+Plain values without arrays: a body is named by a key, and the shell holds its bytes.
 """
 
 from collections.abc import Mapping
@@ -14,16 +14,17 @@ from midge.wire.messages import Fetch, Settled, Statistics, Update, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Greeted:
-    """A device said hello and waits to hear what we have of its outbox."""
+    """A device greeted, and waits for a receipt on its outbox."""
 
     device: str
     outbox: int
     first: int
+    """The lowest seq that the device still holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A device asks to send a large update in chunks."""
+    """A device offered a large update, to be sent in chunks."""
 
     device: str
     update: Update
@@ -31,7 +32,7 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """An update is here with its whole body, which the shell holds under `key`."""
+    """An update arrived with its whole body, which the shell holds under `key`."""
 
     device: str
     update: Update
@@ -48,12 +49,12 @@ class Decoded:
     norm: float
     """L2, of the delta."""
     agreement: float = 0.0
-    """Its cosine with the direction of most devices (`aggregator.model.consensus`); 0 if that is not known."""
+    """Its cosine with the consensus direction (`aggregator.model.consensus`); 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """The body under `key` is not what its header says."""
+    """The body under `key` contradicts its header, or is not finite."""
 
     device: str
     update: Update
@@ -64,7 +65,7 @@ class Undecodable:
 
 @dataclass(frozen=True, slots=True)
 class StatisticsArrived:
-    """A device's moments are here, checked, under `key`."""
+    """A device's moments arrived and are valid; the shell holds them under `key`."""
 
     device: str
     statistics: Statistics
@@ -75,7 +76,7 @@ class StatisticsArrived:
 
 @dataclass(frozen=True, slots=True)
 class FetchAsked:
-    """A device did not find chunks of the model at the broker."""
+    """A device requests chunks of the model that the broker does not have."""
 
     device: str
     fetch: Fetch
@@ -83,14 +84,14 @@ class FetchAsked:
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """A device is no part of the federation any more: what waits of it counts no longer."""
+    """The operator revoked a device: its updates and statistics that wait are dropped."""
 
     device: str
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """How far the deltas of these updates are from the last combined one, L2."""
+    """L2 distances of updates' deltas from the last combined delta; the answer to `Measure`."""
 
     distances: tuple[tuple[int, float], ...]
     """By lsn."""
@@ -98,26 +99,26 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What can be made of the statistics that are here."""
+    """The finding on the statistics gathered so far; the answer to `Examine`."""
 
     kept: tuple[int, ...]
     """Those to pool, by lsn."""
     wait: str = ""
-    """Why nothing can be pooled yet, in words; empty if it can."""
+    """Why nothing can be pooled yet; empty if it can."""
     soon: str = ""
-    """Why more rows should be waited for, for a while only."""
+    """Why more rows should be awaited, for a limited time; empty if there is no reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class DevicesOnline:
-    """How many devices are there has changed, as their statuses tell."""
+    """The number of online devices changed, according to their statuses."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseCarried:
-    """A release was carried out on the model, whose published state has this digest."""
+    """A release was executed on the model, and its published state has this digest."""
 
     version: int
     digest: bytes
@@ -125,14 +126,15 @@ class ReleaseCarried:
 
 @dataclass(frozen=True, slots=True)
 class ClockCompared:
-    """By how many seconds what is journaled is dated ahead of `now`: that is since 1970, or since anything."""
+    """The offset between the clock of the journal's dates (seconds since 1970) and that of `now`."""
 
     ahead: float
+    """Seconds to add to `now`."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreFilled:
-    """The store has no room: nothing can be decided until `StoreWritable`."""
+    """The disk of the store is full: nothing can be decided until `StoreWritable`."""
 
     why: str
 
@@ -144,37 +146,37 @@ class StoreWritable:
 
 @dataclass(frozen=True, slots=True)
 class OperatorPaused:
-    """The operator holds updates off, or with None lets them in again."""
+    """The operator paused the federation for a reason, or with None resumed it."""
 
     why: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class InputsCompared:
-    """What devices call their inputs was compared with the model's."""
+    """The devices' names of their inputs were compared with the model's."""
 
     names: tuple[str, ...]
-    """Of the model's inputs, in order; empty if they are not known."""
+    """Of the model's inputs, in order; empty if unknown."""
     unlike: Mapping[str, str] = field(default_factory=dict)
-    """Devices whose inputs are not the model's, each with why in words."""
+    """Devices whose inputs differ from the model's, each with the difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class MovementFollowed:
-    """A version was compared with those before it."""
+    """A version was compared with the earlier ones (`aggregator.model.movement`)."""
 
     quiet: int
-    """Versions in a row that have not moved the model beyond its noise."""
+    """Number of versions in a row that did not move the model beyond its noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReleasePublished:
-    """A release is on its way: what it costs."""
+    """A release was queued for publishing; its sizes determine the pacing."""
 
     announcement: int
     """Bytes of its announcement."""
     step: int
-    """Bytes of the frame that leads over from the last version; 0 if there is none."""
+    """Bytes of its smallest frame; 0 if there is none."""
 
 
 Event = (
@@ -213,12 +215,12 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """Make the record durable, with the body under `key` where there is one."""
+    """Make the record durable, with the body under `key` if there is one."""
 
     record: Record
     key: int | None = None
     noise: float = 0.0
-    """Where above 0: the body is fresh Gaussian noise of this standard deviation, a float32 for each parameter."""
+    """If above 0, the body is fresh Gaussian noise of this standard deviation, one float32 for each parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,26 +232,26 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Examine:
-    """Find which of these statistics can be pooled, by lsn, once they are durable; answer with Examined."""
+    """Examine which of these statistics can be pooled, by lsn, once they are durable; answer with Examined."""
 
     lsns: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Announce the newest version again: who takes part has changed."""
+    """Announce the newest version again, because participation or the number of devices changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The body under `key` is not needed any more, once what comes before this is done."""
+    """Release the body under `key`, after the preceding actions."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Tell a device what is settled: a receipt."""
+    """Send a device a receipt: its outbox is settled up to `hi`, with these verdicts."""
 
     device: str
     outbox: int
@@ -259,7 +261,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class GrantChunks:
-    """Let a device send the chunks of an update that it offered."""
+    """Grant a device chunks of an update that it offered."""
 
     device: str
     update: Update
@@ -268,7 +270,7 @@ class GrantChunks:
 
 @dataclass(frozen=True, slots=True)
 class Carry:
-    """Carry a journaled decision out on the model: a step, a freeze or a release."""
+    """Execute a journaled decision on the model: a step, a freeze or a release."""
 
     record: Record
 

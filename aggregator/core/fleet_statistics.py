@@ -1,8 +1,7 @@
-"""What each device last reported, and robust scales over devices: one device has one vote, however often it sends.
+"""The latest values of each device, and robust statistics over devices: one vote for each, however often it sends.
 
-A reference that moves only with accepted updates locks: once every device is refused, it can never follow. A reference
-over messages belongs to whoever sends the most of them. So this one is a median over the devices heard recently, of the
-latest value of each. Fewer than half of them cannot move it beyond what the others report.
+A statistic over messages would be determined by the device that sends most. So these are medians over the recently
+heard devices, of the latest value of each: fewer than half of them cannot move it beyond what the others report.
 """
 
 import math
@@ -15,28 +14,29 @@ from typing import Any
 from midge.aggregator.core.records import UpdateRecord
 
 INTERVALS = 3.0
-"""Typical intervals between two updates of a device within which a device counts as heard recently."""
+"""Number of typical intervals between updates within which a device counts as recently heard."""
 FEWEST = 3
-"""Devices from which a median outvotes one liar."""
+"""Least number of devices whose median a single liar cannot set."""
 _MEMORY = 64.0
-"""The reference falls to at most this part of what it was of late: a fleet at rest must hear its first news."""
+"""The reference norm falls at most to this fraction of its recent median: updates near zero from a fleet at rest must
+not make the first real change look like an outlier."""
 _TURNS = 9
-"""Turns of the fleet whose references are remembered, those above zero: their median is what it was of late."""
+"""Number of turns of the fleet whose reference norms, if above zero, make the recent median."""
 _SLOWEST = 32.0
-"""Times the median staleness over devices that the slowest one counts for at most."""
+"""Multiple of the median staleness over devices that counts at most for the slowest one."""
 _OWN = 9
 """Updates of one device that its own medians cover."""
-_JOURNEYS = 5
-"""Intervals of one device whose shortest tells its journey: in the others it waited for something else too."""
+_ROUND_TRIPS = 5
+"""Intervals of one device whose shortest measures its round trip: the others include waiting for other reasons."""
 _LONGEST = 366 * 86_400.0
-"""Seconds of one training beyond which a device's word counts as these."""
+"""Most seconds of one training that are believed."""
 _GAP = 0.3
-"""Smoothing of a device's interval between updates: a few updates settle it, one outage does not set it."""
+"""Smoothing factor of a device's interval between updates: settles within a few updates, and outlasts one outage."""
 
 
 @dataclass(slots=True)
 class _Device:
-    """The latest of one device. All but the times are durable."""
+    """The latest values of one device. All but the times are durable."""
 
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=_OWN))
     examples: int = 0
@@ -47,15 +47,15 @@ class _Device:
     heard_at: float | None = None
     gap: float | None = None
     """Seconds between its updates, smoothed; None before the second."""
-    idle: deque[float] = field(default_factory=lambda: deque(maxlen=_JOURNEYS))
-    """Seconds of its last intervals in which it did not train."""
+    idle: deque[float] = field(default_factory=lambda: deque(maxlen=_ROUND_TRIPS))
+    """Seconds without training in each of its last intervals."""
     longest: tuple[int, float] = 0, 0.0
-    """Steps and seconds of its newest training of the most steps."""
+    """Steps and seconds of the newest training with the most steps."""
     shortest: tuple[int, float] = 0, 0.0
-    """The same of the fewest."""
+    """Steps and seconds of the newest training with the fewest steps."""
 
     def trained(self, steps: int, seconds: float) -> None:
-        """Note what a training took."""
+        """Record the duration of a training."""
         if steps and steps >= self.longest[0]:
             self.longest = steps, seconds
         if steps and steps <= (self.shortest[0] or steps):
@@ -63,47 +63,47 @@ class _Device:
 
     @property
     def step_seconds(self) -> float:
-        """What one step takes: by the difference of two trainings, once their steps differed."""
+        """Seconds of one step: the slope between two trainings, if their numbers of steps differ."""
         (most, long), (fewest, short) = self.longest, self.shortest
         return max(long - short, 0.0) / (most - fewest) if most > fewest else long / max(most, 1)
 
     @property
     def start_up(self) -> float:
-        """What a training takes beside its steps."""
+        """Seconds of a training beside its steps."""
         return max(self.shortest[1] - self.shortest[0] * self.step_seconds, 0.0)
 
 
 class FleetStatistics:
-    """Follow the devices of one federation.
+    """Statistics of the devices of one federation.
 
-    What the journal can rebuild enters by `take`; times enter by `heard`, which a restart begins again.
+    `take` records what the journal can rebuild; `heard` records times, which are lost with the process.
     """
 
     def __init__(self) -> None:
         self._devices: dict[str, _Device] = {}
         self._references: deque[tuple[int, float]] = deque(maxlen=_TURNS)
-        """References above zero with the turns in which they were computed."""
+        """Reference norms above zero, each with the turn in which it was computed."""
         self.taken = 0
-        """Updates taken in."""
+        """Number of accepted updates."""
         self.turn = 0
-        """How often half of all devices have been heard since the last time: one that floods does not turn it."""
+        """Counts how often more than half of all devices were heard: a device that floods cannot advance it."""
         self._heard: set[str] = set()
         """Devices heard in this turn."""
         self._computed: dict[str, tuple[int, float]] = {}
-        """Medians by name, each with `taken` when it was computed: computing one takes a pass over all devices."""
+        """Cached medians by name, each with `taken` at that time: computing one visits all devices."""
 
     def __len__(self) -> int:
         return len(self._devices)
 
     def heard(self, device: str, seconds: float, now: float, *, age: float = math.inf, steps: int = 0) -> None:
-        """Note when a device's update arrived, how old its base was, and what its training took by its own account."""
+        """Record an arrival: the age of the update's base, and the steps and seconds of training as reported."""
         known, seconds = self._devices.setdefault(device, _Device()), min(seconds, _LONGEST)
         known.trained(steps, seconds)
         since = age
         if known.heard_at is not None:
             gap = max(now - known.heard_at, 0.0)
             since = min(since, gap)
-            # Updates that waited for the aggregator or a link come at once: a training is no shorter for that.
+            # Updates that waited for the aggregator or a link arrive together; the interval is at least a training.
             gap = max(gap, seconds)
             known.gap = gap if known.gap is None else known.gap + _GAP * (gap - known.gap)
         if since < math.inf:
@@ -111,13 +111,13 @@ class FleetStatistics:
         known.heard_at, known.seconds = now, seconds
 
     def take(self, record: UpdateRecord) -> None:
-        """Take in an accepted update."""
+        """Record an accepted update."""
         known = self._devices.setdefault(record.device, _Device())
         known.norms.append(record.norm)
         known.examples, known.steps, known.agreement = record.examples, record.steps, record.agreement
         known.staleness.append(record.staleness)
         if record.reference > 0 and (not self._references or self._references[-1][0] != self.turn):
-            self._references.append((self.turn, record.reference))  # replayed: it was computed before a restart
+            self._references.append((self.turn, record.reference))  # in a replay, nothing else computes it
         self.taken += 1
         self._heard.add(record.device)
         if 2 * len(self._heard) > len(self._devices):
@@ -125,25 +125,25 @@ class FleetStatistics:
             self._heard.clear()
 
     def forget(self, device: str) -> None:
-        """Remove what is known of a device."""
+        """Remove everything about a device."""
         self._devices.pop(device, None)
         self._computed.clear()
 
     def interval(self, devices: Iterable[str]) -> float | None:
-        """The median seconds between two updates of these devices; None if most of them were not heard twice."""
+        """The median interval between updates of these devices, in seconds; None if most were not heard twice."""
         known = [self._devices[device].gap for device in devices if device in self._devices]
         gaps = [gap for gap in known if gap is not None]
         return median(gaps) if gaps and 2 * len(gaps) >= len(known) else None
 
-    # ------------------------------------------------------------------ robust scales
+    # -------------------------------------------------------------- medians over devices
 
     def recent(self, now: float) -> list[str]:
-        """Devices heard within the last three typical intervals, at least the three that were heard last.
+        """Devices heard within the last three typical intervals, and at least the last three.
 
-        A device that was heard before a restart counts as heard until the typical interval is known again.
+        After a restart all known devices count, until the typical interval has been measured again.
         """
         gaps = [known.gap for known in self._devices.values() if known.gap is not None]
-        # Until half of the devices have been heard twice, the interval is not known, and everything counts as recent.
+        # The interval is unknown until half of the devices have been heard twice.
         if 2 * len(gaps) < len(self._devices) or len(self._devices) <= FEWEST:
             return list(self._devices)
         since = now - INTERVALS * median(gaps)
@@ -156,14 +156,14 @@ class FleetStatistics:
         return found
 
     def norm(self, now: float) -> float:
-        """The typical L2 norm of an update: the lower median over devices heard recently; 0 if nothing was heard.
+        """The reference norm, the typical L2 norm of an update: the lower median over recent devices; 0 without any.
 
-        Of two devices it is the smaller norm. It does not fall below 1/64 of what it was of late.
+        With two devices it is the smaller norm. It does not fall below 1/64 of its recent median.
         """
         if self._due("norm"):
             norms = [known.norms[-1] for name in self.recent(now) if (known := self._devices[name]).norms]
             middle = median_low(norms) if norms else 0.0
-            # If most devices have nothing to say, the others must still be heard: zeros say nothing about the scale.
+            # If most updates are zero, the others still define the scale: a zero has none.
             some = middle or median_low([norm for norm in norms if norm > 0] or [0.0])
             if middle or (some and not self._references):
                 if self._references and self._references[-1][0] == self.turn:
@@ -189,9 +189,9 @@ class FleetStatistics:
         return median(known.staleness) if known is not None and known.staleness else None
 
     def longest_staleness(self) -> int:
-        """The staleness, in steps, of the updates of the slowest device: in as many, every device has a part.
+        """The median staleness of the slowest device, in steps: within that many, every device contributes.
 
-        At most 32 times the median over devices: what one says of its base must not stretch it without a bound.
+        At most 32 times the median over devices, because a device could choose old bases.
         """
         if self._due("longest"):
             usual = sorted(median(known.staleness) for known in self._devices.values() if known.staleness)
@@ -199,41 +199,41 @@ class FleetStatistics:
         return round(self._computed["longest"][1])
 
     def agreement(self) -> float:
-        """How far the deltas of devices usually are along or against the direction of most: the median |cosine|."""
+        """The median |cosine| of the devices' deltas with the consensus direction; 0 if unknown."""
         if self._due("agreement"):
             sizes = [abs(known.agreement) for known in self._devices.values() if known.agreement]
             self._computed["agreement"] = self.taken, float(median_low(sizes)) if sizes else 0.0
         return self._computed["agreement"][1]
 
     def examples(self) -> float:
-        """The median number of rows that devices report, of those that report any; 0 if none does."""
+        """The median number of rows over devices that report one; 0 if none does."""
         return self._middle("examples")
 
     def steps(self) -> float:
-        """The median number of local steps that devices report, of those that report any; 0 if none does."""
+        """The median number of local steps over devices that report one; 0 if none does."""
         return self._middle("steps")
 
     def seconds(self) -> float:
-        """The median time of a training as devices report it, of those that report any; 0 if none does."""
+        """The median seconds of a training over devices that report them; 0 if none does."""
         return self._middle("seconds")
 
     def step_seconds(self) -> float:
-        """The seconds of one local step, the median over devices; 0 if none tells, or if steps cost nothing."""
+        """The median seconds of one local step over devices; 0 if none reports steps, or if they take no time."""
         if self._due("step"):
             costs = [each.step_seconds for each in self._devices.values() if each.longest[0]]
             self._computed["step"] = self.taken, median(costs) if costs else 0.0
         return self._computed["step"][1]
 
-    def journey(self) -> float | None:
-        """The seconds that a training costs a device beside its steps, the median over devices.
+    def round_trip(self) -> float | None:
+        """The median round trip over devices: the seconds that a training costs beside its steps; None if unknown.
 
-        Of each device, the shortest of the last times in which it did not train, before an update and since its base
-        was released or its last update came; and what its trainings cost besides. None if nothing was heard.
+        For each device: the shortest recent time without training, before an update and after the release of its base
+        or its previous update; plus the start-up time of its trainings.
         """
-        if self._due("journey"):
+        if self._due("round_trip"):
             known = [min(each.idle) + each.start_up for each in self._devices.values() if each.idle]
-            self._computed["journey"] = self.taken, median(known) if known else math.inf
-        found = self._computed["journey"][1]
+            self._computed["round_trip"] = self.taken, median(known) if known else math.inf
+        found = self._computed["round_trip"][1]
         return None if found == math.inf else found
 
     def _middle(self, name: str) -> float:
@@ -243,20 +243,20 @@ class FleetStatistics:
         return self._computed[name][1]
 
     def _due(self, name: str) -> bool:
-        """Whether a sixteenth of the devices has reported since a median was computed."""
+        """Whether a median must be computed: after as many updates as a sixteenth of the devices."""
         return name not in self._computed or self.taken - self._computed[name][0] > len(self._devices) // 16
 
     # ---------------------------------------------------------------------- checkpoints
 
     def dump(self) -> list[Any]:
-        """Return what `load` takes."""
+        """Plain values for `load`."""
         return [
             [name, list(known.norms), known.examples, known.steps, known.agreement, list(known.staleness)]
             for name, known in self._devices.items()
         ]
 
     def load(self, state: Iterable[Any]) -> None:
-        """Take up what `dump` returned."""
+        """Restore from the result of `dump`."""
         self._devices = {
             name: _Device(deque(norms, _OWN), examples, steps, agreement, deque(staleness, _OWN))
             for name, norms, examples, steps, agreement, staleness in state

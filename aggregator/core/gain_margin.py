@@ -1,13 +1,13 @@
-"""How large a step may be while others are under way: the gain margin of a loop with many delays.
+"""The largest safe step: the gain margin of a control loop with many delays.
 
-An update that is τ steps old says what x lacked τ steps ago. Where a training goes all the way to what its data want,
-the model's error e follows e(t+1) = e(t) − η·Σ p(τ)·e(t−τ), p being the share of updates of that staleness. Such a loop
-is stable up to a gain M, the smallest positive real value of −(z − 1) / Σ p(τ)·z^−τ on the unit circle (Nyquist's
-criterion); for one delay it is the known 2·sin(π / (2·(2τ + 1))). Spread delays leave far more room than equal ones of
-the same mean, which is why a rule from the number of devices alone brakes wild fleets and lets equal ones swing.
+An update that is τ steps old says what x lacked τ steps ago. If a training reaches the optimum of its data, the model's
+error e follows e(t+1) = e(t) − η·Σ p(τ)·e(t−τ), where p(τ) is the share of updates of staleness τ. This loop is stable
+up to a gain M, the smallest positive real value of −(z − 1) / Σ p(τ)·z^−τ on the unit circle (Nyquist's criterion); for
+a single delay that is the known 2·sin(π / (2·(2τ + 1))). Spread delays leave far more room than equal delays of the
+same mean. So a rule from the number of devices alone would slow a diverse fleet down, and let a uniform one oscillate.
 
-Updates that come in bursts from one base, as of devices in lock-step, add up before any of them is seen: m of them in
-steps of K make m/K steps in the same direction, however small their staleness. The second bound is for them.
+Updates in bursts from one base, as from devices in lock-step, add up before any of them takes effect: m of them in
+steps of K make m/K steps in the same direction, however small their staleness. A second bound covers them.
 """
 
 from collections import Counter, deque
@@ -20,30 +20,32 @@ import numpy as np
 import numpy.typing as npt
 
 SHARE = 0.55
-"""Of the margin that is used: beyond it the loop still settles, and swings for long. With 0.6, thirteen liars of 97
-devices kept one swinging."""
+"""Fraction of the margin that is used: above it the loop still settles, but oscillates for long. With 0.6, thirteen
+liars among 97 devices kept it oscillating."""
 BURSTS = 0.8
-"""The same for bursts: what is behind in p does not add to them, and where they come it is they that make it slow."""
+"""The fraction for bursts: larger, because the delay between x and p does not add to theirs, and because in fleets with
+bursts this bound is the one that makes learning slow."""
 _FEWEST, _MOST = 32, 2048
-"""Updates that must have been seen, and that are remembered."""
+"""Updates from which the margin is computed, and most updates that are remembered."""
 _DOMINANT = 1.5
-"""Times its share of the window beyond which a device's updates count less: several liars that send all the time, and
-always from the newest version, would otherwise hide the delays of the others, and the rate would let these swing."""
+"""Multiple of its fair share of the window beyond which a device's updates count less. Otherwise liars that send all
+the time, always from the newest version, would hide the delays of the others, and the rate would be too high for them.
+"""
 _FIELDS = 6
-"""Of a dump of the oldest format that is still read."""
+"""Number of fields in a dump of the oldest format that is still read."""
 _FREQUENCIES = np.unique(np.concatenate([np.geomspace(1e-4, np.pi, 300), np.linspace(0.02, np.pi, 300)]))
 _FAR = 5.0
-"""Gains beyond this one are no limit, and where the response jumps it is no crossing."""
+"""Largest imaginary part beside a crossing: a larger one is a jump of the response across the axis, not a crossing."""
 
 
 @lru_cache(maxsize=1024)
 def _turned(tau: int) -> npt.NDArray[np.complex128]:
-    """A delay's response at each frequency. Delays come again; making one costs as much as many additions."""
+    """The response of a delay at each frequency; cached, because it costs as much as many additions."""
     return np.exp(-1j * tau * _FREQUENCIES)
 
 
 def gain_margin(staleness: dict[int, float], momentum: float = 0.0) -> float:
-    """M for weights by staleness in steps; with momentum β the loop has 1 / (1 − β·z⁻¹) in it as well."""
+    """M for weights by staleness in steps; momentum β adds the factor 1 / (1 − β·z⁻¹) to the loop."""
     total = sum(staleness.values())
     delayed = np.zeros(_FREQUENCIES.size, np.complex128)
     for tau, share in staleness.items():  # not by a matrix product: its threads would take the other cores
@@ -63,7 +65,7 @@ def gain_margin(staleness: dict[int, float], momentum: float = 0.0) -> float:
 
 
 def _by_staleness(seen: Sequence[tuple[str, int, float]]) -> dict[int, float]:
-    """Weights by staleness, in which no device has more than 1.5 times its share; empty if all weights are 0."""
+    """Weights by staleness, with no device above 1.5 times its fair share; empty if all weights are 0."""
     by_device: Counter[str] = Counter()
     for device, _, weight in seen:
         by_device[device] += weight  # type: ignore[assignment]
@@ -75,10 +77,10 @@ def _by_staleness(seen: Sequence[tuple[str, int, float]]) -> dict[int, float]:
 
 
 def _calibrated(shares: dict[int, float], seen: Sequence[tuple[str, int, float]], beta: float) -> dict[int, float]:
-    """The shares, with what the mean of the cached deltas adds to them.
+    """The shares, with the contribution of the cached deltas.
 
-    A step is Δ − β·h + β·h̄: fresh at τ, less what the same device had said a training before, plus the mean over
-    devices of what each has said last. That is as old as its training, and grows by as much until its next one comes.
+    A step is Δ − β·h + β·h̄: the new delta of staleness τ, minus the device's delta of one training earlier, plus the
+    mean over devices of the last deltas. Such a delta is as old as its training, and up to twice that before the next.
     """
     total = sum(shares.values())
     found: Counter[int] = Counter({tau: share / total for tau, share in shares.items()})
@@ -94,15 +96,15 @@ def _calibrated(shares: dict[int, float], seen: Sequence[tuple[str, int, float]]
     return dict(found)
 
 
-class Margin:
-    """Follows the staleness of accepted updates and says the largest rate that is safe.
+class GainMarginEstimator:
+    """Measures the staleness of accepted updates, and computes the largest safe rate.
 
-    A device cannot make up a delay for the fleet: an update of the same base as its last one is passed over, and beyond
-    1.5 times its share of the window its updates count less.
+    A single device cannot fake the fleet's delays: an update of the same base as its last one is ignored, and beyond
+    1.5 times its fair share of the window its updates count less.
 
     Args:
-        calibration: β of the strategy: how much of a device's cached delta stands in for its next one. What is cached
-            is up to a training of its device older than what has just come.
+        calibration: β of the strategy, the share of a device's cached delta in a step. A cached delta is up to one
+            training of its device older than a new one.
         momentum: β1 of the server's optimiser.
         normalised: whether a step divides by its weights. Otherwise the loop's gain is the rate times their mean: 200
             devices in lock-step weigh 0.07 each by FedBuff's s(τ), and the rate may be 14 times as large.
@@ -112,20 +114,20 @@ class Margin:
         self._calibration, self._momentum, self._normalised = calibration, momentum, normalised
         self._seen: deque[tuple[str, int, float]] = deque(maxlen=_MOST)
         self._sent: Counter[str] = Counter()
-        """Updates of each device among those."""
+        """Number of updates of each device in `_seen`."""
         self._last_base: dict[str, int] = {}
         self._of_base: Counter[int] = Counter()
         self._burst = 1.0
         self._shares: dict[int, float] = {}
-        """Weights by staleness, as they were when the margin was last computed."""
+        """Weights by staleness; recomputed after half as many updates as there are devices."""
         self.mean_weight = 1.0
-        """Of the updates that the shares are of, if the strategy's steps do not divide by it; otherwise 1."""
+        """Mean weight of the updates in `_shares`, if steps do not divide by it; otherwise 1."""
         self._since = 0
         self._margin: float | None = None
-        """Of these shares, once it was asked for."""
+        """The margin of `_shares`, if it was computed."""
 
-    def saw(self, device: str, staleness: int, weight: float, base: int, devices: int) -> None:
-        """Take in an accepted update of a federation of `devices` devices."""
+    def record(self, device: str, staleness: int, weight: float, base: int, devices: int) -> None:
+        """Record an accepted update, in a federation of `devices` devices."""
         if self._last_base.get(device) == base:
             return
         self._last_base[device] = base
@@ -149,9 +151,9 @@ class Margin:
                 self._shares = _calibrated(self._shares, window, self._calibration)
 
     def rate(self, buffer_size: int) -> float | None:
-        """The largest safe rate for steps of `buffer_size` updates; None if too little was seen.
+        """The largest safe rate for steps of `buffer_size` updates; None before 32 updates.
 
-        At most 1 − β1: a rate of 1 goes all the way, and momentum multiplies it by 1 / (1 − β1) in the end.
+        At most 1 − β1: a rate of 1 applies a whole delta, and momentum multiplies it by 1 / (1 − β1) in the long run.
         """
         if not self._shares:
             return None
@@ -161,7 +163,7 @@ class Margin:
         return gain / self.mean_weight
 
     def forget(self, device: str, alias: str) -> None:
-        """Let what was seen of a device stand under another name."""
+        """Keep the record of a device under an alias."""
         self._last_base.pop(device, None)
         self._sent[alias] += self._sent.pop(device, 0)
         self._seen = deque(
@@ -181,9 +183,9 @@ class Margin:
 
     def load(self, state: list[Any]) -> None:
         if len(state) < _FIELDS:
-            return  # an older format, without devices: the next updates measure it again
+            return  # an older format, without devices: measured again from the next updates
         seen, of_base, self._burst, shares, self._since, last, *added = state
-        self.mean_weight = added[0] if added else 1.0  # an older format: the next turn of the fleet measures it
+        self.mean_weight = added[0] if added else 1.0  # an older format: measured again soon
         self._of_base, self._shares, self._last_base = Counter(dict(of_base)), dict(shares), dict(last)
         self._seen = deque(((device, tau, weight) for device, tau, weight in seen), maxlen=_MOST)
         self._sent = Counter(device for device, _, _ in self._seen)

@@ -1,7 +1,7 @@
 """The names of the model's inputs: given by the operator, or learned from the first two devices that agree on them.
 
-Two columns that are swapped give a model that fits no one, and no norm or loss says so. So the names travel: devices
-say theirs with their greeting, the announcement says the model's, and of a device whose names differ nothing is taken.
+Swapped columns spoil the model, and no norm or loss shows it. So devices send their names with their status, the
+announcement has the model's, and updates of a device with other names are refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ from midge.wire.messages import Hello
 
 _KEY = "features"
 _CLAIMS = 64
-"""Devices whose names are remembered until two agree."""
+"""Most devices whose names are remembered until two agree."""
 
 
 class Inputs:
-    """What the model's inputs are called, durably once it is known.
+    """The names of the model's inputs; durable once they are known.
 
     Args:
-        store: keeps what was learned; open.
-        given: the names as the operator says; none at all: names are not compared; None: they are learned.
-        width: how many inputs the model has, if that is known.
+        store: keeps them; it is open.
+        given: the operator's names; empty disables the comparison, None learns them from devices.
+        width: number of the model's inputs, if known.
 
     Raises:
         StoreError: the store cannot be read or written.
@@ -32,46 +32,46 @@ class Inputs:
         self._store, self._width = store, width
         self._learning = given is None
         self._claims: dict[str, tuple[str, ...]] = {}
-        self.names = _kept(store) if given is None else tuple(given)
-        if given is not None and self.names != _kept(store):
+        self.names = _stored(store) if given is None else tuple(given)
+        if given is not None and self.names != _stored(store):
             self._keep(self.names)
 
     def hear(self, device: str, names: Sequence[str]) -> bool:
-        """Take in what a device calls its inputs; whether the model's names are known only now.
+        """Record a device's names; return whether this made the model's names known.
 
         Raises:
-            StoreFull: there is no room to keep them.
+            StoreFull: there is no room to store them.
         """
-        said = sayable(names)
+        claim = sayable(names)
         if self.names or not self._learning:
             return False
         self._claims.pop(device, None)
-        if not said or self._width not in (None, len(said)):
+        if not claim or self._width not in (None, len(claim)):
             return False
-        if said in self._claims.values():
-            self._keep(said)
-            self.names = said
+        if claim in self._claims.values():
+            self._keep(claim)
+            self.names = claim
             self._claims.clear()
             return True
-        self._claims[device] = said
+        self._claims[device] = claim
         if len(self._claims) > _CLAIMS:
             del self._claims[next(iter(self._claims))]
         return False
 
     def forget(self, device: str) -> None:
-        """Drop what a device has said."""
+        """Drop a device's names."""
         self._claims.pop(device, None)
 
     def unlike(self, devices: Mapping[str, Hello]) -> dict[str, str]:
-        """Devices of which nothing can be taken, each with why in words."""
-        found = {}
+        """Devices whose updates must be refused, each with the difference of its names."""
+        unlike = {}
         for device, hello in devices.items():
             if why := difference(self.names, hello.features) or self._swapped(device):
-                found[device] = why[:400]
-        return found
+                unlike[device] = why[:400]
+        return unlike
 
     def _swapped(self, device: str) -> str:
-        """Why two devices' names cannot both be right: the same ones in another order."""
+        """A conflict of two devices' names while none are decided: the same ones in another order."""
         ours = self._claims.get(device)
         for other, names in self._claims.items() if ours is not None else ():
             if names != ours and sorted(names) == sorted(ours or ()):
@@ -85,8 +85,8 @@ class Inputs:
         self._store.set_constant(_KEY, frames.pack(list(names)))
 
 
-def _kept(store: Store) -> tuple[str, ...]:
-    """What an earlier life has learned, or was told.
+def _stored(store: Store) -> tuple[str, ...]:
+    """The names that an earlier process learned or was given; empty if there are none.
 
     Raises:
         StoreError: it cannot be read.

@@ -1,4 +1,4 @@
-"""What keeps a federation's model from moving, in words for its operator."""
+"""Obstacles: the reason, in words for the operator, why a federation's model does not move."""
 
 import math
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Strategy
 
 _TURNS_LEAST = 0.3
-"""Of what all devices learned in one training: a model that moves by less takes more than three times as long. The
-other shipped rules stay above 0.36 with 2 to 200 devices."""
+"""Least share of what all devices learn in one training by which the model should move: below it, learning takes more
+than three times as long. The other presets stay above 0.36 with 2 to 200 devices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """What is in the way, of one of three kinds: `held` and `statistics` stop the model, `slow` does not."""
+    """An obstacle of one of three kinds: `held` and `statistics` stop the model, `slow` does not."""
 
     kind: Literal["statistics", "held", "slow"]
     why: str
     needs: int = 0
-    """Of one that holds: distinct devices without which it does not go away."""
+    """For `held`: number of distinct devices that it takes to end it."""
 
 
 def obstacle(
@@ -33,28 +33,28 @@ def obstacle(
     live: int,
     unfit: str | None,
 ) -> Obstacle | None:
-    """Too few devices, statistics that cannot be pooled, or weights near zero; None if nothing is in the way.
+    """Too few devices, statistics that cannot be pooled, or weights near zero; None if there is no obstacle.
 
     Args:
-        state: what the core remembers.
-        steps: how far a step goes.
-        releases: whether there is enough for one.
-        strategy: what they are made by.
-        live: how many devices are there.
-        unfit: why the statistics that are here cannot be pooled; None if that is not so.
+        state: the durable state.
+        steps: the gain of a step.
+        releases: whether a release is possible.
+        strategy: of the federation.
+        live: number of live devices.
+        unfit: why the gathered statistics cannot be pooled; None if they can.
     """
     if unfit is not None:
         return Obstacle("statistics", f"The statistics cannot be pooled yet: {unfit}.")
     if len(state.statistics) == 1:
         return Obstacle(
             "statistics",
-            "Only one device has sent its statistics; training begins with those of a second one: start another.",
+            "Only one device has sent its statistics, and training needs those of a second one: start another device.",
         )
     if state.buffer and strategy.privacy is not None and strategy.deadline is None and live < strategy.size(live):
         return Obstacle(
             "held",
-            f"A step takes the updates of {strategy.size(live)} distinct devices, and {live} are there: "
-            "nothing is released before (buffer_size of the private strategy).",
+            f"A step takes the updates of {strategy.size(live)} distinct devices, and {live} are online: "
+            "nothing is released before that (buffer_size of the private strategy).",
             needs=strategy.size(live),
         )
     given = state.contributors | {item.device for item in state.buffer}
@@ -68,11 +68,11 @@ def obstacle(
             needs=floor,
         )
     gain = steps.turn_gain
-    if gain is not None and 0 < gain < _TURNS_LEAST:  # 0 if no device is there
+    if gain is not None and 0 < gain < _TURNS_LEAST:  # 0 if no device is online
         return Obstacle(
             "slow",
             f"One training of all {live} devices moves the model by about 1/{2 ** round(-math.log2(gain))} of what "
-            f"they learned, under {strategy.staleness.kind} staleness weights and this rate: it learns slowly. Use a "
+            f"they learned, with {strategy.staleness.kind} staleness weights and this rate: it learns slowly. Use a "
             "larger rate, or weights that fall more slowly (polynomial, relative).",
         )
     return None

@@ -1,9 +1,9 @@
-"""How many devices train at a time: so that a fleet of ten thousand does not train for every step.
+"""Control of participation: which share of the devices trains from a version.
 
-The announcement tells a share; a device takes part in a version where a hash of its name and the version falls below it
-(`wire.participation`). The controller raises and lowers the share so that a rate of updates, a number of trainings at
-once or a cohort for each version is met. A share that asks no device is doubled until one answers. It holds no slots:
-a device that never answers costs nothing.
+The announcement has the share; a device trains from a version if a hash of its name and the version falls below it
+(`wire.participation`). The controller adjusts the share to meet a rate of updates, a number of concurrent trainings, or
+a cohort for each version. If a share draws no device, it is doubled until one answers. There are no slots: a device
+that never answers costs nothing.
 """
 
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from midge.wire.messages import Participation
 PERIOD = 10.0
 """Seconds over which updates are counted before the share changes."""
 _DEAD_BAND = 1.15
-"""The share stays while it would change by less than this factor: each change is an announcement to everybody."""
+"""Least factor by which the share changes: each change is an announcement to all devices."""
 _SMALLEST = 1e-6
 _VERSIONS = 3
-"""Versions that must have been released before a rate is judged: each asks others, and their answers come in bursts."""
+"""Versions released before a rate is judged: each one draws other devices, and their updates arrive in bursts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Who trains, and how often. Without arguments: everybody, from every version.
+    """Which devices train, and how often. Without arguments: all of them, from every version.
 
     Args:
-        share: of the devices that train from a version; where a target is given, the share to begin with.
-        updates_per_second: a target for the rate of updates of the whole federation.
-        concurrency: a target for the number of devices that train at the same time.
-        cohort: how many devices are asked for each version.
-        interval: seconds at least between two trainings of one device.
-        rest: seconds at most that a device pauses between two trainings while the model does not move. The pause grows
-            from version to version, and ends with the first movement. 0 never rests.
+        share: of the devices that train from a version; the initial share if there is a target.
+        updates_per_second: target rate of updates of the whole federation.
+        concurrency: target number of devices that train at the same time.
+        cohort: number of devices drawn for each version.
+        interval: least seconds between two trainings of one device.
+        rest: most seconds that a device pauses between two trainings while the model does not move. The pause grows
+            from version to version, and ends with the first movement. 0 disables it.
         bytes_per_month: payload bytes of one device in a calendar month; None sets no limit.
-        joules_per_month: energy of one device in a calendar month, as it reckons it; None sets no limit.
+        joules_per_month: energy of one device in a calendar month, by its own estimate; None sets no limit.
     """
 
     share: float = 1.0
@@ -45,10 +45,10 @@ class Pace:
     joules_per_month: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be met.
+        """Validate the values.
 
         Raises:
-            ValueError: naming the argument.
+            ValueError: one is out of range, or they exclude each other.
         """
         if not 0 < self.share <= 1:
             raise ValueError(f"pace: the share must be above 0 and at most 1, not {self.share}.")
@@ -70,44 +70,44 @@ class Pace:
 
 
 _SHORT, _DOUBLINGS = 1.0, 20
-"""Seconds of the first pause at least, and how often it is doubled at most: by then it is longer than any rest."""
+"""Least seconds of the first pause, and most doublings of it: by then it is longer than any `rest`."""
 _ENOUGH = 10
-"""Devices that have contributed, from which on names alone are not believed."""
+"""Number of contributing devices from which the number of online ones is no longer believed unchecked."""
 _IMPLAUSIBLE = 20
-"""Times as many that say that they are there, which then are names rather than devices."""
+"""Online devices for each contributing one above which most of them are taken for made-up names."""
 _NONE_NEW = 3
-"""Updates of each that has contributed, on the mean, without one of a new device: then all that are there are known."""
+"""Mean updates of each contributing device without one of a new device after which no new one is expected."""
 
 
-class Steering:
-    """The controller: counts what comes and says the share. It reads no clock."""
+class ParticipationController:
+    """Counts updates and versions, and adjusts the share. It reads no clock."""
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
         self.share = pace.share
         self.live = 0
-        """How many devices are there that are reckoned with; 0 where nothing is known."""
+        """Number of online devices that is believed; 0 if unknown."""
         self.online = 0
-        """How many are there, as their statuses tell: a cohort is drawn of all of them."""
+        """Number of online devices by their statuses: a cohort is drawn from all of them."""
         self._contributed = self._none_new = 0
-        """How many have ever contributed, and how many updates have come since one of them was new."""
+        """Number of devices that ever contributed, and of updates since the last new one."""
         self._since: float | None = None
         self._released_at: float | None = None
-        self._looked = 0.0
-        self._came = 0
+        self._checked_at = 0.0
+        self._updates = 0
         self._versions = 0
         self._seconds = 0.0
-        """How long a training takes, as the median of the devices has it."""
+        """Median seconds of a training."""
         self._gap = 0.0
-        """Seconds between two versions, a running mean."""
+        """Running mean of the seconds between two versions."""
         self.quiet = 0
-        """Versions in a row that have not moved the model beyond its noise (`aggregator.model.movement`)."""
+        """Number of versions in a row that did not move the model beyond its noise (`aggregator.model.movement`)."""
 
-    def reckon(self, contributed: int, *, online: int | None = None) -> None:
-        """Reckon with the devices that are there; of names alone only with as many as ever contributed, and again.
+    def count_devices(self, contributed: int, *, online: int | None = None) -> None:
+        """Update `live`: the online devices; if their number is implausible, at most twice the contributing ones.
 
-        If anyone may publish, a name costs nothing, and each would make buffers larger and releases rarer. In a fleet
-        that grows, an update of a new device comes soon: of those that are there each is as likely to be the next.
+        If anyone may publish, names cost nothing, and each one would enlarge buffers and delay releases. In a fleet
+        that really grows, an update of a new device arrives soon: each online device is equally likely to be next.
         """
         if online is not None:
             self.online = online
@@ -119,13 +119,13 @@ class Steering:
 
     @property
     def rest(self) -> float:
-        """Seconds that a device pauses between two trainings because the model does not move."""
+        """Seconds that a device pauses between two trainings, because the model does not move."""
         if self.quiet == 0:
             return 0.0
         return min(self.pace.rest, max(_SHORT, self._seconds) * 2.0 ** min(self.quiet - 1, _DOUBLINGS))
 
     def participation(self) -> Participation:
-        """For the announcement."""
+        """The participation to announce."""
         return Participation(
             share=self.share,
             interval=self.pace.interval,
@@ -134,19 +134,19 @@ class Steering:
             joules_per_month=self.pace.joules_per_month or 0.0,
         )
 
-    def came(self, seconds: float) -> None:
-        """Count an update. `seconds` is how long a training takes, the median over devices."""
-        self._came += 1
+    def count_update(self, seconds: float) -> None:
+        """Count an update. `seconds` is the median duration of a training over devices."""
+        self._updates += 1
         self._none_new += 1
         self._seconds = seconds
 
     def begin(self, now: float) -> None:
-        """Count from here on."""
-        self._since = self._looked = now
-        self._came = self._versions = 0
+        """Start a new count."""
+        self._since = self._checked_at = now
+        self._updates = self._versions = 0
 
     def released(self, now: float) -> None:
-        """A version was released: who takes part is drawn again."""
+        """Record a release: participation is drawn again."""
         if self._since is None:
             self.begin(now)
         if self._released_at is not None:
@@ -158,29 +158,29 @@ class Steering:
             self.share = self.pace.share
         if self.pace.cohort is not None:
             self.begin(now)
-            if there := self.online or self.live:
-                self.share = min(1.0, self.pace.cohort / there)
+            if online := self.online or self.live:
+                self.share = min(1.0, self.pace.cohort / online)
 
     @property
     def due(self) -> float | None:
-        """When `tick` next has something to say."""
-        return self._looked + PERIOD if self._since is not None and (self.pace.steered or self.share < 1) else None
+        """When the share is next checked; None if there is nothing to adjust."""
+        return self._checked_at + PERIOD if self._since is not None and (self.pace.steered or self.share < 1) else None
 
     def tick(self, now: float, *, starved: bool = False) -> bool:
-        """Whether the share has changed. `starved` says that what has come makes no release, nor will by waiting."""
+        """Check the share; return whether it changed. `starved`: no release is possible without further updates."""
         if self.due is None or now < self.due or self._since is None:
             return False
-        self._looked = now
+        self._checked_at = now
         elapsed = now - self._since
         patience = max(PERIOD, 3 * self._seconds)
-        # A gap that grew because too few had been asked says nothing of how long those take that have not answered.
-        if (starved and self._came and elapsed >= patience) or (
-            self._came == 0 and elapsed >= max(patience, 3 * self._gap)
+        # With updates but no release, the gap between versions is no measure: it grew because too few were drawn.
+        if (starved and self._updates and elapsed >= patience) or (
+            self._updates == 0 and elapsed >= max(patience, 3 * self._gap)
         ):
             return self._change(2 * self.share, now)
         if self._target is None or self._versions < _VERSIONS or elapsed < PERIOD:
             return False
-        ratio = self._target * elapsed / max(self._came, 1)
+        ratio = self._target * elapsed / max(self._updates, 1)
         return self._change(self.share * min(max(ratio, 0.5), 2.0), now)
 
     def _change(self, wanted: float, now: float) -> bool:
@@ -194,7 +194,7 @@ class Steering:
 
     @property
     def _target(self) -> float | None:
-        """Updates a second; a number at once becomes one by Little's law."""
+        """The target in updates a second; a concurrency becomes one by Little's law."""
         if self.pace.concurrency is not None:
             return self.pace.concurrency / max(self._seconds, 1e-3)
         return self.pace.updates_per_second

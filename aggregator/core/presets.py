@@ -1,6 +1,6 @@
-"""Strategies by name: functions that return a `Strategy`.
+"""Presets: functions that return a `Strategy`.
 
-Each takes the arguments of its paper; every other part of a `Strategy` can be given by name.
+Each takes the arguments of its paper; every other field of a `Strategy` can be given by name.
 """
 
 from typing import Any
@@ -22,15 +22,15 @@ def balanced(
     serve_interval: float | None = 60.0,
     **others: Any,
 ) -> Strategy:
-    """Midge's default: a small buffer, every device heard alike, and a moving average for use.
+    """Midge's default: a small buffer, equal weight of all devices over time, and a moving average for serving.
 
-    K follows the fleet (`Strategy.size`), the rate what is measured of its delays (`aggregator.core.gain_margin`). An
-    update that is late for its own device counts less (`aggregator.core.staleness.relative`); one of a slow device does
-    not, because a discount for being slow would leave its data out. Devices that are heard rarely count more, those
-    heard often less, within a factor of `fairness` (`aggregator.core.participation_counts`); the served moving average
-    takes out the noise that this adds. In a step, a delta is scaled down to three times the fleet's reference norm, a
-    median over devices. One of a device that has agreed with most devices may be as long as those with which it did;
-    one of a device that was always against them, or always out of scale, counts less (`aggregator.core.standings`).
+    K follows the number of devices (`Strategy.size`), the rate their measured delays (`aggregator.core.gain_margin`).
+    An update that is late for its own device counts less (`aggregator.core.staleness.relative`); one of a slow device
+    does not, because that would neglect its data. Devices that contribute rarely count more, frequent ones less, within
+    a factor of `fairness` (`aggregator.core.participation_counts`); the served moving average smooths the noise that
+    this adds. In a step, a delta is scaled down to three times the fleet's reference norm, a median over devices. A
+    device that has agreed with most devices may send deltas as long as those with which it did; one that always opposed
+    them, or was always out of scale, counts less (`aggregator.core.standings`).
     """
     return Strategy(
         name="balanced",
@@ -60,12 +60,12 @@ def fedasync(
     """Every update is a step (FedAsync, Xie, Koyejo, Gupta, arXiv:1903.03934).
 
     As published (Algorithm 1): x ← (1 − α_τ)·x + α_τ·(p_v + Δ) with α_τ = α·s(τ), and the local term (ρ/2)·|x − x_v|²
-    of the devices' training. There is no clip, no correction for rare devices and no average. The form `delta` is x ←
-    x + α_τ·Δ, which does not pull x back towards the version that the device began from.
+    in the devices' training. There is no clipping, no correction for rare devices and no average. The form `delta` is
+    x ← x + α_τ·Δ, which does not pull x back towards the base of the update.
 
-    While a device trains, n − 1 others mix in theirs: if α_τ·n is beyond about 2.5, each of them is a large part of the
-    model, and it swings with whoever came last. So α is bounded by the number of devices, unless `bounded=False`. With
-    the polynomial s(τ) that begins at some 20 devices.
+    While a device trains, n − 1 others mix in theirs: if α_τ·n is above about 2.5, each of them is a large part of the
+    model, which then oscillates with the latest device. So α is bounded by the number of devices, unless
+    `bounded=False`. With the polynomial s(τ) the bound takes effect from some 20 devices on.
     """
     return Strategy(
         name="fedasync",
@@ -89,7 +89,7 @@ def fedbuff(
     """K updates are a step (FedBuff, Nguyen et al., AISTATS 2022, arXiv:2106.06639).
 
     x ← x + η · Σ s(τ_i)·Δ_i / K with s(τ) = 1/√(1+τ), as published; `normalise="weight"` divides by Σ s(τ_i)
-    instead, which keeps the discounts relative within a buffer. A device that is in the buffer twice shares its weight.
+    instead, so that the discounts are relative within a buffer. Several updates of one device share its weight.
     """
     if normalise == "none":
         raise ValueError('fedbuff(normalise=...) is "count", as published, or "weight".')
@@ -114,9 +114,9 @@ def fedavg(
 ) -> Strategy:
     """Synchronous federated averaging (McMahan et al., arXiv:1602.05629), with over-selection and a deadline.
 
-    About `cohort` devices are asked for each version; the first `buffer_size` of them make the step, or what came
-    within `deadline` seconds of the first (Bonawitz et al., arXiv:1902.01046). Updates of older versions are refused:
-    the work of those who come later is lost. Updates count by their rows.
+    About `cohort` devices are drawn for each version; the first `buffer_size` updates make the step, or those that
+    arrive within `deadline` seconds of the first (Bonawitz et al., arXiv:1902.01046). Updates of older versions are
+    refused, so the work of later devices is lost. Updates are weighted by their rows.
     """
     pace = others.pop("pace", None) or Pace(cohort=cohort)
     return Strategy(
@@ -138,11 +138,11 @@ def ca2fl(
 ) -> Strategy:
     """FedBuff with cached calibration (CA2FL, Wang et al., ICLR 2024): x ← x + η·(h̄ + Σ (Δ_i − h_i) / K).
 
-    The aggregator keeps each device's last delta h_i, as int8, and their mean h̄: a step stands for all devices, not
-    only for those of the buffer. For fleets that can be counted: memory and checkpoints hold one delta a device.
-    A delta that was not renewed for as many steps as twenty updates of each device take counts no more: that of a
-    device which has left would push for ever. `calibration` below 1 is FedStale's interpolation (arXiv:2405.04171),
-    without its known participation rates.
+    The aggregator caches each device's last delta h_i, as int8, and their mean h̄: a step represents all devices, not
+    only those in the buffer. Memory and checkpoints hold one delta for each device, which limits the size of the fleet.
+    A cached delta expires after as many steps as twenty updates of each device take: that of a device which has left
+    would push the model for ever. `calibration` below 1 is FedStale's interpolation (arXiv:2405.04171), without its
+    known participation rates.
     """
     return Strategy(
         name="ca2fl",
@@ -157,11 +157,11 @@ def ca2fl(
 
 
 def fadas(buffer_size: int = 5, server_rate: float = 0.02, *, delay: int = 1, **others: Any) -> Strategy:
-    """Adaptive steps with a rate that falls with delay (FADAS, Wang et al., ICML 2024, arXiv:2407.18365).
+    """Adaptive steps with a rate that decreases with delay (FADAS, Wang et al., ICML 2024, arXiv:2407.18365).
 
-    x ← x + η_t·m / (√ŵ + ε) with AMSGrad's ŵ, and η_t = η / τ_max where the buffer's largest staleness τ_max is
-    beyond `delay`. The rate is the length of a step in each coordinate: 0.02 crosses a unit in some twenty seconds in
-    fleets of 2 to 50 devices that train in one.
+    x ← x + η_t·m / (√ŵ + ε) with AMSGrad's ŵ, and η_t = η / τ_max if the buffer's largest staleness τ_max is above
+    `delay`. The rate is the length of a step in each coordinate: with 0.02, fleets of 2 to 50 devices that train for a
+    second move by one unit in some twenty seconds.
     """
     optimizer: Optimizer = adam(0.9, 0.99, 1e-8, amsgrad=True, delay=delay)
     return Strategy(
@@ -181,8 +181,8 @@ def private(
 ) -> Strategy:
     """FedBuff with central differential privacy: deltas are clipped, and each step adds Gaussian noise.
 
-    x ← x + η · (Σ s(τ_i)·Δ̄_i + N(0, (z·C)²·I)) / K with |Δ̄_i| ≤ C. A device that has spent its budget is told so and
-    refused from then on. Large buffers hide more in the same noise. The plan's codec must keep no residual.
+    x ← x + η · (Σ s(τ_i)·Δ̄_i + N(0, (z·C)²·I)) / K with |Δ̄_i| ≤ C. Updates of a device that has spent its budget are
+    refused with `quota`. Larger buffers lose less to the same noise. The plan's codec must keep no residual.
     """
     plan = others.pop("plan", None) or Plan(codec="int8:256", feedback=False)
     return Strategy(
@@ -205,5 +205,5 @@ def _proximal(plan: Plan | None, rho: float) -> Plan:
 
 
 def _planned(others: dict[str, Any]) -> dict[str, Any]:
-    """Without a plan of None."""
+    """The arguments without a plan of None."""
     return {name: value for name, value in others.items() if name != "plan" or value is not None}

@@ -1,9 +1,9 @@
-"""Central differential privacy: what one device can have told through the published models, at most.
+"""Central differential privacy: a bound on what the published models reveal about one device.
 
-Each step adds Gaussian noise to a sum of clipped deltas with at most one of each device, so one contribution is one use
-of the Gaussian mechanism. A device's uses compose: k of them at noise multiplier z cost what one does at z/√k. Arrivals
-are no random sample of the fleet, so no amplification by sampling is claimed; the number of uses of each device is
-capped instead, by what the budget allows. Accounting is that of Google's `dp-accounting`.
+Each step adds Gaussian noise to a sum of clipped deltas, at most one of each device, so one contribution is one use of
+the Gaussian mechanism. Uses compose: k of them at noise multiplier z cost as much as one at z/√k. The devices of a step
+are no random sample of the fleet, so no amplification by sampling is claimed; instead, the budget limits the number of
+contributions of each device. The accounting is that of Google's `dp-accounting`.
 
 The noise is drawn in floating point, from a generator seeded by the operating system; attacks on the last bits of such
 noise (Mironov, "On significance of the least significant bits for differential privacy", 2012) are not covered.
@@ -14,18 +14,18 @@ from dataclasses import dataclass, field
 from functools import cache
 
 MOST = 10_000
-"""Contributions of one device beyond which none is allowed, whatever the budget."""
+"""Most contributions of one device under any budget."""
 
 
 @dataclass(frozen=True, slots=True)
 class Privacy:
-    """(ε, δ)-differential privacy of each device's whole data, against everybody who sees the published models.
+    """(ε, δ)-differential privacy of each device's whole data, against everyone who sees the published models.
 
     Args:
-        clip: L2 norm that a delta is scaled down to.
-        noise: z, the noise's standard deviation over the clip norm.
-        epsilon: the budget; training goes on as long as there are devices that have not spent it.
-        delta: the chance that the guarantee does not hold; well below one over the number of devices.
+        clip: L2 norm to which a delta is scaled down.
+        noise: z, the noise's standard deviation divided by the clip norm.
+        epsilon: the budget of each device; training continues while enough devices have some of it left.
+        delta: the probability that the guarantee fails; choose it well below one over the number of devices.
     """
 
     clip: float
@@ -33,13 +33,13 @@ class Privacy:
     epsilon: float
     delta: float = 1e-5
     contributions: int = field(init=False)
-    """How many updates of one device the budget allows."""
+    """Number of updates of one device that the budget allows."""
 
     def __post_init__(self) -> None:
-        """Find the number of contributions.
+        """Compute the number of contributions.
 
         Raises:
-            ValueError: a value out of range, or a budget that not one contribution fits into.
+            ValueError: a value is out of range, or the budget is too small for one contribution.
             ModuleNotFoundError: dp-accounting is not installed.
         """
         if not (0 < self.clip < float("inf") and 0 < self.noise < float("inf")):
@@ -50,7 +50,7 @@ class Privacy:
         if most == 0:
             one = spent(self.noise, self.delta, 1)
             raise ValueError(
-                f"privacy: one contribution at noise {self.noise:g} costs ε = {one:.3g} and is beyond the budget of "
+                f"privacy: one contribution at noise {self.noise:g} costs ε = {one:.3g}, more than the budget of "
                 f"{self.epsilon:g}: raise the noise or the budget."
             )
         object.__setattr__(self, "contributions", most)
@@ -71,10 +71,10 @@ def spent(noise: float, delta: float, contributions: int) -> float:
     if contributions == 0:
         return 0.0
     try:
-        from dp_accounting import get_epsilon_gaussian  # noqa: PLC0415 - the extra `privacy`, where it is asked for
+        from dp_accounting import get_epsilon_gaussian  # noqa: PLC0415 - of the extra `privacy`
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "Differential privacy is accounted for by dp-accounting: pip install 'midge[privacy]'.", name=error.name
+            "Differential privacy needs dp-accounting: pip install 'midge[privacy]'.", name=error.name
         ) from error
     return float(get_epsilon_gaussian(noise / math.sqrt(contributions), delta))
 

@@ -1,34 +1,35 @@
-"""Devices that know versions which the store does not: it was put back, and the broker forgot what was announced.
+"""Detection of a rollback of the store: devices know versions that it does not.
 
-A new generation begins above what they know, or other models would be released under numbers that devices hold. A
-greeting is a device's word, so one device alone is believed once in a start, and no further than a store that was put
-back can be behind.
+The store was restored from a copy, and the broker has lost the announcement. A new generation then begins above what
+devices know, or other models would be released under version numbers that they hold. A greeting proves nothing, so a
+single device is believed only once in the life of a process, and only within a range that a restored store can be
+behind.
 """
 
 _GENERATIONS, _VERSIONS = 1024, 2**32
-"""How far ahead of the store a device's word is followed."""
+"""How far ahead of the store a claim is believed."""
 _CLAIMS = 64
 _REST = 600.0
-"""Seconds between two generations that devices' words begin: each has all of them train again."""
+"""Least seconds between two generations that claims begin: each makes all devices train again."""
 
 
 class PutBack:
-    """What devices have said since the start. It is of the process, and nothing of it is durable."""
+    """The devices' claims since the start of the process. Not durable."""
 
     def __init__(self) -> None:
         self.claims: dict[str, tuple[int, int]] = {}
-        """By device, the generation and version that it says it knows; looked at by the next `proven`."""
+        """By device, the generation and version that it claims to know; checked by the next `proven`."""
         self._needed = 1
-        """Devices that must say so: one at first, two from then on."""
+        """Number of devices that must agree: one for the first rollback, two after it."""
         self._from = float("-inf")
 
     def heard(self, device: str, generation: int, version: int) -> None:
-        """A device of our lineage greets with the model that it knows."""
+        """Record the model that a device of our lineage knows, from its greeting."""
         if len(self.claims) < _CLAIMS:
             self.claims[device] = generation, version
 
     def proven(self, generation: int, version: int, now: float) -> tuple[int, int] | None:
-        """The generation and version to go on behind; None while nothing shows that the store is behind."""
+        """The generation and version to continue above; None if nothing shows that the store is behind."""
         self.claims = {
             device: claim
             for device, claim in self.claims.items()

@@ -1,7 +1,7 @@
-"""What the journal holds: decisions, each in the form in which it was taken.
+"""Records of the journal: one decision each, complete enough to replay it.
 
-A record is enough to take the decision again without a clock, a network or a configuration: the weight of an update,
-which updates made a step, what a release was made of. `pack` and `unpack` are the form on disk.
+A replay needs no clock, network or configuration: a record holds the weight of an update, the updates of a step, the
+step of a release. `pack` and `unpack` convert between records and bytes on disk.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -14,7 +14,7 @@ from midge.wire.messages import Settled, Verdict, possible
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
-    """The verdict on one update. An accepted one is kept with its body until the checkpoint has it."""
+    """The verdict on one update. An accepted one is stored with its body until a checkpoint includes it."""
 
     lsn: int
     device: str
@@ -25,9 +25,9 @@ class UpdateRecord:
     base: int = 0
     staleness: int = 0
     weight: float = 0.0
-    """How much it counts in its step: its staleness, its rows, how often its device was heard."""
+    """Its weight in its step: from its staleness, its rows, and how often its device contributes."""
     scale: float = 1.0
-    """What its delta is multiplied by: clipping, unequal local steps."""
+    """Factor of its delta: clipping, unequal local steps."""
     norm: float = 0.0
     codec: str = ""
     tensors: tuple[int, ...] | None = None
@@ -35,14 +35,14 @@ class UpdateRecord:
     steps: int = 0
     size: int = 0
     agreement: float = 0.0
-    """Cosine of its delta with the direction of most devices; 0 if that was not known."""
+    """Cosine of its delta with the consensus direction; 0 if that was unknown."""
     reference: float = 0.0
-    """The fleet's reference norm when it came; 0 if there was none."""
+    """The fleet's reference norm when it arrived; 0 if there was none."""
     body: bytes = b""
-    """The first 8 bytes of the SHA-256 of its body as it travelled; none in an older store."""
+    """The first 8 bytes of the SHA-256 of its body as it travelled; empty in an older store."""
 
     def settled(self, weight: float = 0.0) -> Settled:
-        """The verdict for its device. `weight` is what the update counts in its step."""
+        """The verdict as reported to its device, with the update's weight in its step."""
         return Settled(
             seq=self.seq,
             verdict=Verdict(self.verdict),
@@ -55,7 +55,7 @@ class UpdateRecord:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One application to the model: which updates, by lsn, each with its weight."""
+    """One step of the model: its updates, by lsn, each with its weight."""
 
     lsn: int
     step: int
@@ -64,25 +64,25 @@ class StepRecord:
     form: str
     normalise: str
     scales: tuple[float, ...] = ()
-    """What each delta is multiplied by; none: 1."""
+    """Factors of the deltas, in the order of `updates`; empty if all are 1."""
     divisor: float = 0.0
-    """A fixed divisor of the sum; 0: as `normalise` says."""
+    """A fixed divisor of the sum; 0 leaves it to `normalise`."""
     combine: str = "mean"
     trim: float = 0.0
     calibration: float = 0.0
     cached_since: int = 0
-    """Deltas that were cached in earlier steps count no more; 0: all count."""
+    """The first step whose cached deltas count; 0 counts all."""
     optimizer: tuple[str, float, float, float] = ("sgd", 0.0, 0.0, 0.0)
-    """Its kind, β1, β2 and ε."""
+    """Kind, β1, β2 and ε."""
     noise: float = 0.0
-    """Standard deviation of the noise on the sum; the noise itself is the record's body, float32."""
+    """Standard deviation of the noise on the sum; the noise itself is the record's body, in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRecord:
-    """One version, released at a step, with the work of `devices` distinct devices since the one before.
+    """The release of a version at a step, with the work of `devices` distinct devices since the last one.
 
-    With none, what was published stays as it is and only its number is new.
+    With 0 devices, the published model stays the same under a new number.
     """
 
     lsn: int
@@ -90,14 +90,14 @@ class ReleaseRecord:
     step: int
     devices: int
     at: float = 0.0
-    """Seconds since 1970. Of an older store: of a clock that begins with the machine."""
+    """Seconds since 1970; in an older store, seconds of a monotonic clock."""
     decay: float | None = None
-    """Of the moving average that is served; None keeps none."""
+    """Decay of the served moving average; None keeps no average."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServeRecord:
-    """The moving average, or the newest version where there is none, was released for use under a version's number."""
+    """The release of the served model under a version's number: the moving average, or the version itself."""
 
     lsn: int
     version: int
@@ -106,53 +106,53 @@ class ServeRecord:
 
 @dataclass(frozen=True, slots=True)
 class PaceRecord:
-    """From here on, so large a share of the devices takes part in each version, with as many local steps."""
+    """The share of devices that train from each version from now on, and their number of local steps."""
 
     lsn: int
     share: float
     steps: int = 0
-    """0 leaves them to the devices' recipes."""
+    """0 leaves the number to the devices' recipes."""
     recipe: int = 0
-    """Steps that those have in the median; 0 is not known."""
+    """Median number of steps in these recipes; 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class StatisticsRecord:
-    """A device's federated statistics have been taken in; the moments are kept as the record's body."""
+    """Federated statistics of a device; the moments are the record's body."""
 
     lsn: int
     device: str
     names: tuple[tuple[str, int], ...]
     missing: int
     digest: bytes = b""
-    """Of the moments, so that the same ones that come again make no record."""
+    """Of the moments: the same ones, sent again, make no record."""
 
 
 @dataclass(frozen=True, slots=True)
 class FreezeRecord:
-    """The statistics of these records were pooled and frozen into the model. Those that are off are not among them."""
+    """The statistics of these records, by lsn, were pooled and frozen into the model; outliers are not among them."""
 
     lsn: int
     statistics: tuple[int, ...]
     cap: float = 0.0
-    """Times the median count that one device weighs at most; 0 sets no limit."""
+    """Most weight of one device, in multiples of the median count; 0 sets no limit."""
     keep: bool = False
-    """Whether what was published stays as it is but for the frozen tensors: a model was released before."""
+    """Whether the published tensors other than the frozen ones stay the same, because a model was released before."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRecord:
-    """A new generation of the lineage began: the store had been put back behind what devices know."""
+    """A new generation of the lineage began, because the restored store is behind what devices know."""
 
     lsn: int
     generation: int
     version: int
-    """The version to go on from: above all that was ever announced."""
+    """The highest version that was announced: the next release is above it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenormaliseRecord:
-    """The operator asked for new statistics: a new generation begins by gathering them."""
+    """The operator requested new statistics: a new generation begins by gathering them."""
 
     lsn: int
     generation: int
@@ -248,25 +248,25 @@ class RollbackRecord:
 
 @dataclass(frozen=True, slots=True)
 class ForgetRecord:
-    """What was known of a device is erased with the checkpoint that follows. Replay needs no more than its number."""
+    """A device is erased with the checkpoint that follows. Replay needs only the record's number."""
 
     lsn: int
     device: str
-    """An alias."""
+    """The alias that replaces its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class DropRecord:
-    """What waited of a device that was revoked is dropped. It names records and no device: names are to be erasable."""
+    """Records of a revoked device were dropped. It names records, not the device: names must stay erasable."""
 
     lsn: int
     dropped: tuple[int, ...]
-    """Accepted updates that waited for their step, and statistics that waited to be pooled."""
+    """Accepted updates that waited for their step, and statistics that waited for pooling, by lsn."""
 
 
 @dataclass(frozen=True, slots=True)
 class StrategyRecord:
-    """From here on, this strategy decided. For people who read the journal; replay does not need it."""
+    """The strategy that decided from here on. For people who read the journal; replay does not need it."""
 
     lsn: int
     strategy: str
@@ -312,13 +312,13 @@ _KINDS: dict[str, type[Record]] = {
     "strategy": StrategyRecord,
 }
 _NAMES = {model: name for name, model in _KINDS.items()}
-_FIELDS = {model: tuple(field.name for field in fields(model)) for model in _NAMES}  # `asdict` copies all that it meets
+_FIELDS = {model: tuple(field.name for field in fields(model)) for model in _NAMES}  # `asdict` would copy deeply
 
 
 def clamped(record: Record, generation: int, version: int) -> Record:
-    """A record as it is replayed behind a generation and a version: one that says an impossible number gets the next.
+    """A record for replay after this generation and version: an impossible number is replaced by the next one.
 
-    A store of an earlier Midge may hold such a record, of a forged announcement that was believed.
+    A store of an earlier Midge may hold an impossible number, from a forged announcement that was believed.
     """
     match record:
         case GenerationRecord() if not possible(record.generation, record.version):
@@ -341,10 +341,10 @@ def pack(record: Record) -> bytes:
 
 
 def unpack(name: str, data: bytes) -> Record:
-    """Read a record back.
+    """Restore a record.
 
     Raises:
-        WireError: the journal holds what this version of Midge does not know.
+        WireError: this version of Midge does not know its kind, or one of its fields.
     """
     fields: Any = frames.unpack(data)
     try:

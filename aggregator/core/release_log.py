@@ -1,8 +1,8 @@
-"""What was released under which number: two models of one number are found by whoever sees both.
+"""The log of releases: a hash chain, and the digests of recent models, to detect two models under one number.
 
-Each release goes into a hash over all before it, which the announcement carries: a device that follows from version to
-version sees that no other history is put before it. An update says the digest of the model that it was trained from, so
-an aggregator sees if a store or a broker was put back, or a device was shown another model.
+The announcement carries a hash over all releases, so a device that follows from version to version detects a different
+history. An update carries the digest of the model that it was trained from, so the aggregator detects that the store or
+the broker was restored from a copy, or that a device received another model.
 """
 
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 from midge.wire.lineage import logged
 
 SAID = 8
-"""Bytes of a digest that are kept and said in updates: enough against chance and against a search."""
+"""Bytes of a digest that are kept, and sent in updates: enough against accidents and against a search."""
+_MOST = 1024
+"""Digests that are kept beyond those needed: removing some visits all."""
 
 
 class ReleaseLog:
-    """Of one lineage. It is rebuilt with the model, and stands in checkpoints."""
+    """The releases of one lineage. It is rebuilt with the model, and part of checkpoints."""
 
     def __init__(self) -> None:
         self.head = b""
@@ -22,33 +24,29 @@ class ReleaseLog:
         self._digests: dict[int, bytes] = {}
 
     def add(self, generation: int, version: int, digest: bytes) -> None:
-        """Note a release and the digest of its model."""
+        """Record a release and the digest of its model."""
         self.head = logged(self.head, generation, version, digest)
         self._digests[version] = digest[:SAID]
 
     def differs(self, version: int, digest: bytes) -> bool:
-        """Whether another model than this digest's was released as a version; False if either is not known."""
+        """Whether a model of another digest was released as a version; False if either digest is unknown."""
         known = self._digests.get(version, b"")
         size = min(len(known), len(digest))
         return size > 0 and known[:size] != digest[:size]
 
     def forget_before(self, version: int) -> None:
-        """Forget digests of versions that nothing can be trained from any more."""
+        """Remove digests of versions that are no longer a base of updates."""
         if len(self._digests) > 2 * _MOST or min(self._digests, default=version) < version - _MOST:
             self._digests = {number: digest for number, digest in self._digests.items() if number >= version}
 
     def clear(self) -> None:
-        """A new generation begins: earlier numbers are not trained from."""
+        """Start a new generation: earlier versions are no longer a base of updates."""
         self._digests.clear()
 
     def dump(self) -> list[Any]:
-        """Return what `load` takes."""
+        """Plain values for `load`."""
         return [self.head, list(self._digests.items())]
 
     def load(self, state: list[Any]) -> None:
-        """Take up what `dump` returned."""
+        """Restore from the result of `dump`."""
         self.head, self._digests = state[0], dict(state[1])
-
-
-_MOST = 1024
-"""Digests that are kept beyond those needed: forgetting takes a pass over all."""

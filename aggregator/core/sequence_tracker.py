@@ -1,7 +1,7 @@
-"""What is known of each device's outboxes: up to which seq all is settled, and the last verdicts.
+"""Deduplication of updates: for each outbox of a device, the high-water mark `hi` and the last verdicts.
 
-A seq at or below `hi` is settled for good. The verdicts of the last 16 are kept, so that a repeat gets its old one,
-each with the digest of the body that it is for: a device that was put back from a copy sends another one.
+Every seq up to `hi` is settled. The verdicts of the last 16 are kept to answer duplicates, each with the digest of the
+judged body: a device that was restored from a copy sends another body under a settled seq.
 """
 
 from collections.abc import Iterable
@@ -13,34 +13,34 @@ from midge.wire.messages import BODY_DIGEST, OUTBOX_LIMIT, Settled, Verdict
 
 _CODES = tuple(Verdict)
 _UNKNOWN = bytes(BODY_DIGEST)
-"""Of a body that was settled before digests were kept."""
+"""Digest of a body that was settled before digests were kept."""
 MOST = 64
-"""Outboxes of one device that are remembered; a broken or hostile one must not fill the memory with new ones."""
+"""Most outboxes of one device: a faulty or hostile one must not fill the memory with new ones."""
 EACH = 4
-"""Outboxes of all devices together, times how many devices there may be."""
+"""Most outboxes of all devices, in multiples of the largest number of devices."""
 _LOOKED_AT = 64
-"""Outboxes that are looked at, longest silent first, for one that can be forgotten."""
+"""Outboxes examined, longest silent first, for one that can be forgotten."""
 
 
 @dataclass(slots=True)
 class TrackedOutbox:
-    """What is known of one outbox of one device."""
+    """One outbox of one device."""
 
     hi: int = 0
     claimed: int = 0
-    """The highest seq that is being decoded; at rest, hi."""
+    """The highest seq that is being decoded; hi if none is."""
     gaps: int = 0
-    """Updates that the device gave up or lost, as its own `first` tells."""
+    """Number of updates that the device discarded or lost, by its own `first`."""
     codes: bytearray = field(default_factory=bytearray)
-    """The verdicts of the last 16, newest last, as indices of Verdict."""
+    """The verdicts of the last 16 updates, newest last, as indices of Verdict."""
     bodies: bytearray = field(default_factory=bytearray)
-    """The digests of the bodies of the same, one after the other."""
+    """The digests of their bodies, concatenated."""
     base: int = 0
-    """The newest version of which an update was accepted; 0 if none was. What comes again is of no newer one."""
+    """The newest base of an accepted update, 0 without one; no retransmission has a newer one."""
 
     @property
     def decided(self) -> bool:
-        """Whether anything was decided on, and not only said by its device."""
+        """Whether an update was decided on; otherwise the device only claims the outbox."""
         return self.hi > self.gaps
 
     @property
@@ -50,6 +50,7 @@ class TrackedOutbox:
 
     def settle(self, seq: int, verdict: Verdict, body: bytes = b"") -> None:
         self.gaps += seq - self.hi - 1
+        # The verdicts are addressed by their distance from hi, so a gap would shift them.
         if seq != self.hi + 1:
             self.forget_verdicts()
         self.hi = seq
@@ -60,12 +61,12 @@ class TrackedOutbox:
         del self.bodies[: -OUTBOX_LIMIT * BODY_DIGEST]
 
     def forget_verdicts(self) -> None:
-        """Forget those that are remembered: what is settled next does not follow on them."""
+        """Forget all verdicts, because the next settled seq does not follow them."""
         self.codes.clear()
         self.bodies.clear()
 
     def repeat(self, seq: int) -> tuple[Settled, ...]:
-        """What a settled seq is answered with when it comes again; nothing if its verdict is forgotten: hi says it."""
+        """The answer to a duplicate; empty if its verdict is forgotten, because hi suffices to settle it."""
         place = len(self.codes) - 1 - (self.hi - seq)
         if not 0 <= place < len(self.codes):
             return ()
@@ -74,37 +75,37 @@ class TrackedOutbox:
         return (Settled(seq=seq, verdict=verdict, repeat=True, body=b"" if body == _UNKNOWN else body),)
 
     def verdicts(self, first: int) -> tuple[Settled, ...]:
-        """The verdicts that are remembered from a seq on, as repeats."""
+        """The remembered verdicts from a seq on, as answers to duplicates."""
         seqs = range(max(first, self.hi - OUTBOX_LIMIT + 1), self.hi + 1)
         return tuple(settled for seq in seqs for settled in self.repeat(seq))
 
 
 class Outboxes:
-    """All of them, by device and identity, those that were decided on longest ago first.
+    """All outboxes by device and number, ordered by their last decision, the oldest first.
 
-    What is full forgets. First an outbox of which nothing was accepted: what comes of it again is refused again, or
-    taken for the first time. Then one whose accepted updates are all of versions that are gone: again, they are stale.
-    So names that cost nothing never keep a device out.
+    A full table forgets outboxes that lose nothing. First one without accepted updates: a retransmission is refused
+    again, or accepted for the first time. Then one whose accepted updates are all of versions that are gone: a
+    retransmission is stale. So made-up names never keep a device out.
     """
 
     def __init__(self, devices: int) -> None:
         self._devices = devices
         self._known: dict[tuple[str, int], TrackedOutbox] = {}
         self._barren: dict[tuple[str, int], None] = {}
-        """Those of which nothing was accepted, the oldest first."""
+        """Outboxes without an accepted update, the oldest first."""
         self._of: dict[str, dict[int, None]] = {}
-        """The numbers of each device's."""
+        """The numbers of each device's outboxes."""
 
     @property
     def devices(self) -> int:
-        """How many devices they are of."""
+        """Number of devices with an outbox."""
         return len(self._of)
 
     def get(self, device: str, number: int) -> TrackedOutbox | None:
         return self._known.get((device, number))
 
     def settle(self, device: str, number: int, seq: int, verdict: Verdict, base: int, *, body: bytes = b"") -> None:
-        """Take a verdict of the journal."""
+        """Record a journaled verdict."""
         outbox = self._obtain(device, number)
         outbox.settle(seq, verdict, body)
         if verdict is Verdict.ACCEPTED:
@@ -125,10 +126,11 @@ class Outboxes:
             self._barren[device, number] = None
         return outbox
 
-    def raised(self, device: str, number: int, first: int, oldest_base: int = 0) -> TrackedOutbox | None:
-        """The outbox, with all that the device no longer holds counted as settled; None where there is no room.
+    def advance_to(self, device: str, number: int, first: int, oldest_base: int = 0) -> TrackedOutbox | None:
+        """Settle everything below `first`, which the device no longer holds.
 
-        `oldest_base` is the oldest version of which an update may still be taken.
+        Returns the outbox; None if there is no room for it. `oldest_base` is the oldest version whose updates may still
+        be accepted.
         """
         outbox = self.get(device, number)
         if outbox is None:
@@ -142,14 +144,13 @@ class Outboxes:
         return outbox
 
     def _make_room(self, device: str, oldest_base: int) -> bool:
-        """Forget what must be forgotten for one more outbox of this device; whether there is room for it then."""
+        """Make room for one more outbox of this device; return whether there is."""
         mine = [(device, number) for number in self._of.get(device, ())]
         while (alone := len(mine) >= MOST) or self._full(new=not mine):
             name = None if alone else self._first(self._barren, oldest_base) or self._first(self._known, oldest_base)
-            # A board without a disk begins an outbox at each start. The one that was silent longest is gone: no board
-            # that has it was heard through all the starts since.
+            # A board without a disk makes a new outbox at each start, so its longest silent one no longer exists.
             name = (
-                name or self._first(mine, oldest_base) or next((one for one in mine if not self._known[one].busy), None)
+                name or self._first(mine, oldest_base) or next((own for own in mine if not self._known[own].busy), None)
             )
             if name is None:
                 return False
@@ -162,7 +163,7 @@ class Outboxes:
         return len(self._known) >= EACH * self._devices or (new and len(self._of) >= self._devices)
 
     def _first(self, names: Iterable[tuple[str, int]], oldest_base: int) -> tuple[str, int] | None:
-        """The first of a few that nothing is lost with."""
+        """The first of a few outboxes that can be forgotten without a loss."""
         return next(
             (
                 name
@@ -186,24 +187,24 @@ class Outboxes:
             self._drop((device, number))
 
     def dump(self) -> list[list[Any]]:
-        """Those that were decided on: what a device only said of itself is not remembered for it."""
+        """Plain values for `load`, of the outboxes with a decision: a device's claims alone are not durable."""
         return [[*name, box.hi, box.gaps, bytes(box.codes)] for name, box in self._known.items() if box.decided]
 
     def bases(self) -> list[int]:
-        """The newest version that each of those has an update of, in their order."""
+        """The `base` of each of these outboxes, in the same order."""
         return [box.base for box in self._known.values() if box.decided]
 
     def bodies(self) -> list[bytes]:
-        """The digests of the bodies of the verdicts of each of those."""
+        """The digests of the judged bodies of each of these outboxes, in the same order."""
         return [bytes(box.bodies) for box in self._known.values() if box.decided]
 
     def load(self, state: Iterable[Any], bases: Iterable[int], bodies: Iterable[bytes] = ()) -> None:
-        """Take up what was dumped; earlier checkpoints have no digests."""
+        """Restore from the results of `dump`, `bases` and `bodies`; earlier checkpoints have no digests."""
         self._known.clear()
         self._barren.clear()
         self._of.clear()
         digests = chain(bodies, repeat(b""))
         for (device, number, hi, gaps, codes), base, body in zip(state, bases, digests, strict=False):
-            if hi > gaps:  # earlier checkpoints have some that were never decided on
+            if hi > gaps:  # earlier checkpoints have outboxes without a decision, too
                 known = bytearray(body or _UNKNOWN * len(codes))
                 self._add(device, number, TrackedOutbox(hi, hi, gaps, bytearray(codes), known, base))

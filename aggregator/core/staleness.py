@@ -1,4 +1,4 @@
-"""How much an update counts that was trained from an older model."""
+"""Staleness weights: the weight of an update that was trained from an older model."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,7 +14,7 @@ class Staleness:
     a: float = 0.5
     b: float = 4.0
     seconds: float | None = None
-    """Where set, τ is the age of the version that the device trained from, in units of this many seconds."""
+    """If set, τ is the time since the release of the update's base, in units of this many seconds."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -35,7 +35,7 @@ class Staleness:
     def weight(self, steps: int, age: float, usual: float | None = None) -> float:
         """The weight of an update whose base is `steps` steps and `age` seconds old.
 
-        `usual`, which `relative` needs, is the median staleness of its device's updates in steps, None if not known.
+        `usual`, which `relative` needs, is the median staleness of its device's updates in steps; None if unknown.
         """
         if self.kind == "relative":
             return self(0.0 if usual is None else max(0.0, steps - usual) / max(usual, 1.0))
@@ -55,10 +55,10 @@ def polynomial(a: float = 0.5, *, seconds: float | None = None) -> Staleness:
 
 
 def relative(a: float = 0.5) -> Staleness:
-    """Weigh by s = (1 + e)^−a with e = max(0, τ − τ̄) / max(τ̄, 1), τ̄ being the device's own median staleness.
+    """s(τ) = (1 + e)^−a with e = max(0, τ − τ̄) / max(τ̄, 1), where τ̄ is the device's own median staleness.
 
-    An update that is late for its device counts less. A device that is always slow does not: its data would be left
-    out.
+    An update that is late for its device counts less. One of a device that is always slow does not, because otherwise
+    the model would neglect its data.
     """
     if a < 0:
         raise ValueError("relative(a): a must not be negative, or late updates would count more.")
@@ -66,7 +66,7 @@ def relative(a: float = 0.5) -> Staleness:
 
 
 def hinge(a: float = 10.0, b: float = 4.0, *, seconds: float | None = None) -> Staleness:
-    """s(τ) = 1 where τ ≤ b, else 1 / (a·(τ − b) + 1); τ in steps, or in units of `seconds`."""
+    """s(τ) = 1 if τ ≤ b, otherwise 1 / (a·(τ − b) + 1); τ in steps, or in units of `seconds`."""
     if a < 0 or b < 0:
         raise ValueError("hinge(a, b): neither may be negative.")
     return Staleness("hinge", a=a, b=b, seconds=seconds)

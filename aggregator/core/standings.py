@@ -1,12 +1,12 @@
-"""How far each device has agreed with most devices so far, each update counting by how much it says.
+"""Standings: how far each device has agreed with most devices so far.
 
-One update says little: the honest deltas of unlike data oppose each other as well, the more so the less is left to
-learn. But what all have in common is learned first, and then honest deltas agree clearly. So the standing of a device
-is Σ c·|c| / Σ c² over the cosines c of its deltas with the direction of most devices (`aggregator.model.consensus`): −1
-for one that was always against it, near 1 for one that helped when there was most to learn, and 0 for one that is new.
+A single update proves little: honest deltas from different data oppose each other too, the more so the less is left to
+learn. But what all data have in common is learned first, and then honest deltas agree clearly. So the standing of a
+device is Σ c·|c| / Σ c² over the cosines c of its deltas with the consensus direction (`aggregator.model.consensus`):
+−1 for a device that always opposed it, near 1 for one that agreed when there was most to learn, 0 for a new one.
 
-A device with standing has room: its deltas may be about as long as those with which it earned it, although the fleet's
-reference norm falls once most devices have learned what they can. A device that works against most counts less.
+The deltas of a device with standing may be about as long as those with which it was earned, although the fleet's
+reference norm falls once most devices have converged. A device that opposes most of the others counts less.
 """
 
 from collections.abc import Iterable
@@ -16,21 +16,21 @@ from typing import Any
 _LITTLE = 0.05
 """Σ c² below which a device is new: one update with a cosine of 0.22."""
 _MUCH = 1.0
-"""Σ c² at which older updates begin to be forgotten: a device that changes must not live on what it once was."""
+"""Σ c² from which older updates are forgotten: a device that turns hostile must not profit from its past."""
 _LONG = 2.0
-"""Reference norms beyond which a delta earns no more for being longer."""
+"""Length, in reference norms, above which a delta earns no more standing."""
 _ROOM = 2.0
-"""Times the length of what it has earned its standing with that a device's delta may be."""
+"""Length that a device's delta may have, in multiples of the mean length with which it earned its standing."""
 _WIDEST = 10.0
-"""Reference norms that no delta is longer than, whatever its device has earned."""
+"""Most reference norms of a delta, whatever the standing of its device."""
 _PLAIN = 0.1
-"""Cosine beyond which a delta goes plainly against most devices: honest ones rarely reach it once they differ."""
+"""Negative cosine above which a delta clearly opposes most devices: honest ones rarely reach it once they diverge."""
 _EXCESS = 6.0
-"""Times what it may expect to be that a device's deltas always are, beyond which they count less."""
+"""Typical length of a device's deltas, in multiples of the expected one, above which they count less."""
 _LEAST = 0.25
-"""Of its clipped delta that such a device still moves the model by: it may be the one that sees the world change."""
+"""Least factor for such a device: it may be the first to see a change of the data."""
 _OPPOSED = 0.1
-"""The same for a device that was always against most."""
+"""Least factor for a device that always opposed the others."""
 
 
 @dataclass(slots=True)
@@ -40,21 +40,21 @@ class _DeviceStanding:
     evidence: float = 0.0
     """Σ c²."""
     earned: float = 0.0
-    """Σ c²·L2 over the deltas that agreed."""
+    """Σ c²·|Δ| over the deltas that agreed."""
     support: float = 0.0
-    """Σ c² over the same."""
+    """Σ c² over the deltas that agreed."""
 
 
 class Standings:
-    """The standing of each device. All of it follows from the journal."""
+    """The standing of each device. All of it can be rebuilt from the journal."""
 
     def __init__(self) -> None:
         self._devices: dict[str, _DeviceStanding] = {}
 
     def take(self, device: str, agreement: float, norm: float, reference: float) -> None:
-        """Take in an accepted delta: its cosine with the direction of most, its L2 norm, the fleet's reference norm.
+        """Record an accepted delta: its cosine with the consensus, its L2 norm, and the fleet's reference norm.
 
-        A delta that agrees and is very long earns as much as one of twice the reference norm.
+        A very long delta that agrees earns as much as one of twice the reference norm.
         """
         if agreement == 0:
             return
@@ -81,21 +81,21 @@ class Standings:
         return 0.0 if known is None else known.agreed / max(known.evidence, _LITTLE)
 
     def share(self, device: str) -> float:
-        """The part of its clipped delta that a device moves the model by: all of it, unless it works against most."""
+        """Factor of a device's clipped deltas: 1, or less if it opposes most devices."""
         return max(1.0 + min(self.of(device), 0.0), _OPPOSED)
 
     def longest(self, device: str, bound: float, reference: float) -> float:
-        """How long a delta may be that otherwise is scaled down to `bound`; both are L2 norms."""
+        """The L2 norm to which a device's delta is scaled down: `bound`, or more by its standing."""
         return max(bound, min(_ROOM * self._expected(device), _WIDEST * reference))
 
     def factor(self, device: str, agreement: float, usual: float, typical: float, reference: float) -> float:
-        """What a delta is multiplied by beside its bound.
+        """The factor of a delta, in addition to its bound.
 
         Args:
-            device: whose it is.
-            agreement: its cosine with the direction of most devices.
+            device: that sent it.
+            agreement: its cosine with the consensus direction.
             usual: the median |cosine| over devices.
-            typical: the L2 norm that its device's deltas usually have.
+            typical: the median L2 norm of the device's deltas.
             reference: the fleet's reference norm.
         """
         factor = self.share(device)
@@ -106,23 +106,23 @@ class Standings:
         return factor
 
     def excess(self, device: str, typical: float, reference: float) -> float:
-        """How many times what it may expect a device's deltas are long; 0 if nothing is known to compare them with."""
+        """The typical length of a device's deltas as a multiple of the expected one; 0 if nothing is expected."""
         expected = max(reference, self._expected(device))
         return typical / expected if expected > 0 else 0.0
 
     def _expected(self, device: str) -> float:
-        """The L2 norm of the deltas with which a device has earned its standing, as far as it has any."""
+        """The mean L2 norm with which a device earned its standing, times that standing; 0 without any."""
         known = self._devices.get(device)
         return max(self.of(device), 0.0) * known.earned / known.support if known is not None and known.support else 0.0
 
     def forget(self, device: str) -> None:
-        """Remove what is known of a device."""
+        """Remove the standing of a device."""
         self._devices.pop(device, None)
 
     def dump(self) -> list[Any]:
-        """Return what `load` takes."""
+        """Plain values for `load`."""
         return [[name, *astuple(known)] for name, known in self._devices.items()]
 
     def load(self, state: Iterable[Any]) -> None:
-        """Take up what `dump` returned."""
+        """Restore from the result of `dump`."""
         self._devices = {name: _DeviceStanding(*values) for name, *values in state}

@@ -1,7 +1,7 @@
-"""What the core remembers: everything that the journal can rebuild, and nothing else.
+"""The core's durable state: everything that the journal can rebuild, and nothing else.
 
-All of it changes in `take`, which a live decision and the replay of the journal share; so recovery is not a second
-implementation of the decisions. Timers are not in here: they start over with the process.
+All of it changes in `take`, which live decisions and the replay of the journal share; so recovery is no second
+implementation. Timers are not part of it: they restart with the process.
 """
 
 from collections import Counter
@@ -11,10 +11,10 @@ from typing import Any
 
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.fleet_statistics import FleetStatistics
-from midge.aggregator.core.gain_margin import Margin
+from midge.aggregator.core.gain_margin import GainMarginEstimator
 from midge.aggregator.core.local_work import LocalWork
-from midge.aggregator.core.participation_controller import Steering
-from midge.aggregator.core.participation_counts import Participations
+from midge.aggregator.core.participation_controller import ParticipationController
+from midge.aggregator.core.participation_counts import ParticipationCounter
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_log import ReleaseLog
 from midge.aggregator.core.sequence_tracker import Outboxes
@@ -26,34 +26,34 @@ from midge.wire.messages import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Buffered(Waiting):
-    """An accepted update that waits for its step, by its lsn."""
+    """An accepted update that waits for its step, with the number (lsn) of its journal record."""
 
     lsn: int = 0
 
 
 class CoreState:
-    """Of one lineage. The parts of the core read it; only `take`, `forget` and `load` write it.
+    """State of one lineage. The modules of the core read it; only `take`, `carried`, `forget` and `load` change it.
 
     Args:
-        strategy: says how delays and standings are counted.
-        steering: its share is in the journal.
-        devices: how many may take part.
+        strategy: how delays and standings are counted.
+        steering: its share is journaled.
+        devices: most devices whose outboxes are tracked.
         frozen: whether the model trains without statistics.
     """
 
-    def __init__(self, strategy: Strategy, steering: Steering, devices: int, *, frozen: bool) -> None:
+    def __init__(self, strategy: Strategy, steering: ParticipationController, devices: int, *, frozen: bool) -> None:
         self._strategy, self._steering = strategy, steering
         self.lsn = 0
         self.generation = 0
         self.version = 0
         self.step = 0
         self.served = 0
-        """The version that was last released for use."""
+        """The newest version released on the channel `serve`."""
         self.frozen = frozen
         self.counts: Counter[str] = Counter()
         self.outboxes = Outboxes(devices)
-        self.heard = Participations()
-        self.margin = Margin(strategy.calibration, strategy.momentum, normalised=strategy.normalised)
+        self.heard = ParticipationCounter()
+        self.margin = GainMarginEstimator(strategy.calibration, strategy.momentum, normalised=strategy.normalised)
         self.fleet = FleetStatistics()
         self.work = LocalWork()
         self.standings = Standings()
@@ -64,11 +64,11 @@ class CoreState:
         """Updates that are in the model."""
         self.buffer: list[Buffered] = []
         self.contributors: set[str] = set()
-        """Devices whose work is in the model and in no release yet."""
+        """Devices whose updates are in the model but in no release yet."""
         self.statistics: dict[str, int] = {}
-        """By device, the lsn of those that it sent last."""
+        """By device, the lsn of its newest statistics."""
         self.digests: dict[str, bytes] = {}
-        """Of each device's statistics."""
+        """By device, the digest of these statistics."""
 
     # --------------------------------------------------------------------- changes
 
@@ -78,17 +78,17 @@ class CoreState:
         return self.lsn + 1
 
     def replay(self, record: rec.Record) -> None:
-        """Take a record of the journal as decided.
+        """Apply a record of the journal.
 
         Raises:
-            ValueError: it does not follow on the one before.
+            ValueError: it does not follow the last one.
         """
         if record.lsn != self.lsn + 1:
             raise ValueError(f"journal record {record.lsn} follows {self.lsn}")
         self.take(record)
 
     def take(self, record: rec.Record) -> None:
-        """Remember a decision."""
+        """Apply a decision to the state."""
         self.lsn = record.lsn
         match record:
             case rec.UpdateRecord():
@@ -102,11 +102,13 @@ class CoreState:
             case rec.ReleaseRecord():
                 self.version = record.version
                 self.versions.add(record.version, record.step, record.at)
-                # A release of a new generation says nothing of the devices: their work is still only in x.
+                # The first release of a generation publishes no device's work: it is still only in x.
                 if record.devices:
                     self.contributors.clear()
+                # Updates of these bases would be refused as stale in any case.
                 self.versions.forget_steps_before(self.step - self._strategy.max_staleness)
             case rec.StatisticsRecord():
+                # The newest of a device replaces its earlier ones: pooled twice, its rows would count twice.
                 self.statistics[record.device] = record.lsn
                 self.digests[record.device] = record.digest
             case rec.FreezeRecord():
@@ -117,13 +119,15 @@ class CoreState:
                 self.generation = record.generation
                 self.frozen = False
                 self.releases.clear()
-                self.versions.clear()  # what was trained with the old statistics fits no more
-                self.fleet, self.standings = FleetStatistics(), Standings()  # and neither do its norms
+                # The normalisation changes: updates trained under the old one do not fit, nor do their norms.
+                self.versions.clear()
+                self.fleet, self.standings = FleetStatistics(), Standings()
                 self.statistics.clear()
                 self.digests.clear()
             case rec.GenerationRecord():
                 self.generation = record.generation
                 self.version = record.version
+                # Numbers of the earlier generation may name other models on the devices.
                 self.versions.clear()
                 self.releases.clear()
             case rec.ServeRecord():
@@ -138,19 +142,20 @@ class CoreState:
             case rec.RollbackRecord():
                 self.registry.take(record)
                 self._roll_back(record)
-            case _:
+            case rec.ForgetRecord() | rec.StrategyRecord():
+                # An erasure is in the checkpoint that follows its record; a strategy is noted for people.
                 pass
 
     def _take_update(self, record: rec.UpdateRecord) -> None:
         verdict = Verdict(record.verdict)
         self.outboxes.settle(record.device, record.outbox, record.seq, verdict, record.base, body=record.body)
         self.counts[record.verdict] += 1
-        # A refused update teaches nothing: otherwise what is turned away would still move the fleet's medians.
+        # A refused update changes no statistics: otherwise it could still move the fleet's medians.
         if record.verdict == Verdict.ACCEPTED:
             self.heard.take(record.device)
-            # What hardly moves the model must not hide the delays of what does.
+            # Delays count by effect: updates that hardly move the model must not hide the delays of those that do.
             weight = record.weight * self.standings.share(record.device)
-            self.margin.saw(record.device, record.staleness, weight, record.base, len(self.heard))
+            self.margin.record(record.device, record.staleness, weight, record.base, len(self.heard))
             self.fleet.take(record)
             self.standings.take(record.device, record.agreement, record.norm, record.reference)
             self.buffer.append(
@@ -179,25 +184,31 @@ class CoreState:
     def _drop(self, dropped: set[int]) -> None:
         self.counts["revoked"] += len(dropped)
         self.buffer = [item for item in self.buffer if item.lsn not in dropped]
+        # The digest goes with the statistics: sent again after a readmission, they count as new.
         for device in [name for name, lsn in self.statistics.items() if lsn in dropped]:
             del self.statistics[device]
             self.digests.pop(device, None)
 
     def weigh_work(self) -> bool:
-        """Weigh the local steps again, if the strategy does. Whether they have changed: `pace` is to be journaled."""
+        """Recompute the number of local steps, if the strategy steers it.
+
+        Returns:
+            Whether it changed: then the caller journals `pace`.
+        """
+        # Not while the model rests: devices pause then, and their idle time is not that of a round trip.
         return self._strategy.steers_steps and not self._steering.quiet and self.work.weigh(self.fleet)
 
     def pace(self) -> rec.PaceRecord:
-        """Who takes part from here on, with how many local steps."""
+        """A record of the share of devices that train from now on, and of their local steps."""
         return rec.PaceRecord(self.next, self._steering.share, self.work.steps or 0, self.work.recipe)
 
     def carried(self, version: int, digest: bytes) -> None:
-        """Note what a release has become on the model: replay finds the same."""
+        """Record the digest of a released model. The replay computes the same."""
         self.releases.add(self.generation, version, digest)
         self.releases.forget_before(self.oldest_base)
 
     def forget(self, device: str, alias: str) -> rec.ForgetRecord:
-        """Remove what is known of a device; where a count needs it, it stands there under another name."""
+        """Remove everything about a device; counts that need it keep it under an alias."""
         assert not self.waiting(device)
         record = rec.ForgetRecord(self.next, alias)
         self.take(record)
@@ -208,13 +219,13 @@ class CoreState:
         self.statistics.pop(device, None)
         self.digests.pop(device, None)
         if device in self.contributors:
-            # Still one device of those that a release must carry the work of: only its name goes.
+            # It still counts as one of the distinct devices that a release needs; only its name is erased.
             self.contributors.discard(device)
             self.contributors.add(alias)
         return record
 
     def revoke(self, device: str) -> list[rec.DropRecord]:
-        """Drop what waits of a device. Its receipts stand: what it sends again is a repeat, and counts no more."""
+        """Drop a device's updates and statistics that wait. Its outbox stays, so a retransmission is a duplicate."""
         waiting = self.waiting_of(device)
         if not waiting:
             return []
@@ -222,25 +233,25 @@ class CoreState:
         self.take(record)
         return [record]
 
-    # ------------------------------------------------------------------- questions
+    # --------------------------------------------------------------------- queries
 
     def waiting(self, device: str) -> int:
-        """How many updates of this device wait for their step."""
+        """Number of this device's updates that wait for their step."""
         return sum(item.device == device for item in self.buffer)
 
     def waiting_of(self, device: str) -> tuple[int, ...]:
-        """The records of a device that wait for their step, or to be pooled."""
+        """Records (lsn) of a device's updates that wait for their step and of its statistics that wait for pooling."""
         gathered = [self.statistics[device]] if device in self.statistics else []
         return (*(item.lsn for item in self.buffer if item.device == device), *gathered)
 
     def staleness(self, base: int) -> int:
-        """How many steps were made since a version was released."""
+        """Number of steps since a version was released; 0 if the version is not known."""
         known = self.versions.step(base)
         return 0 if known is None else self.step - known
 
     @property
     def needed(self) -> list[int]:
-        """The lsns whose bodies a restart still needs."""
+        """Records (lsn) whose bodies a restart still needs."""
         return [item.lsn for item in self.buffer] + list(self.statistics.values())
 
     @property
@@ -252,7 +263,7 @@ class CoreState:
     # ------------------------------------------------------------------ checkpoints
 
     def dump(self) -> dict[str, Any]:
-        """Everything that the journal up to `lsn` had said, for a checkpoint."""
+        """Plain values for `load`: the state after the record `lsn`, for a checkpoint."""
         return {
             "lsn": self.lsn,
             "generation": self.generation,
@@ -284,14 +295,14 @@ class CoreState:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take up what `dump` returned."""
+        """Restore from the result of `dump`, also from a checkpoint of an earlier Midge."""
         self.lsn = state["lsn"]
         self.generation = state["generation"]
         self.version = state["version"]
         self.step = state["step"]
         self.frozen = state["frozen"]
         self.counts = Counter(state["counts"])
-        # Earlier checkpoints do not say of which version the last update was: then it is of the newest.
+        # Without the base of an outbox's last update, the newest version is the safe choice: it is kept longest.
         bases = state.get("bases", [self.version] * len(state["outboxes"]))
         self.outboxes.load(state["outboxes"], bases, state.get("bodies", ()))
         self.heard.load(state["heard"])
@@ -299,7 +310,7 @@ class CoreState:
         self.served = state["served"]
         self._steering.share = state["share"]
         self.work.steps, self.work.recipe = state.get("work", (None, 0))
-        self.fleet.load(state.get("fleet", ()))  # older checkpoints have none: the fleet's next updates rebuild it
+        self.fleet.load(state.get("fleet", ()))  # without it, the next updates rebuild it
         self.standings.load(state.get("standings", ()))
         if "versions" in state:
             self.versions.load(state["versions"])

@@ -1,4 +1,4 @@
-"""The phase before training: statistics of the devices' data are gathered, examined, and frozen into the model."""
+"""The phase before training: the devices' statistics are gathered, examined, and frozen into the model."""
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
@@ -7,22 +7,22 @@ from midge.aggregator.model.statistics import CAP
 from midge.wire.messages import Moment, Statistics
 
 _MOST = 256
-"""Devices whose statistics are kept at most, unless more are asked for."""
+"""Most devices whose statistics are kept, unless more are requested."""
 _STILL = 60.0
-"""Seconds that a channel which never changed is waited for."""
+"""Seconds to wait for more rows of a channel that has not changed yet."""
 _FEWEST = 2
-"""One device's statistics would be published as they are; so they wait for a second one."""
+"""Least number of devices: pooling one device's statistics would publish them."""
 
 
 class StatisticsPhase:
-    """Of one federation. What it holds itself are timers, which a restart starts over.
+    """The statistics phase of one federation. Its own attributes are timers, which restart with the process.
 
     Args:
-        state: what is remembered.
+        state: the durable state.
         lineage: of the store.
-        moments: the statistics that are asked for.
-        devices: how many devices' statistics are pooled …
-        deadline: … and after how many seconds fewer are.
+        moments: the requested statistics.
+        devices: number of devices whose statistics are pooled.
+        deadline: seconds after which the statistics of fewer devices are pooled.
     """
 
     def __init__(
@@ -34,26 +34,27 @@ class StatisticsPhase:
         self._gathering_since: float | None = None
         self._examining = False
         self.unfit: str | None = None
-        """Why the statistics that are here cannot be pooled, in words."""
+        """Why the gathered statistics cannot be pooled; None if they can, or were not examined."""
 
     def begin(self, now: float) -> None:
-        """Go on after a restart."""
+        """Restart the timers."""
         if self._state.statistics:
             self._since = self._gathering_since = now
 
     def admits(self, device: str, sent: Statistics, digest: bytes) -> bool:
-        """Whether a device's statistics are taken: they are asked for, new, and there is room."""
+        """Whether a device's statistics are recorded: they were requested, are new, and there is room."""
         state = self._state
         known = device in state.statistics
         crowded = not known and len(state.statistics) >= max(_MOST, self._devices)
-        # The same once more is no news: a device repeats until training begins.
+        # Not the same again: a device retransmits its statistics until training begins.
         same = known and state.digests.get(device) == digest
         asked = sent.lineage == self._lineage and sent.names == self._names
         return asked and not (state.frozen or same or crowded)
 
     def arrived(self, now: float) -> bool:
-        """Statistics were taken; whether there are enough of them to be examined."""
-        if self._since is None or len(self._state.statistics) == 1:  # those before may have been dropped
+        """Record that statistics were journaled; return whether there are enough to examine."""
+        # `since` may be that of statistics which a revocation has dropped: then these are alone.
+        if self._since is None or len(self._state.statistics) == 1:
             self._since = now
         if self._gathering_since is None:
             self._gathering_since = now
@@ -61,7 +62,7 @@ class StatisticsPhase:
 
     @property
     def due(self) -> float | None:
-        """When the statistics of fewer devices than are asked for will do; None if only another event brings that."""
+        """When the statistics of fewer devices than requested are pooled; None if that takes another event."""
         if self._state.frozen or self._since is None or not self._freezable:
             return None
         return self._since + self._deadline
@@ -71,20 +72,20 @@ class StatisticsPhase:
         return len(self._state.statistics) >= _FEWEST and not self._examining
 
     def examine(self) -> list[ev.Action]:
-        """Have the statistics examined: whether they can be pooled is a question of their values."""
+        """Request an examination: whether statistics can be pooled depends on their values, which the shell holds."""
         if not self._freezable:
             return []
         self._examining = True
         return [ev.Examine(tuple(self._state.statistics.values()))]
 
     def examined(self, found: ev.Examined, now: float) -> rec.FreezeRecord | None:
-        """Pool the statistics that were found fit; None: wait for more devices, or for newer ones of the same."""
+        """The record that pools the statistics found fit; None to wait for more devices, or for newer statistics."""
         self._examining = False
         since, state = self._gathering_since, self._state
         still = found.soon if since is not None and now < since + _STILL else ""
         self.unfit = found.wait or still or None
         if self.unfit is not None:
-            # What contradicts itself waits for an event; what only lacks rows is looked at again after the deadline.
+            # A contradiction waits for new statistics; if only rows are missing, the deadline starts again.
             self._since = None if found.wait else now
             return None
         self._gathering_since = None

@@ -1,4 +1,4 @@
-"""When a step is made of the updates that wait, and what each of them counts in it."""
+"""Planning of steps: when one is made of the buffered updates, and the weight and scale of each update."""
 
 import math
 import statistics
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.fleet_statistics import FEWEST
 from midge.aggregator.core.growth_guard import GrowthGuard
-from midge.aggregator.core.participation_controller import Steering
+from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.participation_counts import HALF_LIFE
 from midge.aggregator.core.state import Buffered, CoreState
 from midge.aggregator.core.strategy import Form, Strategy
@@ -21,39 +21,40 @@ _TRAININGS = 5.0
 
 
 class StepPlanner:
-    """Of one federation. What it holds itself are timers, which a restart starts over.
+    """Plans the steps of one federation. Its own attributes are timers, which restart with the process.
 
     Args:
-        strategy: how large a buffer is, and how its updates are weighed.
-        state: what is remembered.
-        steering: how many devices are there.
-        bounds: L2 norms of a delta in a step that do not depend on the fleet.
+        strategy: size of a buffer, weights of its updates.
+        state: the durable state.
+        steering: number of live devices.
+        bounds: of a delta's L2 norm in a step, independent of the fleet's norms.
     """
 
-    def __init__(self, strategy: Strategy, state: CoreState, steering: Steering, bounds: Bounds) -> None:
+    def __init__(self, strategy: Strategy, state: CoreState, steering: ParticipationController, bounds: Bounds) -> None:
         self._strategy, self._state, self._steering, self._bounds = strategy, state, steering, bounds
         self.growth = GrowthGuard()
         self.since: float | None = None
-        """Since when the buffer waits; None if it is empty."""
+        """When the oldest update of the buffer arrived; None if it is empty."""
         self.first_heard_at: float | None = None
         self.measuring = False
-        """Whether the distances of the buffer's deltas were asked for: until they come, no other step is made."""
+        """Whether the distances of the buffer's deltas were requested: until they are here, no other step is made."""
 
     def arrived(self, now: float) -> None:
-        """An accepted update joins the buffer."""
-        if self.since is None or len(self._state.buffer) == 1:  # those before may have been dropped
+        """Record that an accepted update joined the buffer."""
+        # `since` may be that of updates which a revocation has dropped: then this one is alone.
+        if self.since is None or len(self._state.buffer) == 1:
             self.since = now
 
     def heard(self, now: float) -> None:
-        """An update was decoded: its norm counts, whatever becomes of it."""
+        """Record that an update was decoded, accepted or not."""
         if self.first_heard_at is None:
             self.first_heard_at = now
 
     @property
     def filled(self) -> bool:
-        """Whether a step is due: K updates are there, or one of each device, so that no more will come.
+        """Whether the buffer is full: it has K updates, or one from each live device, so that no more are expected.
 
-        One device fills at most half of a robust strategy's buffer, however often it sends.
+        In a robust strategy one device fills at most half of a buffer, however often it sends.
         """
         if self.measuring:
             return False
@@ -61,13 +62,13 @@ class StepPlanner:
         shares = Counter(item.device for item in buffer)
         if (self._voices(shares) if strategy.by_device else len(buffer)) >= strategy.size(live):
             return True
-        # A private step takes exactly K: how many devices are there must not show in its noise.
+        # A private step takes exactly K: its size must not depend on how many devices are online.
         return strategy.privacy is None and len(shares) >= max(live, strategy.release_floor) and live > 0
 
     def _voices(self, shares: Mapping[str, int]) -> float:
-        """How many updates those of the buffer, counted by device, fill it like.
+        """Number of updates that the buffer counts as, from the number of updates by device.
 
-        A device that floods counts for less than one update: if it is in every buffer, it leaves room for the others.
+        A device that floods counts as less than one update: it is in every buffer, and must leave room for the others.
         """
         size = self._strategy.size(self._steering.live)
         if sum(shares.values()) < size:
@@ -80,9 +81,9 @@ class StepPlanner:
 
     @property
     def _patience(self) -> float | None:
-        """Seconds for which a step waits for a full buffer.
+        """Seconds for which a step waits for a full buffer; None waits without a limit.
 
-        Of a cohort, the draw may ask fewer than make a buffer: once most have had the time to train, no more will come.
+        A drawn cohort may be smaller than a buffer: once most of it has had time to train, no more updates will arrive.
         """
         deadline, seconds = self._strategy.deadline, self._state.fleet.seconds()
         if deadline is None or self._strategy.pace.cohort is None or not seconds:
@@ -91,8 +92,9 @@ class StepPlanner:
 
     @property
     def comparable_from(self) -> float:
-        """From when on a first step is made although the norms of too few devices tell which update is a large one."""
+        """When the first step may be made although too few norms are known to tell which update is large."""
         state = self._state
+        # Only for the first step: later ones have the norms of the devices in it.
         known = len(state.fleet) >= min(FEWEST, self._steering.live)
         if known or state.step > 0 or self._strategy.norm_bound == math.inf or self.first_heard_at is None:
             return -math.inf
@@ -100,12 +102,12 @@ class StepPlanner:
 
     @property
     def due(self) -> float | None:
-        """When a step is made of what is in the buffer; None if only another update can bring that."""
+        """When a step of the buffer is due; None if that takes another update."""
         if self.since is None or self.measuring or not self._state.buffer:
             return None
         deadline, opens = self._patience, self.comparable_from
         if self._state.step == 0 and self.filled:
-            return max(self.since, opens)  # it would have been made, but for the norms
+            return max(self.since, opens)  # full, and only waiting for norms
         return None if deadline is None else max(self.since + deadline, opens)
 
     # ------------------------------------------------------------------------- rates
@@ -117,14 +119,14 @@ class StepPlanner:
 
     @property
     def mean_rate(self) -> float:
-        """What a step is multiplied by, on the mean."""
+        """The mean rate of a step."""
         return self._strategy.mean_rate(self._steering.live, self.safe_rate)
 
     @property
     def turn_gain(self) -> float | None:
-        """How far one training of all devices moves the model, of what they learned; None if it is not known.
+        """The share of what all devices learn in one training by which the model moves; None if unknown.
 
-        An adaptive optimizer divides by what it sees: there, no rate says how far a step goes.
+        It is unknown for an adaptive optimizer, which divides by the size of its input: the rate is no share there.
         """
         if self.safe_rate is None or self._strategy.optimizer.kind != "sgd":
             return None
@@ -134,7 +136,7 @@ class StepPlanner:
     # ------------------------------------------------------------------------ a step
 
     def bounded(self, item: Buffered, now: float) -> float:
-        """What a delta is multiplied by in a step now: its own scale, and what brings it within the fleet's norms."""
+        """The factor of a delta in a step now: its own scale, times what brings it within the fleet's norms."""
         times = self._strategy.norm_bound
         if times == math.inf:
             return item.scale
@@ -143,7 +145,7 @@ class StepPlanner:
         bound = times * reference
         if robust:
             bound = state.standings.longest(item.device, bound, reference)
-        # Absolute bounds hold beside the relative one: until half of the devices are known, the norms may be of liars.
+        # An absolute bound as well: until half of the devices are known, an attacker's updates may define the norms.
         unknown = 2 * len(state.fleet) < self._steering.live
         bound = min(bound, self._bounds.first if unknown else self._bounds.step)
         scale = item.scale * bound / length if length > bound else item.scale
@@ -153,17 +155,19 @@ class StepPlanner:
         return scale * state.standings.factor(item.device, item.agreement, usual, typical, reference)
 
     def centred(self, distances: Mapping[int, float]) -> tuple[list[float], list[Buffered]]:
-        """The scales of centred clipping: each delta is clipped at the median distance from the last combined one."""
+        """The scales and the updates of a step that clips at the median distance from the last combined delta."""
+        # Updates that arrived while the distances were measured have none, and wait for the next step.
         waiting = [item for item in self._state.buffer if item.lsn in distances]
         radius = statistics.median(distances[item.lsn] for item in waiting)
-        # Clipping at the median needs no bound from the operator, and half of the buffer passes as it is.
+        # The median needs no bound from the operator, and leaves half of the buffer unclipped.
         scales = [min(1.0, radius / distances[item.lsn]) if distances[item.lsn] else 1.0 for item in waiting]
         return scales, waiting
 
     def record(self, scales: Sequence[float], updates: Sequence[Buffered], form: Form | None = None) -> rec.StepRecord:
-        """A step of these updates. All that depends on the configuration is in it, so that a replay reads none."""
+        """The record of a step of these updates. It holds everything from the configuration: a replay reads none."""
         strategy, live = self._strategy, self._steering.live
         optimizer, privacy = strategy.optimizer, strategy.privacy
+        # The stalest update decides: an adaptive rate falls with the longest delay in a buffer.
         rate = strategy.step_rate(max(item.staleness for item in updates), live, self.safe_rate)
         return rec.StepRecord(
             lsn=self._state.next,
@@ -184,14 +188,14 @@ class StepPlanner:
 
     @property
     def _cached_since(self) -> int:
-        """The step from which on cached deltas count: in as many steps each device sends twenty updates on average.
+        """The first step whose cached deltas still count: since then each device has sent twenty updates on average.
 
-        A device that is gone would push the model in the direction of its last delta for ever.
+        Otherwise a device that has left would push the model in the direction of its last delta for ever.
         """
         size, devices = self._strategy.size(self._steering.live), len(self._state.heard)
         return max(self._state.step + 1 - HALF_LIFE * math.ceil(devices / size), 0)
 
     def made(self, now: float) -> None:
-        """The step was taken into the state."""
-        self.growth.saw(self._state.fleet.norm(now), self._state.fleet.turn)
+        """Record that a step was applied to the state."""
+        self.growth.record(self._state.fleet.norm(now), self._state.fleet.turn)
         self.since = now if self._state.buffer else None

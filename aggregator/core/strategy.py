@@ -1,13 +1,13 @@
-"""When and how updates become the next model: one plain value.
+"""The strategy: when and how updates become the next model, as one plain value.
 
 A `Strategy` holds numbers, never state; presets (`aggregator.core.presets`) are functions that return one. Every weight
-that comes of it is journaled, so that a restart applies what was decided then, not what the configuration says now.
+computed from it is journaled, so a restart applies what was decided then, not what the configuration says now.
 
 Notation: x the exact global model, p_v the model published as version v, Δ = trained − p_v, τ the staleness in steps
 between v and now, K the buffer size, α and η the server's rate. A step is one reducer for all presets:
 
     u = β·h̄ + Σ a_i·(f_i·Δ_i − β·h_i) / N        a_i: weight, f_i: scale, h_i: the device's last delta, h̄: their mean
-    x ← x + optimizer(η·u)                       N: Σ a_i, or K, or 1 where every update is a step
+    x ← x + optimizer(η·u)                       N: Σ a_i, or K, or 1 if every update is a step
 """
 
 import math
@@ -30,25 +30,25 @@ Combine = Literal["mean", "trimmed", "centred"]
 Kind = Literal["sgd", "adam", "amsgrad"]
 
 GUARD = 1000.0
-"""Reference norms that no update is longer than in a step, under any strategy: ordinary training stays within ten,
-and a change of the world by that factor is still followed at once."""
+"""Most reference norms of an update in a step, under any strategy: ordinary training stays within ten, and a change of
+the data by this factor is still followed at once."""
 
 LARGEST_BUFFER = 50
-"""K, at most, where it follows the fleet."""
+"""Largest K that follows the number of devices."""
 REACH = 1.25
-"""How many full deltas the devices that train at a time add up to, before the fleet's delays are known."""
+"""Number of full deltas that concurrent trainings may add up to, before the fleet's delays are known."""
 MIXED = 2.5
-"""What the weights of all devices that train at a time add up to in FedAsync's mixing form, at most: from there on the
-digits of 20 to 100 devices ended lower."""
+"""Largest sum of the weights of concurrent trainings in FedAsync's mixing form: above it, the digits task with 20 to
+100 devices ended with a lower accuracy."""
 GIVEN = 0.5 / SHARE
-"""Times the safe rate that a rate which is given may be: half of the gain margin."""
+"""Largest configured rate, in multiples of the safe rate: half of the gain margin."""
 DEVICES_PER_UPDATE = 5
-"""How many devices stand behind each update of a buffer that follows the fleet."""
+"""Devices for each update of a buffer whose K follows their number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """The server's optimiser: what becomes of the combined delta u.
+    """The server's optimiser, applied to the combined delta u.
 
     `sgd`: m ← β1·m + u; x ← x + η·m. `adam`: m ← β1·m + (1 − β1)·u, w ← β2·w + (1 − β2)·u², x ← x + η·m / (√w + ε),
     without bias correction (FedAdam, arXiv:2003.00295); `amsgrad` divides by the largest w so far.
@@ -59,7 +59,7 @@ class Optimizer:
     beta2: float = 0.99
     epsilon: float = 1e-3
     delay_limit: int | None = None
-    """Where set, η is divided by the largest staleness in a buffer that passes it (FADAS, arXiv:2407.18365)."""
+    """If set, η is divided by the largest staleness in a buffer if that is above it (FADAS, arXiv:2407.18365)."""
 
     def __post_init__(self) -> None:
         one_of("the optimizer's kind", self.kind, Kind)
@@ -68,110 +68,110 @@ class Optimizer:
 
 
 def one_of(name: str, value: object, allowed: object) -> None:
-    """Refuse a value that is not one of a Literal's.
+    """Check that a value is one of a Literal's.
 
     Raises:
-        ValueError: naming all of them.
+        ValueError: it is not; all allowed ones are named.
     """
     if value not in get_args(allowed):
         raise ValueError(f"{name} is one of {', '.join(map(repr, get_args(allowed)))}, not {value!r}.")
 
 
 def sgd(momentum: float = 0.0) -> Optimizer:
-    """X ← x + η·m with m ← momentum·m + u. Momentum speeds up old mistakes too: keep η at most (1 − momentum) / 2."""
+    """X ← x + η·m with m ← momentum·m + u. Momentum amplifies delayed updates too: keep η ≤ (1 − momentum) / 2."""
     return Optimizer("sgd", beta1=momentum)
 
 
 def adam(
     beta1: float = 0.9, beta2: float = 0.99, epsilon: float = 1e-3, *, amsgrad: bool = False, delay: int | None = None
 ) -> Optimizer:
-    """FedAdam, or with `amsgrad` and `delay` FADAS: the rate falls with the buffer's largest staleness beyond it."""
+    """FedAdam; with `amsgrad` and `delay` FADAS: the rate decreases with a buffer's largest staleness above `delay`."""
     return Optimizer("amsgrad" if amsgrad else "adam", beta1, beta2, epsilon, delay)
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An accepted update that waits for its step, as much as its weight in it depends on."""
+    """The fields of an accepted update on which its weight in its step depends."""
 
     device: str
     staleness: int
     weight: float
     scale: float = 1.0
     norm: float = 0.0
-    """L2, of the delta as it was sent."""
+    """L2 norm of the delta as sent."""
     agreement: float = 0.0
-    """Cosine of the delta with the direction of most devices."""
+    """Cosine of the delta with the consensus direction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """What the aggregator does with updates. Make one with a preset."""
+    """The rules for updates, steps and releases. Make one with a preset."""
 
     name: str
     staleness: Staleness
     rate: float | None
-    """α of FedAsync, η of the others. None follows what is measured of the fleet: see `mean_rate`."""
+    """α of FedAsync, η of the others. None follows the fleet's measured delays: see `mean_rate`."""
     bounded: bool = True
-    """Whether the rate is lowered to what the fleet's delays allow, if it is above that. False takes it as given."""
+    """Whether the rate is limited by the fleet's delays. False applies it as configured."""
     form: Form = "delta"
     """What a step adds: deltas; or the difference to the whole models of the devices, as FedAsync does."""
     buffer_size: int | None = 1
-    """K: updates for each step. None follows the fleet: one for every five devices that are there, 2 to 50."""
+    """K, the number of updates in a step. None follows the fleet: one for every five live devices, 2 to 50."""
     normalise: Normalise = "none"
-    """What the weighted sum of a step is divided by: nothing, the number of updates, or the sum of their weights."""
+    """Divisor of the weighted sum of a step: none, the number of updates, or the sum of their weights."""
     deadline: float | None = None
-    """Seconds after which a step is made from an unfilled buffer; None waits for K."""
+    """Seconds after which a step is made from an incomplete buffer; None waits for K."""
     weigh_examples: bool = False
-    """Whether an update counts by the number of the device's rows."""
+    """Whether an update is weighted by its number of rows."""
     fairness: float | None = None
-    """Bound c of the participation correction r_i (`aggregator.core.participation_counts`); None makes none."""
+    """Bound c of the participation correction r_i (`aggregator.core.participation_counts`); None disables it."""
     even_steps: bool = False
-    """Whether deltas of unequal local steps are scaled to the mean number (FedNova, arXiv:2007.07481)."""
+    """Whether deltas of unequal local steps are scaled to the typical number (FedNova, arXiv:2007.07481)."""
     steers_local_steps: bool = False
-    """Whether devices are asked for as many local steps as the journey of an update is worth
-    (`aggregator.core.local_work`), unless the plan says how many."""
+    """Whether the aggregator chooses the number of local steps by the round trip (`aggregator.core.local_work`), unless
+    the plan sets one."""
     calibration: float = 0.0
-    """β: how much of each device's last delta stands in for what it will send (1: CA2FL; between: FedStale)."""
+    """β, the weight of each device's cached delta in a step (1: CA2FL; between 0 and 1: FedStale)."""
     combine: Combine = "mean"
     """How the deltas of a step become one: their mean, a trimmed mean of each coordinate, or centred clipping."""
     trim: float = 0.0
-    """Of `trimmed`: the part of the buffer that is left out at either end, coordinate by coordinate."""
+    """For `trimmed`: the share of the buffer that is left out at either end, coordinate by coordinate."""
     clip: float | None = None
-    """A delta is scaled down to this many times the fleet's reference norm (`aggregator.core.fleet_statistics`); None
+    """Multiple of the fleet's reference norm (`aggregator.core.fleet_statistics`) to which a delta is scaled down; None
     leaves that to `norm_limit`."""
     robust: bool = False
-    """Whether updates that go against what most devices have learned count less (`aggregator.model.consensus`)."""
+    """Whether updates against the consensus direction count less (`aggregator.model.consensus`)."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     serve_decay: float = 0.0
-    """Of the moving average over versions that is served for use; 0 serves the newest version as it is."""
+    """Decay of the served moving average over versions; 0 serves the newest version itself."""
     serve_interval: float | None = None
-    """Seconds at least between two releases on the channel `serve`; None releases nothing there."""
+    """Least seconds between two releases on the channel `serve`; None releases nothing there."""
     privacy: Privacy | None = None
     pace: Pace = field(default_factory=Pace)
     max_staleness: int = 1_000_000
-    """Steps; an update older than this is refused as stale, and its device trains again from the newest version."""
+    """Most steps since an update's base; an older one is refused as stale, and its device trains again."""
     max_age: float | None = None
-    """Seconds since its base was released; an update older than this is refused as stale, unless it was trained from
-    the newest version: that one is never too old."""
+    """Most seconds since the release of an update's base; an older one is refused as stale, unless its base is the
+    newest version."""
     norm_limit: float | None = 10.0
-    """The bound of strategies without `clip`: a delta is scaled down to this many times the fleet's reference norm.
-    None leaves only the guard of 1,000 times it, which nothing lifts."""
+    """Multiple of the fleet's reference norm to which a delta is scaled down by strategies without `clip`. None leaves
+    only the guard of 1,000 times the norm, which always holds."""
     release_floor: int = 2
-    """The least number of distinct devices whose work a release carries."""
+    """Least number of distinct devices whose work a release carries."""
     release_interval: float = 0.0
-    """Seconds between two releases, at least."""
+    """Least seconds between two releases."""
     byte_rate: float = 8e6
-    """Bytes a second that all devices together may move, both ways: releases are spaced so, and devices fetch and send
-    in turn. The default leaves a broker with one thread to others for 99 hundredths of the time. 0 sets no limit."""
+    """Bytes a second of all devices together, both ways: releases are spaced accordingly, and devices spread their
+    fetches and updates. The default leaves a single-threaded broker 99 % of its time for others. 0 sets no limit."""
     release_every: int = 1
-    """Steps between two releases, at least."""
+    """Least number of steps between two releases."""
     plan: Plan = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work together.
+        """Validate the values.
 
         Raises:
-            ValueError: naming the argument.
+            ValueError: one is out of range, or they exclude each other.
         """
         if str(self.combine) == "centered":
             object.__setattr__(self, "combine", "centred")
@@ -205,7 +205,7 @@ class Strategy:
             raise ValueError("byte_rate must not be negative; 0 sets no limit.")
         if self.serve_interval is not None and self.serve_interval < 0:
             raise ValueError("serve_interval must not be negative; None serves nothing.")
-        self._see_parts_fit()
+        self._check_combination()
         if self.privacy is not None and (parts := self.unaccounted):
             raise ValueError(f"differential privacy cannot account for {', '.join(parts)}: leave them out.")
         try:
@@ -216,7 +216,7 @@ class Strategy:
         except WireError as error:
             raise ValueError(f"no device could follow the plan: {error}, such as int8:256.") from error
 
-    def _see_parts_fit(self) -> None:
+    def _check_combination(self) -> None:
         plain = self.calibration == 0 and self.optimizer == Optimizer() and self.combine == "mean"
         if self.form == "mixing" and not (plain and self.clip is None and self.fairness is None):
             raise ValueError("the mixing form mixes whole models: it goes with no optimizer, calibration or clip.")
@@ -229,13 +229,13 @@ class Strategy:
 
     @property
     def steers_steps(self) -> bool:
-        """Whether the aggregator chooses the local steps: the strategy does, and the plan leaves them open."""
+        """Whether the aggregator chooses the local steps: the strategy says so, and the plan leaves them open."""
         plan = self.plan
         return self.steers_local_steps and (plan.local_steps or plan.epochs or plan.seconds) is None
 
     @property
     def unaccounted(self) -> list[str]:
-        """What differential privacy could not account for, by name."""
+        """Settings that differential privacy cannot account for, each with the reason."""
         parts = {
             "buffer_size=1 (noise on every single update)": self.single,
             "normalise='weight' (the divisor must not depend on who came)": self.normalise != "count",
@@ -257,20 +257,20 @@ class Strategy:
 
     @property
     def most_waiting(self) -> int:
-        """How many updates of one device may wait for a step; a further one is kept by its device until then.
+        """Most updates of one device that may wait for a step; its device keeps a further one until then.
 
-        Trimming and centring have no weights that updates of one device could share, so each device has one there.
+        With trimming and centring it is one, because these have no weights that updates of one device could share.
         """
         return OUTBOX_LIMIT if self.combine == "mean" else 1
 
     @property
     def normalised(self) -> bool:
-        """Whether a step divides by its weights. Trimming and centring take a weighted mean, whatever is asked for."""
+        """Whether a step divides by its weights; trimming and centring always do."""
         return self.normalise == "weight" or self.combine != "mean"
 
     @property
     def momentum(self) -> float:
-        """What the server's optimiser keeps of the last step, of those whose rate is a gain of the loop; 0 if none."""
+        """β1 of an optimiser whose rate is a loop gain; 0 for adaptive ones, whose rate is none."""
         return self.optimizer.beta1 if self.optimizer.kind == "sgd" else 0.0
 
     @property
@@ -286,13 +286,13 @@ class Strategy:
 
     @property
     def norm_bound(self) -> float:
-        """How many reference norms a delta may be long in a step."""
+        """Most reference norms of a delta in a step."""
         if self.privacy is not None:
             return math.inf  # it has a bound of its own, which does not depend on data
         return min(self.clip or math.inf, self.norm_limit or math.inf, GUARD)
 
     def admission_weight(self, tau: int, age: float, examples: int, usual: float | None = None) -> float:
-        """The weight of an update by itself: its staleness and, if asked, its rows.
+        """The weight of an update by its staleness and, with `weigh_examples`, its rows.
 
         `usual` is the median staleness of its device's updates.
         """
@@ -307,36 +307,36 @@ class Strategy:
         return [item.weight / shares[item.device] for item in buffered]
 
     def step_rate(self, largest: int, live: int, safe: float | None) -> float:
-        """What multiplies u if a step's stalest update is `largest` steps old and `live` devices are online."""
+        """The rate of a step whose stalest update is `largest` steps old, with `live` devices online."""
         limit = self.optimizer.delay_limit
         rate = self.mean_rate(live, safe)
         return rate / largest if limit is not None and largest > max(limit, 1) else rate
 
     def mean_rate(self, live: int, safe: float | None = None) -> float:
-        """The server's rate if `live` devices are online and `safe` is what `aggregator.core.gain_margin` has measured.
+        """The server's rate with `live` devices online and the safe rate of `aggregator.core.gain_margin`, if known.
 
-        While a device trains, the others move the model: n that train at a time, K to a step, add η·n/K full deltas
-        before the first of them sees any. Beyond about two the model may swing, whatever K is. What is measured goes
-        before: devices of unlike speeds leave more room. A rate that is given is bounded by the same, unless
-        `bounded=False` is given with it.
+        While a device trains, the others move the model: n concurrent trainings, K to a step, add η·n/K full deltas
+        before the first of them takes effect. Above about two the model may oscillate, for any K. A measured safe rate
+        takes precedence, because devices of different speeds leave more room. A configured rate has the same bounds,
+        unless `bounded` is False.
         """
         if self.rate is not None and not (self.bounded and self.optimizer.kind == "sgd"):
-            return self.rate  # adaptive optimizers divide by what they see: their rate is no gain of the loop
+            return self.rate  # an adaptive optimiser divides by the size of u: its rate is no loop gain
         if self.form == "mixing":
-            # Mixing pulls back to p_v, so it settles at any rate. What is bounded is each device's part of the model.
+            # Mixing pulls x back to p_v, so it is stable at any rate; what is bounded is each device's share of x.
             return min(self.rate or 1.0, MIXED / (max(live, 1) * self.staleness(max(live - 1, 0))))
         if safe is not None:
             return safe if self.rate is None else min(self.rate, GIVEN * safe)
         busy = self.pace.concurrency or self.pace.cohort or live * self.pace.share
-        reach = REACH / (1 + self.calibration)  # cached deltas say again what was said a training ago
+        reach = REACH / (1 + self.calibration)  # cached deltas repeat those of a training ago
         bound = min(1.0, reach * self.size(live) / max(busy, 1.0)) * (1 - self.momentum)
         return bound if self.rate is None else min(self.rate, bound)
 
     def divisor(self, size: int) -> float:
-        """A fixed divisor of the step's sum, or 0 where it follows from the updates."""
+        """A fixed divisor of the step's sum; 0 if it follows from the updates."""
         return float(size) if self.privacy is not None else 0.0
 
 
 def trimmed_count(updates: int, trim: float) -> int:
-    """How many values of each coordinate a trimmed mean leaves out at either end."""
+    """Number of values of each coordinate that a trimmed mean leaves out at either end."""
     return min(math.ceil(trim * updates), (updates - 1) // 2)

@@ -1,7 +1,7 @@
-"""At which step, and when, each version was released: exact for recent versions, thinned out for old ones.
+"""The step and the time of each release: exact for recent versions, thinned out for old ones.
 
-An update says which version it was trained from, and its staleness follows from the step of that version. A fast fleet
-releases thousands of versions in the minutes of an outage; remembering each for a week would fill the checkpoints.
+The staleness of an update follows from the step of its base. A fast fleet releases thousands of versions during an
+outage of minutes; keeping each one for a week would fill the checkpoints.
 """
 
 from bisect import bisect_right
@@ -11,11 +11,11 @@ from typing import Any
 from midge.wire.clocks import SANE
 
 _EXACT = 1024
-"""Versions that are remembered one by one."""
+"""Number of newest versions that are all kept."""
 _COARSER = 16
-"""Beyond them one of 16, beyond 16 times as many one of 256, and so on: at most 1024 for each power of 16."""
+"""Of older versions one in 16 is kept, beyond 16 times as many one in 256, and so on: at most 1024 a level."""
 _LEVELS = 4
-"""The last level spans 1024 · 16³ versions, two days at 25 a second. What is older than that is forgotten."""
+"""The last level covers 1024 · 16³ versions, two days at 25 a second. Older versions are forgotten."""
 
 
 class Versions:
@@ -25,17 +25,17 @@ class Versions:
         self._numbers: list[int] = [0]
         self._steps: list[int] = [0]
         self._at: list[float] = [0.0]
-        """Seconds since 1970, or of virtual time: as it is journaled."""
+        """Times as journaled: seconds since 1970, or of virtual time."""
         self._here: list[float] = [0.0]
-        """By the clock of this process."""
+        """Times by the clock of this process."""
         self.ahead = 0.0
-        """Seconds that what is journaled is ahead of this clock."""
+        """Offset in seconds between journaled times and this clock."""
 
     def __contains__(self, version: int) -> bool:
         return self._numbers[0] <= version <= self._numbers[-1] if self._numbers else False
 
     def add(self, version: int, step: int, at: float) -> None:
-        """Note a release. What could be trained from before the first one is nothing."""
+        """Record a release; the first one replaces the initial version 0."""
         if self._numbers == [0]:
             self.clear()
         self._numbers.append(version)
@@ -53,28 +53,34 @@ class Versions:
         self._here = [self._here[place] for place in kept]
 
     def clear(self) -> None:
-        """Forget all: a new generation begins."""
+        """Forget all versions: a new generation begins."""
         self._numbers, self._steps, self._at, self._here = [], [], [], []
 
     def _place(self, version: int) -> int | None:
-        """The newest that is remembered and not newer than a version: so an old update counts as older, not newer."""
+        """Index of the newest kept version up to this one: thinning makes an update older, never newer."""
         place = bisect_right(self._numbers, version) - 1
         return place if place >= 0 else None
 
+    @property
+    def newest_at(self) -> float:
+        """When the newest version was released, in seconds since 1970; 0 if none is remembered."""
+        return self._at[-1] if self._at else 0.0
+
     def step(self, version: int) -> int | None:
-        """The step at which a version was released, or a little before; None if that is not known any more."""
+        """The step at which a version was released, or slightly earlier if it was thinned out; None if forgotten."""
         place = self._place(version)
         return None if place is None else self._steps[place]
 
     def age(self, version: int, now: float) -> float:
-        """Seconds since a version was released, or a little before; 0 if that is not known any more."""
+        """Seconds since a version was released, or slightly more if it was thinned out; 0 if forgotten."""
         place = self._place(version)
         return 0.0 if place is None else max(0.0, now - self._here[place])
 
     def shift(self, now: float) -> None:
-        """Continue on another clock, on which it is `now`: after a restart, the newest version is as new as can be.
+        """Convert the times to another clock, on which it is `now`; the newest version counts as released now.
 
-        A clock that was put back leaves no gap, and neither does one of another beginning, as older stores have it.
+        The time of an outage must not make updates too old. A clock that was set back leaves no gap between versions,
+        nor does one with another origin, as in older stores.
         """
         here = now
         for place in range(len(self._at) - 1, -1, -1):
@@ -94,15 +100,15 @@ class Versions:
 
     @property
     def oldest(self) -> int | None:
-        """The oldest version that is remembered; None if there is none."""
+        """The oldest kept version; None if there is none."""
         return self._numbers[0] if self._numbers else None
 
     def dump(self) -> list[list[Any]]:
-        """Return what `load` takes."""
+        """Plain values for `load`."""
         return [list(row) for row in zip(self._numbers, self._steps, self._at, strict=True)]
 
     def load(self, rows: Iterable[Iterable[Any]]) -> None:
-        """Take up what `dump` returned."""
+        """Restore from the result of `dump`."""
         self.clear()
         for number, step, at in rows:
             self._numbers.append(number)
@@ -112,7 +118,7 @@ class Versions:
 
 
 def _kept(number: int, age: int) -> bool:
-    """Whether a version of this age is remembered."""
+    """Whether a version of this age, in versions, is kept."""
     span, every = _EXACT, 1
     for _ in range(_LEVELS):
         if age < span:

@@ -1,4 +1,4 @@
-"""What may be read of the core: by its shells, by metrics and by tests. It decides nothing and changes nothing."""
+"""Read-only queries of the core, for its shells, metrics and tests."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -7,9 +7,9 @@ from typing import Any
 from midge.aggregator.core.encoder_doubt import doubt
 from midge.aggregator.core.growth_guard import GrowthGuard
 from midge.aggregator.core.obstacle import Obstacle, obstacle
-from midge.aggregator.core.participation_controller import Steering
+from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.registry import Registry
-from midge.aggregator.core.release_pacer import Thrift
+from midge.aggregator.core.release_pacer import ReleasePacer
 from midge.aggregator.core.release_schedule import ReleaseSchedule
 from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.statistics_phase import StatisticsPhase
@@ -18,57 +18,57 @@ from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.core.update_admission import Conditions
 from midge.wire.messages import Plan
 
-AGAIN = 1.0
-"""Seconds between two announcements that only tell of more devices."""
+REANNOUNCE = 1.0
+"""Least seconds between two announcements for growth of the fleet: each one goes to all devices."""
 
 
 class CoreView:
-    """The read side of `AggregatorCore`, which makes these parts."""
+    """The queries of `AggregatorCore`, which creates these parts."""
 
     strategy: Strategy
-    steering: Steering
+    steering: ParticipationController
     _state: CoreState
     _conditions: Conditions
     _steps: StepPlanner
     _releases: ReleaseSchedule
     _gathering: StatisticsPhase
-    thrift: Thrift
-    _told_at: float
+    thrift: ReleasePacer
+    _announced_at: float
 
     @property
     def deadline(self) -> float | None:
-        """When `tick` next has something to do; None if only an event can bring that."""
+        """When `tick` is next due; None if only an event can make it so."""
         if self.full is not None:
             return None
         released = self._releases.due if self._releases.releasable else None
         times = [self.steering.due, self._releases.serve_due, self._steps.due, self._gathering.due, released]
         if self.thrift.grown:
-            times.append(self._told_at + AGAIN)
+            times.append(self._announced_at + REANNOUNCE)
         return min((time for time in times if time is not None), default=None)
 
     @property
     def full(self) -> str | None:
-        """Why nothing can be decided; None if the store has room."""
+        """The error of a full store; None if it has room."""
         return self._conditions.full
 
     @property
     def paused(self) -> str | None:
-        """Why nothing is accepted; None if the operator lets updates in."""
+        """The operator's reason for a pause; None if updates are accepted."""
         return self._conditions.paused
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the model's inputs, in order; empty if they are not known."""
+        """Names of the model's inputs, in order; empty if unknown."""
         return self._conditions.features
 
     @property
     def unlike(self) -> Mapping[str, str]:
-        """Devices whose inputs are not the model's, each with why in words: nothing of theirs is taken."""
+        """Devices whose inputs differ from the model's, each with the difference: their updates are refused."""
         return self._conditions.unlike
 
     @property
     def lsn(self) -> int:
-        """Of the last record."""
+        """Number of the last journal record."""
         return self._state.lsn
 
     @property
@@ -84,29 +84,34 @@ class CoreView:
         return self._state.step
 
     @property
+    def released_at(self) -> float:
+        """When the newest version was released, in seconds since 1970; 0 if none is remembered."""
+        return self._state.versions.newest_at
+
+    @property
     def release_log(self) -> bytes:
-        """The hash over all releases; empty if it is not known."""
+        """The hash over all releases; empty before the first."""
         return self._state.releases.head
 
     @property
     def plan(self) -> Plan:
-        """What devices are asked to do now."""
+        """The current plan of training for devices."""
         plan = self.strategy.plan
         return plan if (steps := self._state.work.steps) is None else plan.model_copy(update={"local_steps": steps})
 
     @property
     def served(self) -> int:
-        """The version that was last released for use."""
+        """The newest version released on the channel `serve`."""
         return self._state.served
 
     @property
     def frozen(self) -> bool:
-        """Whether the model trains: no statistics are waited for."""
+        """Whether the normalisation is frozen, so that the model trains."""
         return self._state.frozen
 
     @property
     def counts(self) -> Counter[str]:
-        """Of verdicts."""
+        """Number of times that each verdict was given."""
         return self._state.counts
 
     @property
@@ -115,7 +120,7 @@ class CoreView:
 
     @property
     def buffered(self) -> int:
-        """How many accepted updates wait for their step."""
+        """Number of accepted updates that wait for their step."""
         return len(self._state.buffer)
 
     @property
@@ -125,7 +130,7 @@ class CoreView:
 
     @property
     def needed(self) -> list[int]:
-        """The lsns whose bodies a restart still needs."""
+        """Records (lsn) whose bodies a restart still needs."""
         return self._state.needed
 
     @property
@@ -148,17 +153,13 @@ class CoreView:
         """The registered versions, and the names that stand for them."""
         return self._state.registry
 
-    def dump(self) -> dict[str, Any]:
-        """Everything that the journal up to `lsn` had said, for a checkpoint."""
-        return self._state.dump()
-
     def interval(self, devices: Iterable[str]) -> float | None:
-        """The usual seconds between two updates of these devices: the median over them; None if it is not known."""
+        """The median interval between updates of these devices, in seconds; None if unknown."""
         return self._state.fleet.interval(devices)
 
     @property
     def versions_a_turn(self) -> int:
-        """Versions in which every device has about one update, the slowest too."""
+        """Number of versions in which every device contributes about one update, the slowest included."""
         live = self.steering.live
         return max(-(-live // self.strategy.size(live)), self._state.fleet.longest_staleness())
 
@@ -168,7 +169,7 @@ class CoreView:
         return self._state.step if known is None else known
 
     def hi(self, device: str, outbox: int) -> int:
-        """Up to which seq all is settled."""
+        """The seq up to which an outbox is settled."""
         known = self._state.outboxes.get(device, outbox)
         return 0 if known is None else known.hi
 
@@ -177,7 +178,7 @@ class CoreView:
         return self._state.heard.given(device) > 0
 
     def encoder_doubt(self, device: str, now: float) -> str:
-        """Why a device's encoder seems to lose what it leaves out; empty if it does not."""
+        """The reason to suspect a device's encoder (`aggregator.core.encoder_doubt`); empty if there is none."""
         state = self._state
         typical, reference = state.fleet.typical(device), state.fleet.norm(now)
         excess = state.standings.excess(device, typical, reference)
@@ -188,12 +189,16 @@ class CoreView:
         return self._state.waiting(device) > 0
 
     def waiting_of(self, device: str) -> tuple[int, ...]:
-        """The records of a device that wait for their step, or to be pooled."""
+        """Records (lsn) of a device's updates that wait for their step and of its statistics that wait for pooling."""
         return self._state.waiting_of(device)
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values for `AggregatorCore.load`: the state after the record `lsn`, for a checkpoint."""
+        return self._state.dump()
 
     @property
     def obstacle(self) -> Obstacle | None:
-        """What keeps the model from moving; None if nothing does."""
+        """The reason why the model does not move; None if there is none."""
         unfit = None if self._state.frozen else self._gathering.unfit
         strategy, live = self.strategy, self.steering.live
         return obstacle(self._state, self._steps, self._releases, strategy=strategy, live=live, unfit=unfit)

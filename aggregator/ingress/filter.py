@@ -37,16 +37,6 @@ class KnownDevices(Protocol):
     def heard(self, device: str) -> None: ...
 
 
-class AllDevices:
-    """No register: every device may take part."""
-
-    def withdrawn(self, device: str) -> bool:  # noqa: ARG002
-        return False
-
-    def heard(self, device: str) -> None:
-        """Record nothing."""
-
-
 @dataclass(slots=True)
 class Body:
     """The content behind one key, from a message's arrival until the core drops it."""
@@ -212,7 +202,7 @@ class IngressFilter:
         return self.credentials.shown(device, report) if self._trusted(device, report, body, payload, now) else None
 
     def greeting(self, device: str, hello: Hello, now: float) -> ev.Greeted | ev.Reply | None:
-        """Process a READY status: return an event, a refusal, or None if the device will repeat it by itself."""
+        """Process a READY status: return an event, a refusal, or None if the device will repeat it."""
         refusal = self.admission.refuses(device, now)
         # A quarantined device is answered: it must learn what is settled, or it could not forget what was accepted.
         if refusal is not None and refusal.verdict is not Verdict.QUARANTINED:
@@ -241,7 +231,7 @@ class IngressFilter:
     # ------------------------------------------------------------------ consequences
 
     def judged(self, device: str, verdict: str, now: float) -> None:
-        """Follow a verdict on an update of this device."""
+        """Record a verdict on an update of this device."""
         self.known.heard(device)
         if verdict == Verdict.ACCEPTED:
             self.admission.accepted(device)
@@ -279,7 +269,7 @@ class IngressFilter:
         if self.admission.hears(device, now, size):
             return False
         self._dropped["flood"] += 1
-        self.troubles.tell(device, "more messages from this device than its share: what is over it is not read", now)
+        self.troubles.tell(device, "more messages from this device than its share: the excess is not read", now)
         return True
 
     def _over_rate(self, device: str, refusal: Refusal, now: float) -> None:
@@ -301,7 +291,7 @@ class IngressFilter:
     def _forgotten(self, device: str, message: FromDevice, now: float) -> ev.Reply | None:
         self._dropped["forgotten"] += 1
         refusal = self.admission.refuses(device, now)
-        if not isinstance(message, Update) or (refusal is not None and not refusal.told):
+        if not isinstance(message, Update) or (refusal is not None and not refusal.answer):
             self.troubles.tell(device, _WITHDRAWN, now)
             return None
         return ev.Reply(device, message.outbox, message.seq, (_withdrawal(message.seq),))
@@ -309,7 +299,7 @@ class IngressFilter:
     def _refused(
         self, device: str, message: FromDevice, refusal: Refusal, hi: HighWater, now: float
     ) -> ev.Reply | None:
-        if not isinstance(message, Update) or not refusal.told:
+        if not isinstance(message, Update) or not refusal.answer:
             self._over_rate(device, refusal, now)
             return None
         settled = Settled(seq=message.seq, verdict=refusal.verdict, why=refusal.why, retry_after=refusal.retry_after)

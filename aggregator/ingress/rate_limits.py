@@ -3,20 +3,19 @@
 Mosquitto does not limit a client's message rate, so the aggregator must. Messages over the limit are not lost: they are
 refused for now, stay with their device, and come again. Pure: no clock, no randomness.
 
-A device's budget has four currencies: messages, bytes that it sends, bytes that we publish for it, processor time. The
-cost of a message is known afterwards, so the last three are charged then, and a device in debt waits. Two of them are
-limited for the whole fleet: its messages and the processor. They are shared max-min fairly over devices. Each has an
-equal share, and may use more only while others leave it: while half of the burst is left, no device is held to its
-share; below that, none gets more than it. So a device that asks for ten times its share harms only itself.
+A device has four budgets: messages, bytes that it sends, bytes that we publish for it, processor time. The cost of a
+message is known only afterwards, so the last three are charged then, and a device in debt waits. The fleet's messages
+and the processor are limited as a whole too, and shared fairly (`aggregator.ingress.fair_share`).
 
-Names cost nothing if the broker lets everyone publish. So a device with an accepted update has room of its own in the
-table, and the lower half of the fleet's burst of messages.
+Names cost nothing if the broker lets everyone publish. So devices with an accepted update have their own part of the
+table, and the lower half of the fleet's burst of messages is reserved for them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
+from midge.aggregator.ingress.fair_share import FairShare
+from midge.aggregator.token_bucket import TokenBucket
 from midge.wire.messages import Verdict
 
 OFFENCES = frozenset({Verdict.BAD_ENCODING, Verdict.NON_FINITE, Verdict.TOO_LARGE})
@@ -27,14 +26,12 @@ _LONGEST = 86_400.0
 _LOOK = 10.0
 """Seconds between two searches for devices that may be forgotten."""
 _EACH = 160e3
-"""Bytes of a message for which a device's byte budget has room at least, at the default rate of 8 MB/s."""
+"""Size of message that the byte budget allows at the full message rate: at the defaults, 8 MB/s."""
 _WORK_BURST, _WORK_LEAST = 1.0, 0.05
-"""Seconds of the processor that may be used at once: by all before it counts as scarce, and by each device at least."""
+"""Seconds of the processor that may be used at once: by all devices before it counts as scarce, and at least by each.
+"""
 _MESSAGES = 20
 """A device may send this many times more messages than updates, because chunks are messages too."""
-_EVENTS, _EVENTS_BURST = 20.0, 2_000.0
-"""Rate and burst of events of devices without any accepted update: a fleet's first start has some for each device."""
-_OF_STRANGERS = frozenset({"device", "held", "repeat", "quarantine", "report"})
 TROUBLE = 10.0
 """Least seconds between two `trouble` messages to one device."""
 _TROUBLES, _TROUBLES_BURST = 10.0, 100.0
@@ -96,82 +93,6 @@ class IngressLimits:
 
 
 @dataclass(slots=True)
-class TokenBucket:
-    """A token bucket: tokens arrive at a rate up to a burst. Charging afterwards may leave a debt."""
-
-    rate: float
-    burst: float
-    tokens: float
-    filled: float
-    """When the tokens were last counted."""
-
-    def fill(self, now: float) -> float:
-        self.tokens = min(self.burst, self.tokens + self.rate * max(0.0, now - self.filled))
-        self.filled = now
-        return self.tokens
-
-    def spend(self, now: float) -> float:
-        """Spend one token; 0 if there was one, otherwise the seconds until there is."""
-        if self.fill(now) >= 1:
-            self.tokens -= 1
-            return 0.0
-        return (1 - self.tokens) / self.rate
-
-    def debt(self, now: float) -> float:
-        """Seconds until the debt is paid."""
-        return 0.0 if self.fill(now) >= 0 else -self.tokens / self.rate
-
-
-class FairShare:
-    """The fleet's capacity, shared max-min fairly: by equal shares when it is scarce.
-
-    Args:
-        rate: capacity before it is scarce.
-        burst: its burst.
-        whole: sum of the shares, if that is more.
-        least: burst of each device, if its share of the burst is less.
-    """
-
-    def __init__(self, rate: float, burst: float, *, whole: float | None = None, least: float = 1.0) -> None:
-        self.all = _full(rate, burst, 0.0)
-        self._whole, self._least = whole or rate, least
-
-    def own(self, active: int, now: float) -> TokenBucket:
-        """A full share."""
-        return _full(self._whole / active, max(self._least, self.all.burst / active), now)
-
-    def wait(self, own: TokenBucket, cost: float, active: int, now: float, *, reserved: bool = False) -> float:
-        """Seconds that a device must wait before it may spend; 0 if it may now.
-
-        Args:
-            own: the device's share.
-            cost: tokens to spend; 0 if only known afterwards.
-            active: number of devices that share.
-            now: the time.
-            reserved: whether it must leave the lower half of the burst to others, whatever its share is.
-        """
-        everyone = self.all
-        if everyone.fill(now) < cost:
-            return (cost - everyone.tokens) / everyone.rate
-        own.rate, own.burst = self._whole / active, max(self._least, everyone.burst / active)
-        own.fill(now)
-        least = everyone.burst / 2 if reserved else 0.0
-        left = everyone.tokens - cost
-        if left >= (least + everyone.burst) / 2:
-            return 0.0
-        if left < least:
-            return (least - left) / everyone.rate
-        return 0.0 if own.tokens >= cost else (cost - own.tokens) / own.rate
-
-    def charge(self, own: TokenBucket, cost: float, now: float) -> None:
-        """Spend. A debt is at most a burst: capacity that others left over need not be paid back."""
-        self.all.fill(now)
-        self.all.tokens = max(0.0, self.all.tokens - cost)
-        own.fill(now)
-        own.tokens = max(-own.burst, own.tokens - cost)
-
-
-@dataclass(slots=True)
 class Conduct:
     """What is remembered of one device."""
 
@@ -195,14 +116,14 @@ class Conduct:
     """Seconds of the last quarantine; 0 if there was none, or all is forgiven."""
     until: float = 0.0
     """When the quarantine ends."""
-    told: float = float("-inf")
-    """When it was last told of a dropped message."""
+    notified_at: float = float("-inf")
+    """When it was last sent a `trouble`."""
 
     def forgettable(self, now: float) -> bool:
         """Whether a new device would be treated the same."""
         buckets = self.things, self.messages, self.bytes_in, self.bytes_out, self.share, self.work, self.looks
         full = all(bucket is None or bucket.fill(now) >= bucket.burst for bucket in buckets)
-        quiet = now >= max(self.until, self.told + TROUBLE)
+        quiet = now >= max(self.until, self.notified_at + TROUBLE)
         return full and quiet and self.strikes == 0 and self.term == 0
 
 
@@ -214,8 +135,8 @@ class Refusal:
     why: str
     retry_after: float
     """Seconds."""
-    told: bool
-    """Whether to tell the device; one that does not stop is not told each time."""
+    answer: bool
+    """Whether to answer; a device that does not stop is not answered each time."""
 
 
 class Admission:
@@ -229,7 +150,7 @@ class Admission:
         self._known: dict[str, Conduct] = {}
         """Devices with an accepted update: whatever other names come, these keep half of the room."""
         self._looked = -_LOOK
-        self._troubles = _full(_TROUBLES, _TROUBLES_BURST, 0.0)
+        self._troubles = TokenBucket.full(_TROUBLES, _TROUBLES_BURST, 0.0)
         self._second = 0
         self._active = {"all": [0, 0], "known": [0, 0]}
         """Number of active devices in this second and in the one before: of all, and of the known ones."""
@@ -246,7 +167,7 @@ class Admission:
         self._work = None if off else FairShare(limits.work or 1.0, _WORK_BURST, whole=1.0, least=_WORK_LEAST)
         for table in (self._devices, self._known):
             for device, old in table.items():
-                kept = {name: getattr(old, name) for name in ("heard", "strikes", "term", "until", "told")}
+                kept = {name: getattr(old, name) for name in ("heard", "strikes", "term", "until", "notified_at")}
                 table[device] = replace(self._new(now), **kept)
 
     def _sharing(self, device: str) -> int:
@@ -273,20 +194,20 @@ class Admission:
         """Refuse a request for now, or charge for it."""
         conduct = self._conduct(device, now)
         if conduct is None:
-            return Refusal(Verdict.BUSY, "more devices send than this aggregator can follow", 300.0, told=False)
-        told = conduct.answers.fill(now) >= 1
+            return Refusal(Verdict.BUSY, "more devices send than this aggregator can track", 300.0, answer=False)
+        answer = conduct.answers.fill(now) >= 1
         if now < conduct.until:
             refusal = Refusal(
                 Verdict.QUARANTINED,
                 f"too many of this device's updates were refused; it is quarantined for {conduct.until - now:.0f} s",
                 min(_LONGEST, conduct.until - now),
-                told=told,
+                answer=answer,
             )
         else:
             wait, why = self._over(device, conduct, now)
             if wait == 0:
                 return None
-            refusal = Refusal(Verdict.BUSY, why, min(_LONGEST, max(1.0, wait)), told=told)
+            refusal = Refusal(Verdict.BUSY, why, min(_LONGEST, max(1.0, wait)), answer=answer)
         conduct.answers.spend(now)
         return refusal
 
@@ -324,23 +245,23 @@ class Admission:
         limits = self._limits
         if limits.rate is None or limits.bytes_out is None:
             return True
-        conduct.bytes_out = conduct.bytes_out or _full(limits.bytes_out, limits.bytes_out_burst, now)
+        conduct.bytes_out = conduct.bytes_out or TokenBucket.full(limits.bytes_out, limits.bytes_out_burst, now)
         if conduct.bytes_out.fill(now) < 0:
             return False
         conduct.bytes_out.tokens -= size
         return True
 
-    def tells(self, device: str, size: int, now: float) -> bool:
+    def may_notify(self, device: str, size: int, now: float) -> bool:
         """Whether a `trouble` may be sent to a device now; if so, the device is charged as for a fetch.
 
         For an unknown name nothing is stored.
         """
         conduct = self._devices.get(device) or self._known.get(device)
-        if conduct is None or now < conduct.told + TROUBLE:
+        if conduct is None or now < conduct.notified_at + TROUBLE:
             return False
         if not self.knows(device) and self._troubles.spend(now):
             return False
-        conduct.told = now
+        conduct.notified_at = now
         return self.publishes(device, size, now)
 
     def offended(self, device: str, now: float) -> float:
@@ -366,18 +287,13 @@ class Admission:
             conduct.term = conduct.term / 2 if conduct.term > self._limits.quarantine else 0.0
 
     def forget(self, device: str) -> None:
-        """Remember nothing of a device."""
+        """Forget everything about a device."""
         self._devices.pop(device, None)
         self._known.pop(device, None)
 
     def knows(self, device: str) -> bool:
-        """Whether an update of a device was accepted, as far as is remembered."""
+        """Whether an update of a device was accepted, here or by the core before a restart."""
         return device in self._known or self.proven(device)
-
-    def quarantined(self, now: float) -> Iterator[str]:
-        """Devices in quarantine."""
-        for table in (self._devices, self._known):
-            yield from (device for device, conduct in table.items() if now < conduct.until)
 
     def _conduct(self, device: str, now: float) -> Conduct | None:
         table = self._devices if device in self._devices else self._known
@@ -401,13 +317,13 @@ class Admission:
     def _new(self, now: float) -> Conduct:
         """Conduct of a new device, without shares that are still full."""
         limits, rate = self._limits, self._limits.rate
-        conduct = Conduct(None, None, _full(1.0, 3.0, now), heard=-1.0)
+        conduct = Conduct(None, None, TokenBucket.full(1.0, 3.0, now), heard=-1.0)
         if rate is not None:
-            conduct.things = _full(rate, limits.burst, now)
-            conduct.messages = _full(_MESSAGES * rate, _MESSAGES * limits.burst, now)
+            conduct.things = TokenBucket.full(rate, limits.burst, now)
+            conduct.messages = TokenBucket.full(_MESSAGES * rate, _MESSAGES * limits.burst, now)
             if limits.bytes_in is not None:
                 burst = max(limits.bytes_in_burst, _EACH * limits.burst)
-                conduct.bytes_in = _full(max(limits.bytes_in, _EACH * rate), burst, now)
+                conduct.bytes_in = TokenBucket.full(max(limits.bytes_in, _EACH * rate), burst, now)
         return conduct
 
     def _has_room(self, table: dict[str, Conduct], now: float) -> bool:
@@ -430,27 +346,3 @@ class Admission:
             return False
         del table[device]
         return True
-
-
-class StrangerEvents:
-    """Passes on only some events of unknown devices, with the number of the suppressed ones."""
-
-    def __init__(self, tell: Callable[..., None], clock: Callable[[], float]) -> None:
-        self._tell, self._clock = tell, clock
-        self.known: Callable[[str], bool] = lambda _device: True
-        self._bucket = TokenBucket(_EVENTS, _EVENTS_BURST, _EVENTS_BURST, clock())
-        self._untold = 0
-
-    def __call__(self, event: str, **fields: Any) -> None:
-        if event in _OF_STRANGERS and not self.known(fields["device"]):
-            if self._bucket.spend(self._clock()):
-                self._untold += 1
-                return
-            if self._untold:
-                self._tell("untold", events=self._untold)
-                self._untold = 0
-        self._tell(event, **fields)
-
-
-def _full(rate: float, burst: float, now: float) -> TokenBucket:
-    return TokenBucket(rate, burst, burst, now)

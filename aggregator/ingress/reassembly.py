@@ -25,12 +25,12 @@ SLOW = 600.0
 SMALLEST = 64
 """Least bytes of a chunk, if there are more chunks than this: the bookkeeping of each must not outweigh it."""
 _LEAST, _TENSOR = 2048, 40
-"""Bytes of an assembly beside its chunks, and for each tensor in its header."""
+"""Memory of an assembly in addition to its chunks, in bytes, and for each tensor in its header."""
 _NO_ROOM, _WRONG = 5.0, 60.0
 """Seconds after which a device may offer again: room may appear at any time, a wrong offer needs another program."""
 
-DISPLACED = "its half update made room for another, being too slow: offer it again"
-"""What a device is told of whose update that is true."""
+DISPLACED = "its incomplete update was dropped for another, because it was too slow: offer it again"
+"""The `trouble` for its device."""
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class UpdateReassembler:
         """Called with a device whose incomplete update was dropped for another, and the time."""
 
     def grant(self, device: str, update: Update, chunk: int, now: float) -> Grant | Settled:
-        """Reserve room for an offered update and return the chunks to send, or why not now.
+        """Reserve room for an offered update; return the chunks to send, or a temporary refusal.
 
         Args:
             device: the sender.
@@ -99,7 +99,7 @@ class UpdateReassembler:
             self._assembling.pop(device, None)
             size = part_size(update.size, update.parts)
             if size > chunk:
-                raise WireError(f"chunks of {size} bytes; at most {chunk} are taken")
+                raise WireError(f"chunks of {size} bytes; at most {chunk} are allowed")
             if size < SMALLEST < update.parts:
                 raise WireError(f"{update.parts} chunks of {size} bytes; {SMALLEST} are the least")
             assembly = self._assembly(update.size, size, update.sha256, limit=self._budget)
@@ -107,8 +107,8 @@ class UpdateReassembler:
                 raise WireError(f"{update.size} bytes do not make {update.parts} parts")
             current = Assembling(update, assembly, set(), now, now)
         parts = current.assembly.missing(WINDOW)
-        # Reserved before the first byte comes: otherwise many incomplete updates could fill the memory, and none
-        # complete.
+        # Reserved before the first byte arrives: otherwise many incomplete updates could fill the memory, and none
+        # could be completed.
         window = WINDOW * part_size(update.size, update.parts)
         wanted = update.size if current.assembly.received >= window else min(update.size, window)
         wanted = max(wanted, _LEAST) + _TENSOR * len(update.tensors or ())
@@ -152,7 +152,7 @@ class UpdateReassembler:
         """
         item = self._assembling.get(device)
         if item is None or (item.update.outbox, item.update.seq) != (chunk.outbox, chunk.seq):
-            self._dropped["chunk of nothing"] += 1  # as after a restart: the device offers again by itself
+            self._dropped["chunk of nothing"] += 1  # after a restart, for example: the device offers it again
             return None
         item.touched = now
         assembly = item.assembly
@@ -165,7 +165,7 @@ class UpdateReassembler:
         if assembly.complete:
             del self._assembling[device]
             return Whole(item.update, assembly.whole())
-        # The next window when this one has arrived: one at a time bounds what a lost link leaves in flight.
+        # The next window follows this one: a single window bounds what a lost link leaves in flight.
         return None if item.granted else item.update
 
     def forget(self, device: str) -> None:

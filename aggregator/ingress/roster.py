@@ -21,7 +21,7 @@ _RETAINED = 30.0
 
 
 class Roster:
-    """Facts about devices for the core, beside their updates.
+    """The statuses of one federation's devices.
 
     Args:
         inputs: the model's names of its inputs; None compares nothing.
@@ -37,7 +37,7 @@ class Roster:
         self.waits: dict[str, str] = {}
         """Reasons why online devices do not train, from their status; an update ends them."""
         self._unconfirmed: set[str] = set()
-        """Devices whose status has not come again since the newest connection began."""
+        """Devices whose retained status has not been received on the current connection."""
         self._confirmed_by = math.inf
         self.known: Callable[[str], bool] = lambda _device: False
         """Whether an update of a device was ever accepted."""
@@ -49,17 +49,17 @@ class Roster:
         self._unlike: Mapping[str, str] = {}
 
     def conditions(self) -> list[ev.Event]:
-        """Everything that a rebuilt core must know of the devices."""
+        """Events that inform a rebuilt core about the devices."""
         # Counted again: a test, or a restart, may have added statuses.
         self._online = sum(hello.state.live for hello in self.devices.values())
         return [ev.DevicesOnline(self._online), *self._compared()]
 
     def begin_connection(self, now: float) -> None:
-        """Begin to check retained statuses: those that do not come again were removed meanwhile."""
+        """Begin to check retained statuses: those that are not received again were removed meanwhile."""
         self._unconfirmed, self._confirmed_by = set(self.devices), now + _RETAINED
 
     def unconfirmed(self, now: float) -> list[str]:
-        """Devices whose status has not come again although it should have."""
+        """Devices whose status was not received again in time, reported once."""
         if now < self._confirmed_by:
             return []
         self._confirmed_by = math.inf
@@ -109,7 +109,7 @@ class Roster:
             self._outlet.tell("features", features=list(self._inputs.names))
             found.append(ev.Announce())
         for other in self._unlike.keys() - before.keys():
-            log.warning("Nothing is taken from %s: %s.", other, self._unlike[other])
+            log.warning("Updates of %s are refused: %s.", other, self._unlike[other])
             self._outlet.tell("unlike", device=other, why=self._unlike[other])
         return found
 

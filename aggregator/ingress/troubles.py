@@ -17,7 +17,7 @@ _COST = 512
 
 
 class Troubles:
-    """Explains dropped messages on `receipt/{device}`: to each device at most once in ten seconds (`Admission.tells`).
+    """Reports dropped messages on `receipt/{device}`, to each device at most once in ten seconds.
 
     Args:
         admission: the devices' budgets.
@@ -34,7 +34,9 @@ class Troubles:
 
     def tell(self, device: str, why: str, now: float) -> bool:
         """Report a dropped message to its device if that is due; return whether it was. Unknown names get none."""
-        if not (is_name(device) and self._admission.tells(device, _COST, now) and self._credentials.registered(device)):
+        if not (
+            is_name(device) and self._admission.may_notify(device, _COST, now) and self._credentials.registered(device)
+        ):
             return False
         trouble = Trouble(why=why[:400])
         payload = frames.encode(trouble) if self._encode is None else self._encode(device, trouble)

@@ -48,6 +48,8 @@ class Meters:
     """Verdicts given, including `duplicate` and temporary refusals."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Unreadable or unexpected messages, by reason."""
+    events: Counter[str] = field(default_factory=Counter)
+    """Events by name, whether or not anything listens to them."""
     staleness: Histogram = field(default_factory=lambda: Histogram(STEPS))
     """Staleness of accepted updates, in steps."""
     commit_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))

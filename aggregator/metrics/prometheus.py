@@ -3,7 +3,12 @@
 Also `/alive`, which answers while the process runs, and `/ready`, which returns 503 while no updates are accepted.
 """
 
+import os
+import shutil
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -14,10 +19,15 @@ from prometheus_client.metrics_core import Metric
 
 from midge.aggregator.metrics.counters import Histogram
 from midge.wire.inert import inert
-from midge.wire.messages import HealthState
+from midge.wire.messages import HealthState, Verdict
 
 if TYPE_CHECKING:
     from midge.aggregator.service import Aggregator
+
+_VERDICTS = dict.fromkeys((*(verdict.value for verdict in Verdict), "duplicate"), 0)
+"""Counters that exist from the start: Prometheus sees no increase in one that begins at 1."""
+_EVENTS = dict.fromkeys(("disconnected", "evaluation_failed", "limited", "put_back", "quarantine", "refused_always"), 0)
+"""The same for the events that alert rules count."""
 
 
 class Exposition:
@@ -30,21 +40,22 @@ class Exposition:
         """All metrics, with their current values."""
         aggregator = self._aggregator
         meters = aggregator.meters
-        yield _counts("midge_updates", "Updates by verdict", "verdict", meters.verdicts)
+        yield _counts("midge_updates", "Updates by verdict", "verdict", _VERDICTS | meters.verdicts)
         yield _counts("midge_dropped", "Messages that were dropped, by reason", "reason", meters.dropped)
         yield _histogram("midge_staleness_steps", "Staleness of accepted updates", meters.staleness)
         yield _histogram("midge_journal_commit_seconds", "Journal transactions", meters.commit_seconds)
         yield _histogram("midge_receipt_seconds", "From an update's arrival to its receipt", meters.receipt_seconds)
         yield _counts("midge_bytes", "Payload bytes", "direction", {"in": meters.bytes_in, "out": meters.bytes_out})
         yield CounterMetricFamily("midge_connects", "Connections made to the broker", value=meters.connects)
+        yield _counts("midge_events", "Events by name, see docs/events.md", "event", _EVENTS | meters.events)
         if not aggregator.open_now:
             return  # scraped before it has begun
         core = aggregator.core
         states: dict[str, int] = {}
         held = 0
-        for hello in list(aggregator.devices.values()):
+        for name, hello in list(aggregator.devices.items()):
             states[hello.state.value] = states.get(hello.state.value, 0) + 1
-            held += hello.next - hello.first
+            held += max(0, hello.next - max(hello.first, core.hi(name, hello.outbox) + 1))
         devices = GaugeMetricFamily("midge_devices", "Devices by reported state", labels=["state"])
         for state, number in states.items():
             devices.add_metric([state], number)
@@ -56,12 +67,15 @@ class Exposition:
                 found.add_metric([inert(name), inert(of)], value)
         yield found
         yield from self._health()
+        yield from self._durability()
         for name, text, value in (
             ("midge_model_version", "Newest released version", core.version),
             ("midge_model_step", "Steps applied", core.step),
             ("midge_buffered_updates", "Accepted updates that wait for their step", core.buffered),
             ("midge_outgoing_messages", "Messages that wait to be published", aggregator.outgoing),
-            ("midge_outbox_updates", "Updates in the devices' outboxes, as reported", held),
+            ("midge_outbox_updates", "Updates in the devices' outboxes, as reported, that are not settled", held),
+            ("midge_chunk_bytes", "Bytes of a chunk, as the broker takes it", aggregator.federation.shelf.chunk),
+            ("midge_last_release_timestamp_seconds", "When the newest version was released", core.released_at),
             ("midge_share", "Share of the devices that train from a version", core.steering.share),
             ("midge_ready", "1 if updates are accepted", float(aggregator.ready)),
         ):
@@ -86,10 +100,43 @@ class Exposition:
         activity = aggregator.federation.activity
         for name, text, value in (
             ("midge_alarming", "1 if the operator must act", float(health.alarming)),
+            ("midge_alarms", "Alarms about single devices and credentials", len(health.alarms)),
             ("midge_refused_devices", "Devices whose updates are all refused", len(activity.refused_always)),
             ("midge_last_accepted_timestamp_seconds", "When an update was last accepted", health.accepted),
         ):
             yield GaugeMetricFamily(name, text, value=value)
+
+    def _durability(self) -> Iterable[Metric]:
+        """What ends slowly: room on the disk, credentials, and trust in the clock."""
+        federation = self._aggregator.federation
+        directory, dating = federation.store.directory, federation.issuer.dating
+        expiry = GaugeMetricFamily(
+            "midge_credential_expiry_timestamp_seconds", "When a credential expires", labels=["credential"]
+        )
+        for end in federation.credential_alarms.ends:
+            expiry.add_metric([inert(end.what.removeprefix("The "))], end.at.timestamp())
+        yield expiry
+        disk, trusted = shutil.disk_usage(directory), dating.now()
+        lag = federation.core.lsn - federation.upkeep.checkpointed
+        for name, text, value in (
+            ("midge_store_bytes", "Bytes of the store's files", _size(directory)),
+            ("midge_disk_free_bytes", "Bytes free on the store's disk", disk.free),
+            ("midge_disk_bytes", "Bytes of the store's disk", disk.total),
+            ("midge_journal_lag_records", "Records after the newest checkpoint, which a restart replays", lag),
+            ("midge_clock_skew_seconds", "The machine's clock minus the time that is announced", time.time() - trusted),
+            ("midge_clock_trusted", "1 if the machine's clock is believed", float(not dating.doubt)),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+
+
+def _size(directory: Path) -> int:
+    """Bytes of all files below a directory; one that vanishes meanwhile counts nothing."""
+    total = 0
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            with suppress(OSError):
+                total += (Path(folder) / name).stat().st_size
+    return total
 
 
 def serve(aggregator: "Aggregator", port: int, host: str = "127.0.0.1") -> None:

@@ -48,8 +48,8 @@ class FleetSituation:
     """Seconds that devices are asked to pause between two trainings, because the model does not move."""
     unlike: Mapping[str, str] | None = None
     """Devices whose updates are refused because of their inputs, each with why."""
-    ending: Sequence[str] = ()
-    """Credentials that expire soon, as text."""
+    own: Sequence[str] = ()
+    """Alarms about the aggregator's machine, as text: a clock that is wrong, credentials that expire soon."""
     left_out: Sequence[str] = ()
     """Devices that get no model, because they accept no part of it."""
 
@@ -159,7 +159,7 @@ class Watchdog:
         return ", ".join(f"{number} {verdict}" for verdict, number in counts) or "none came in the last minutes"
 
     def _alarms(self, now: float, so: FleetSituation) -> Sequence[str]:
-        alarms = list(so.ending)
+        alarms = list(so.own)
         if so.obstacle is not None and so.obstacle.kind == "slow" and self._obstacle_lasts(now):
             alarms.append(so.obstacle.why)
         by_verdict: dict[str, list[str]] = {}

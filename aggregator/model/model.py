@@ -28,15 +28,16 @@ from midge.wire.schema import Parameters, Schema, Vector
 LARGEST = np.float32(2.0**80)
 """Bound of a parameter: with every value within it, the model can be released."""
 SNAPSHOT_EVERY = 32
+"""Versions from snapshot to snapshot: steps and merged steps lead from any of the last 32 to the newest."""
 SMALL = 256
-"""Parameters of a model whose snapshot is a kilobyte, so that many retained steps would save devices little."""
+"""Most parameters of a small model, whose snapshot of a kilobyte costs devices little more than a step."""
 FIRST_BITS, KEYFRAME_BITS = 6, 12
 """Precision in bits, relative to a tensor's largest value, of the first published model, and of one that outgrew its
 grid."""
 SERVED = -1
-"""Marks, in place of a span, a snapshot of the channel `serve`."""
+"""In place of a span, marks a snapshot of the channel `serve`."""
 REGISTERED = -2
-"""Marks, in place of a span, the snapshot of a registered version."""
+"""In place of a span, marks the snapshot of a registered version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +63,18 @@ class Model:
         self._averaging = Averaging(schema)
         self._movement = Movement(schema.size)
         self.steps: dict[int, bytes] = {}
-        """Step frames by version, back to the oldest base: only if the strategy needs earlier models."""
+        """Step frames by version, back to the oldest base; needed to rebuild earlier models."""
         self.ends: dict[int, bytes] = {}
-        """Snapshots by version, if the next version was a keyframe: no step leads back across it."""
+        """Snapshots of the versions before keyframes, across which no step leads back."""
         self.keeps_past = False
-        """Whether earlier models must be reconstructible: then a keyframe also stores a snapshot of the version before.
-        """
+        """Whether earlier models must be reconstructible; then the version before a keyframe is kept as a snapshot."""
         self.server = ServerState()
         self.serving: Vector | None = None
         """The served model, a moving average over versions; None if the strategy keeps none."""
 
     @property
     def small(self) -> bool:
-        """Whether each version has a snapshot instead of merged steps, because that costs hardly more than a step."""
+        """Whether each version has a snapshot instead of merged steps."""
         return self.schema.size <= SMALL and len(self.state.frozen) <= 4 * SMALL
 
     @classmethod
@@ -199,7 +199,7 @@ class Model:
         return frames
 
     def _keyframe(self, *, moved: bool) -> Frame:
-        """Release a snapshot: of x, or of p unchanged if the release must not include any device's work."""
+        """Release a snapshot: of x, or of the unchanged p if no device's work may be in the release."""
         if moved:
             self.state = lineage.on_grid(self.x, self.schema, self.state.frozen, bits=KEYFRAME_BITS)
         self.keyframe = False
@@ -220,13 +220,13 @@ class Model:
         return Frame(self.version, 0, lineage.encode_snapshot(self.state))
 
     def follow_movement(self, turn: int) -> int:
-        """Number of versions in a row that moved p within its noise; `turn` versions are one round of the fleet."""
+        """Number of versions in a row that moved p within its noise. `turn`: versions in one turn of the fleet."""
         return self._movement.follow(self.state, turn)
 
     # -------------------------------------------------------------------- serving
 
     def _average(self, record: ReleaseRecord) -> None:
-        """Follow x with a moving average over versions, faster at first: otherwise it would keep the initial model."""
+        """Update the moving average over versions; its decay is lower at first, or it would keep the initial model."""
         if record.decay is None:
             self.serving = None
         elif self.serving is None:
@@ -294,11 +294,11 @@ class Model:
         return model
 
     def parameters(self) -> dict[str, npt.NDArray[Any]]:
-        """The exact model, all tensors that travel: for evaluation and export."""
+        """The exact model, all shared and frozen tensors by name, for evaluation and export."""
         return {**self.schema.views(self.x.copy()), **self.schema.thaw(self.state.frozen)}
 
     def digest(self) -> bytes:
-        """16 bytes of the exact model, the published one, and pending state: equal after a restart."""
+        """A 16-byte hash of x, p and the moving average; equal after a restart."""
         sha = hashlib.sha256(self.x.astype("<f4", copy=False).data)
         sha.update(self.state.digest())
         if self.serving is not None:

@@ -1,10 +1,10 @@
 """Detection of convergence: whether the published model still moves, or only fluctuates.
 
-A converged model does not stand still: each device pulls it a little towards its own data. So what counts is not the
+A converged model does not stand still: each device pulls it a little towards its own data. So the criterion is not the
 distance between consecutive versions, but whether the movement accumulates. Distances from one version are compared
-between two windows, of one round of the fleet each: on a straight path they at least double, on a random walk they grow
-by a factor of 1.7, and in a fluctuation they stay. If they stay twice, the second time from a version within the noise,
-the model is at rest until it is far outside of that noise.
+between two windows of at least one turn of the fleet: on a straight path they at least double, on a random walk they
+grow by a factor of 1.7, and in a fluctuation they stay the same. If they stay the same twice, the second time from a
+version within the noise, the model is at rest until it is far outside of that noise.
 """
 
 import numpy as np
@@ -15,15 +15,15 @@ from midge.wire.lineage import State
 SHORTEST = 6
 """Least versions of a window."""
 GROWS = 1.25
-"""Factor between the mean distances of two windows from which on the movement accumulates."""
+"""Ratio of the mean distances of two windows above which the movement accumulates."""
 FAR = 3.0
 """Multiple of the noise that counts as movement: single versions sometimes reach twice the noise."""
 _SAMPLED = 4096
-"""Values in the sample: their distance is that of all values within a few per cent."""
+"""Values in the sample: their mean distance is that of all values within a few per cent."""
 
 
 class Movement:
-    """Follows the versions of one model. Not durable: after a restart it is determined again."""
+    """The movement of one published model. Not durable: after a restart it is measured again."""
 
     def __init__(self, size: int) -> None:
         places = np.random.default_rng(0).permutation(size)[:_SAMPLED] if size > _SAMPLED else np.arange(size)
@@ -31,18 +31,18 @@ class Movement:
         self._from: npt.NDArray[np.float64] | None = None
         self._distances: list[float] = []
         self._noise: float | None = None
-        """The usual distance while nothing moves; None while it does."""
+        """The distance of versions at rest; None while the model moves."""
         self._settled = False
-        """Whether the last window did not accumulate, from a version that may be far off."""
+        """Whether the last window did not accumulate, though its first version may be far away."""
         self.quiet = 0
-        """Versions in a row within the noise, since it is known."""
+        """Number of versions in a row within the noise."""
 
     def follow(self, state: State, turn: int) -> int:
-        """Process a version; return how many in a row have moved nothing.
+        """Record a version; return the number of versions in a row within the noise.
 
         Args:
             state: the published model.
-            turn: versions in which every device has a part.
+            turn: number of versions in which every device contributes.
         """
         values = np.ldexp(state.integers[self._places].astype(np.float64), state.exponent)
         if self._from is None:

@@ -29,14 +29,16 @@ from midge.wire.lineage import HEADROOM, LARGEST, Integers, State
 from midge.wire.schema import Vector
 
 _SPREAD, _LATEST = 3.5, 2
-"""Multiples of the mean movement per version that updates are late, up to this number; √2 rounds to the nearest."""
+"""The scale in multiples of the mean movement, for each version of mean lateness up to the second number; 3.5 is 2.5
+times √2, which rounds to the nearest power of two."""
 _LAGS = 64
-"""Updates that the mean lateness covers, about."""
+"""Number of updates over which the lateness is averaged, about."""
 _MEMORY = 16
-"""Releases that the mean movement covers, about."""
+"""Number of releases over which the movement is averaged, about."""
 _TRY, _HOLD = 64, 16
-"""Releases after which a finer scale is tried, and for which it is kept at least."""
+"""Releases after which a finer scale is tried, and least releases before the scale becomes coarser again."""
 _SMALL, _FINER = 1024, 6
+"""Most values of a small model, and the bits by which it is quantised finer."""
 
 
 @dataclass(slots=True)
@@ -71,7 +73,7 @@ class Quantiser:
         return _SPREAD * min(max(self._lag / _LAGS, 1.0), float(_LATEST))
 
     def begin(self, x: Vector, state: State) -> None:
-        """Follow x from a keyframe on."""
+        """Start at a keyframe."""
         self._left = _narrow(_behind(x, state))
         self._scales.clear()
 
@@ -102,7 +104,7 @@ class Quantiser:
         return step
 
     def _shift(self, index: int, moved: int, size: int) -> int:
-        """The scale of a tensor, from the movement of all its values."""
+        """The scale of a tensor, as a power of two of grid units, from the summed movement of its values."""
         scale = self._scales.get(index)
         if scale is None:
             scale = self._scales[index] = Scale(_MEMORY * moved, _octave(_MEMORY * moved, size, self._spread))

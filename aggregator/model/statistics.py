@@ -16,15 +16,15 @@ import numpy.typing as npt
 from midge.wire.moments import CONSTANT, SENTINEL, Moments, Values, pool
 
 LEAST: Final = 16
-"""Values of a channel, over all devices, below which its mean and spread are noise."""
+"""Least number of values of a channel, over all devices: with fewer, its mean and spread are noise."""
 FEW: Final = 256
-"""Values of a constant channel below which it may yet change: more are awaited, for a while."""
+"""Number of values of a constant channel below which more are awaited, for a limited time: it may yet change."""
 CAP: Final = 4.0
 """Most weight of one device, in multiples of the median count."""
 FACTOR: Final = 50.0
-"""Multiple of the usual spread that a device may be away from most others, or spread wider than they do."""
+"""Largest distance of a device's mean from most others, and largest spread, in multiples of the usual spread."""
 MAGNITUDE: Final = 10.0
-"""For a device that far away, its values must also be this many times larger or smaller than the others'."""
+"""An outlier by distance must also have values this many times larger or smaller than the others'."""
 _NAMED = 3
 """Most devices or channels that a message names."""
 
@@ -48,17 +48,17 @@ class ChannelFinding:
     kept: tuple[int, ...] = ()
     """Indices of the devices to pool."""
     off: tuple[tuple[str, str], ...] = ()
-    """Devices that are unlike the others, each with what is off."""
+    """Outliers: devices unlike the others, each with the first such channel."""
     wait: str = ""
     """Why nothing can be pooled yet; empty if it can."""
     soon: str = ""
-    """Why more rows should be awaited, for a while only; empty if there is no reason."""
+    """Why more rows should be awaited, for a limited time; empty if there is no reason."""
     constant: tuple[str, ...] = ()
-    """Channels that never change."""
+    """Channels that never changed."""
 
 
 def examine(sent: Sequence[Sent], *, factor: float | None = FACTOR, names: Names | None = None) -> ChannelFinding:
-    """Select the devices to pool, and explain what is wrong with the others.
+    """Select the devices to pool, and describe the outliers.
 
     Args:
         sent: the devices' statistics, all of the same names and channels.
@@ -110,11 +110,11 @@ def _lower_median(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return found
 
 
-# ------------------------------------------------------------------------- devices that are off
+# ------------------------------------------------------------------------------ outliers
 
 
 def _off(parts: Sequence[Moments], factor: float | None) -> list[tuple[int, int, str]]:
-    """Index, channel and description of each device that is unlike the others: its first such channel."""
+    """Index, first deviating channel and description of each outlier."""
     present = np.stack([part.count > 0 for part in parts])
     means = np.stack([part.mean for part in parts])
     spreads = np.stack([_spread(part) for part in parts])
@@ -143,7 +143,7 @@ def _spread(part: Moments) -> Values:
 
 
 def _apart(means: Values, spreads: Values, factor: float) -> Flags:
-    """Devices that are far from the others, or spread much wider, channel by channel; NaN is missing."""
+    """Flags (devices, channels) of means far from the others', or of much wider spreads; NaN is missing."""
     found = np.zeros(means.shape, np.bool_)
     here = np.count_nonzero(~np.isnan(means), axis=0)
     many, two = here > 2, here == 2
@@ -157,10 +157,10 @@ def _apart(means: Values, spreads: Values, factor: float) -> Flags:
 
 
 def _unlike_most(means: Values, spreads: Values, factor: float) -> Flags:
-    """With three devices or more, medians define what is usual, and fewer than half of them may be wrong.
+    """With three devices or more, medians define the usual values, and fewer than half of the devices may be wrong.
 
-    The yardstick is the usual spread within devices, or between them if that is larger: devices with operating points
-    of their own are no outliers.
+    Distances are measured in the usual spread within devices, or between them if that is larger: devices with different
+    operating points are no outliers.
     """
     middle = np.nanmedian(means, axis=0)
     between = 1.4826 * np.nanmedian(np.abs(means - middle), axis=0)
@@ -198,7 +198,7 @@ def _ratio(one: Values, other: Values) -> Values:
 
 
 def _enough(kept: Sequence[Mapping[str, Moments]], found: ChannelFinding, called: "_Called") -> ChannelFinding:
-    """Whether the kept devices have enough of each channel."""
+    """Complete a finding: whether the kept devices have enough values of each channel."""
     lonely, scarce, constant, soon = [], [], [], []
     for name in kept[0]:
         parts = [each[name] for each in kept]

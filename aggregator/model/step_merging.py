@@ -15,13 +15,12 @@ from midge.wire import lineage
 from midge.wire.errors import WireError
 from midge.wire.lineage import Integers
 
-# By span: the step of versions at which it ends, and the length of its earlier part.
 _PARTS = {2: (1, 1), 3: (4, 2), 4: (1, 2), 8: (2, 4), 16: (4, 8)}
+"""By span: its last version is a multiple of the first number; the second is the span of its earlier part."""
 _KEPT = {1: 1, 2: 2, 4: 4, 8: 8}
-"""Versions back for which the frames of a span are kept to make longer ones."""
+"""By span: number of versions for which its frames are kept to make longer ones."""
 _ROOM = 2**26
-"""Bytes of frames that are also kept as integers, since decoding a frame costs as much as encoding it."""
-SPANS = (1, *_PARTS)
+"""Most bytes of frames that are also kept as integers: decoding a frame costs as much as encoding it."""
 SMALL_STEPS = 2
 """Number of steps offered for a small model."""
 
@@ -53,9 +52,9 @@ class Merging:
         self._read.clear()
 
     def add(self, version: int, step: Integers, data: bytes, exponent: int) -> tuple[list[tuple[int, bytes]], bool]:
-        """The merged frames that end at a version, by span, from its step as integers and as a frame.
+        """Add the step of a version, as integers and as a frame; return the merged frames that end at it, by span.
 
-        Also whether every possible one was made: a sum beyond 32 bits is none.
+        Also returns whether all of them could be made: a sum may exceed 32 bits.
         """
         self._recent[version, 1] = data
         sums = {1: step}

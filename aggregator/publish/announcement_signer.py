@@ -233,7 +233,7 @@ class AnnouncementSigner:
 
     @property
     def overdue(self) -> list[Frames]:
-        """Channels whose announcements must be reissued: they grow old, or another key signs by now."""
+        """Channels whose announcements must be reissued, because of their age or because another key signs now."""
         now = self.dating.now()
         if self._keys is not None and self._signer is not None and self._keys.at(now) is not self._signer:
             return list(self._issued)

@@ -1,8 +1,8 @@
 """Dates of announcements: the machine's time, unless it contradicts earlier announcements.
 
-One announcement that is dated a year ahead would expire everything after it, on each device without a clock of its own,
-and one dated last year is refused by all devices with a clock. So dates never go back, and never far forward at once:
-the last date, plus the time that the process has run since, is a lower bound of the time.
+An announcement dated a year ahead would make all later ones expire on devices without a clock, and one dated last year
+is refused by all devices with a clock. So dates never go back, and never far forward at once: the last date, plus the
+time that the process has run since, is a lower bound.
 """
 
 import time

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.engine import Engine
-from midge.aggregator.ingress.rate_limits import TokenBucket
 from midge.aggregator.model.model import REGISTERED, SERVED, Frame
 from midge.aggregator.model.step_merging import listed
 from midge.aggregator.publish import part_sizes
@@ -20,6 +19,7 @@ from midge.aggregator.publish.aliases import alias_of
 from midge.aggregator.publish.part_sizes import PART, PartSizes
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store.store import Published
+from midge.aggregator.token_bucket import TokenBucket
 from midge.storage.failpoints import failpoint
 from midge.wire import chunks, frames, lineage, messages
 from midge.wire.messages import Announcement, FrameInfo, ModelAlias, Part
@@ -28,11 +28,12 @@ from midge.wire.topics import ALIASES, Frames, Topics
 log = logging.getLogger("aggregator")
 
 SNAPSHOTS = 2
+"""Number of snapshots on offer, the newest ones."""
 GRACE = 10.0
 """Seconds that a frame stays at the broker after it was dropped from the list."""
 _FRESH = 3.0
-"""Seconds for which a published chunk is not published again: it is on its way to the devices, which wait longer than
-that before they ask."""
+"""Seconds for which a published chunk is not published again: it is in transit, and devices wait longer before they
+request it."""
 _REMEMBERED = 10_000
 """Number of recorded chunks above which old records are removed."""
 _CACHED = 2**25
@@ -63,12 +64,12 @@ class ModelPublisher:
         """The store's list of frames at the broker, read once: a release needs it several times."""
         self._leaving: dict[tuple[int, int], float] = {}
         """When each frame that was dropped from the list is removed from the broker."""
-        self._said: dict[tuple[int, int, int], float] = {}
+        self._published_at: dict[tuple[int, int, int], float] = {}
         """When each chunk, by version, span and index, was last published, for recent ones."""
         self._cached: OrderedDict[tuple[int, int], tuple[bytes, bytes]] = OrderedDict()
         """Requested frames, with their checksums."""
         rate = core.strategy.byte_rate
-        self._republish_rate = TokenBucket(rate, max(rate, PART), max(rate, PART), 0.0) if rate else None
+        self._republish_rate = TokenBucket.full(rate, max(rate, PART), 0.0) if rate else None
         """Limits republished chunks to the federation's byte rate."""
         self._now = 0.0
 
@@ -94,9 +95,8 @@ class ModelPublisher:
             earlier = part_sizes.count(known.size, min(self.chunk, PART), self.sizes.earlier)
             if parts == earlier or (data := self._engine.store.frame(*name)) is None:
                 continue
-            self.add(
-                [frame := Frame(*name, data)]
-            )  # stored before they are at the broker, or some topics would never be cleared
+            # Stored before they are published, or some topics would never be cleared.
+            self.add([frame := Frame(*name, data)])
             if name in listed:
                 yield from self._parts(frame)
                 for index in range(parts, max(known.parts, earlier)):
@@ -114,8 +114,8 @@ class ModelPublisher:
     def release(self, new: Sequence[Frame], now: float) -> Iterator[Post]:
         """The posts of a release: its frames, the announcement, and the removal of expired frames."""
         self._now = now
-        if len(self._said) > _REMEMBERED:
-            self._said = {chunk: at for chunk, at in self._said.items() if now < at + _FRESH}
+        if len(self._published_at) > _REMEMBERED:
+            self._published_at = {chunk: at for chunk, at in self._published_at.items() if now < at + _FRESH}
         if new:
             quiet = self._engine.model.follow_movement(self.core.versions_a_turn)
             self.core.handle(ev.MovementFollowed(quiet), now)
@@ -190,7 +190,7 @@ class ModelPublisher:
             yield Post(self._topics.alias(name), self._encode(alias))
 
     def overdue(self, now: float) -> Iterator[Post]:
-        """The removal of frames whose grace period is over, when no release does it."""
+        """The removal of frames whose grace period is over, if no release follows that would do it."""
         if self._leaving and now >= min(self._leaving.values()):
             yield from self._clear(now)
 
@@ -209,7 +209,7 @@ class ModelPublisher:
         yield from self._clear()
 
     def _replacement_snapshot(self) -> Iterator[Post]:
-        """A snapshot of the newest version, if damage has left no offered frames that lead there from another one."""
+        """A snapshot of the newest version, if none of the undamaged frames leads there."""
         model = self._engine.model
         offered = sorted((info.version, info.span) for info in self._offered())
         reached: set[int] = set()
@@ -231,13 +231,13 @@ class ModelPublisher:
         return f"no frame of span {max(span, 0)} to version {version} is on offer: read the announcement again"
 
     def missed(self, version: int, span: int, parts: Sequence[int], now: float) -> Iterator[tuple[int, int]]:
-        """The chunks that a device missed and that may be published again, each with its bytes.
+        """The chunks that a device missed and that may be published again, each with its size in bytes.
 
-        None if the frame is not offered, if the chunk was just published, or if the federation's rate is used up.
-        Nothing is read for this. `again` publishes the chosen ones.
+        Not those of a frame that is not offered, those just published, or any beyond the federation's rate. Nothing is
+        read for this; `again` publishes the chosen ones.
         """
         name = version, span
-        frame = next((each for each in self._published() if (each.version, each.span) == name), None)
+        frame = next((one for one in self._published() if (one.version, one.span) == name), None)
         if frame is None or not (name in self._leaving or name in self._listed()):
             return
         count = self._count(frame.size)
@@ -245,13 +245,13 @@ class ModelPublisher:
         for index in sorted(set(parts)):
             if self._republish_rate is not None and self._republish_rate.fill(now) < 0:
                 return
-            if index < count and now >= self._said.get((version, span, index), -_FRESH) + _FRESH:
+            if index < count and now >= self._published_at.get((version, span, index), -_FRESH) + _FRESH:
                 yield index, size
 
     def repeat(self, version: int, span: int, index: int, size: int, now: float) -> None:
         """Charge the federation's rate for a chunk that is published again."""
         self._now = now
-        self._said[version, span, index] = now
+        self._published_at[version, span, index] = now
         if self._republish_rate is not None:
             self._republish_rate.tokens -= size
 
@@ -281,7 +281,7 @@ class ModelPublisher:
         return self._cached[name]
 
     def announcement(self) -> Post:
-        """The announcement of the newest executed version: within a batch the core may be ahead of it."""
+        """The announcement of the model's version; within a batch the core may be ahead of it."""
         core, model, offered = self.core, self._engine.model, tuple(self._offered())
         self.sizes.needed = chunks.part_size(max((frame.size for frame in offered), default=0), part_sizes.MOST)
         announcement = Announcement(
@@ -350,7 +350,7 @@ class ModelPublisher:
                 parts=parts,
                 sha256=sha256,
             )
-            self._said[frame.version, frame.span, index] = self._now
+            self._published_at[frame.version, frame.span, index] = self._now
             topic = self._topic(frame.version, frame.span, index)
             yield Post(topic, frames.encode(header, view[index * size : (index + 1) * size]), again=again)
 
@@ -362,10 +362,9 @@ class ModelPublisher:
         return self._topics.part(version, span, index)
 
     def _clear(self, now: float = math.inf) -> Iterator[Post]:
-        """Remove frames that are no longer listed, after devices with an older announcement had time to fetch them.
+        """Remove frames that are no longer listed, once devices with an older announcement have had time to fetch them.
 
-        Without the delay, devices of a federation with a hundred versions a second would always wait for frames that
-        are gone.
+        Without the delay, devices of a federation with a hundred versions a second would always request removed frames.
         """
         stay = self._listed()
         for frame in self._published():
@@ -380,7 +379,7 @@ class ModelPublisher:
                     yield Post(topic, b"", withdraws=name if last else None)
 
     def withdrawn(self, gone: Sequence[tuple[int, int]]) -> None:
-        """Record that these frames are off the broker."""
+        """Record that these frames were removed from the broker."""
         failpoint("frame.cleared")
         for name in gone:
             self._cached.pop(name, None)

@@ -15,7 +15,7 @@ from midge.wire.plurals import counted
 log = logging.getLogger("aggregator")
 
 _NAMED = 100
-"""Most devices that are told individually that they get no model."""
+"""Most devices for which a missing model is reported individually."""
 
 
 class PartFitting:
@@ -43,13 +43,13 @@ class PartFitting:
             return
         if changed:
             much = "as large as the broker takes" if sizes.limit is None else f"of at most {sizes.limit:,} bytes"
-            log.info("The model's parts are %s from now on, for the smallest of the devices that are there.", much)
+            log.info("The model's parts are %s from now on, for the smallest of the online devices.", much)
             self._outlet.tell("parts", largest=sizes.limit, earlier=sizes.earlier)
             for post in self._shelf.recut():
                 self._outlet.put(post)
-        self._tell_left_out(now)
+        self._report_left_out(now)
 
-    def _tell_left_out(self, now: float) -> None:
+    def _report_left_out(self, now: float) -> None:
         sizes = self._roster.sizes
         found = sizes.left_out()
         for device in self._left_out.keys() - found.keys():
@@ -75,7 +75,7 @@ class PartFitting:
         if why := self._shelf.lacks(fetch.lineage, *name):
             self._ingress.troubles.tell(device, why, now)
         elif (again := self._refetches.note(device, fetch)) is not None:
-            self._tell_again(device, fetch, again, now)
+            self._report_again(device, fetch, again, now)
         for index, size in self._shelf.missed(*name, fetch.parts, now):
             if not self._ingress.admission.publishes(device, size, now):
                 self._outlet.meters.dropped["over rate"] += 1
@@ -85,8 +85,8 @@ class PartFitting:
             parts.append(index)
         return ev.FetchAsked(device, fetch.model_copy(update={"parts": tuple(parts)})) if parts else None
 
-    def _tell_again(self, device: str, fetch: Fetch, part: int, now: float) -> None:
-        """Tell a device that fetched a part for the third time that it probably does not fit."""
+    def _report_again(self, device: str, fetch: Fetch, part: int, now: float) -> None:
+        """Notify a device that fetched a part for the third time that the part probably does not fit."""
         size = self._shelf.part_bytes(fetch.version, span(fetch))
         why = (
             f"part {part} of version {fetch.version} was fetched 3 times, {size:,} bytes without its header: if the "

@@ -14,8 +14,8 @@ from midge.wire import chunks
 from midge.wire.messages import Fetch
 
 PART = 64 * 1024
-"""Most bytes of a frame's part. A broker with one thread does nothing else while it copies a part to a device, so large
-parts delay others' messages; upwards, each device has only one in flight."""
+"""Most bytes of a frame's part. A single-threaded broker does nothing else while it copies a part to a device, so large
+parts delay others' messages. Chunks of updates may be larger: each device has only one in flight."""
 MOST = 256
 """Most parts of a frame for small devices: each is a message to every device."""
 _AGAIN = 30.0
@@ -40,7 +40,7 @@ class PartSizes:
     """The limits of the online devices, and the resulting part size.
 
     Args:
-        floor: least bytes of a part, whatever devices ask for.
+        floor: least bytes of a part, whatever the devices' limits are.
         most: most bytes of a part for all devices; None sets no limit.
     """
 

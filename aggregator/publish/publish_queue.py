@@ -56,8 +56,8 @@ class PublishQueue:
         self._answer: deque[Post] = deque()
         self._again: dict[str, Post] = {}
         self._sent, self._refused = sent, refused
-        self._told: set[tuple[str, int]] = set()
-        """Topics' kinds and reasons of refusals that were reported."""
+        self._reported: set[tuple[str, int]] = set()
+        """Refusals that were reported: kind of topic, and reason."""
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._under_way = 0
@@ -78,7 +78,7 @@ class PublishQueue:
         self._news.set()
 
     def answer(self, pages: Sequence[Post]) -> None:
-        """Queue an answer to an operator, in place of the waiting rest of the one before: never beside receipts."""
+        """Queue an answer to an operator; it replaces the waiting rest of the last one."""
         if pages:
             self._answer = deque(pages)
             self._idle.clear()
@@ -91,7 +91,7 @@ class PublishQueue:
         if not post.payload:
             waiting.pop(topic, None)
         elif topic in waiting:
-            # A waiting one keeps its place, or announcements that come faster than they are sent would never be sent.
+            # A waiting one keeps its place: otherwise announcements faster than the link would never be sent.
             topic += _NEWER
         waiting.pop(topic, None)
         waiting[topic] = post
@@ -146,8 +146,8 @@ class PublishQueue:
         except (PublishRefused, PacketTooLarge) as error:
             # Others may still pass; the refused content is requested again.
             sort = re.sub(r"\d+", "", post.topic) if post.retain else ""
-            if (key := (sort, getattr(error, "reason", TOO_LARGE))) not in self._told:
-                self._told.add(key)
+            if (key := (sort, getattr(error, "reason", TOO_LARGE))) not in self._reported:
+                self._reported.add(key)
                 log.warning("%s, %s bytes: %s", post.topic, f"{len(post.payload):,}", error)
             self._refused(post, error)
         else:

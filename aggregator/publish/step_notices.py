@@ -17,19 +17,19 @@ class StepNotices:
 
     def __init__(self, tell: Callable[..., None]) -> None:
         self._tell = tell
-        self._told: dict[str, float] = {}
+        self._notified_at: dict[str, float] = {}
         self._damping = 1.0
         self._local_steps = 0
 
     def step(self, record: StepRecord, devices: Sequence[str], damping: float, now: float) -> None:
         """Check a step; `devices` are those of its updates, in its order."""
         for device, scale in zip(devices, record.scales, strict=False):
-            if scale >= _FAR or now < self._told.get(device, -_EVERY) + _EVERY:
+            if scale >= _FAR or now < self._notified_at.get(device, -_EVERY) + _EVERY:
                 continue
-            self._told.pop(device, None)
-            self._told[device] = now
-            if len(self._told) > _DEVICES:
-                del self._told[next(iter(self._told))]
+            self._notified_at.pop(device, None)
+            self._notified_at[device] = now
+            if len(self._notified_at) > _DEVICES:
+                del self._notified_at[next(iter(self._notified_at))]
             self._tell("clipped", device=device, step=record.step, scale=scale)
         if damping != self._damping:
             self._tell("damped" if damping < self._damping else "undamped", damping=damping, rate=record.rate)

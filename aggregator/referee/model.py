@@ -115,7 +115,7 @@ class RefereedModel:
     def announcement(self, offered: Sequence[OfferedFrame], **fields: Any) -> Announcement:
         """The announcement of the newest version, with these frames."""
         state = self.states[self.version]
-        told = {
+        fixed = {
             "version": self.version,
             "step": self.version,
             "phase": "training",
@@ -125,4 +125,4 @@ class RefereedModel:
             "plan": Plan(revision=1),
             "chunk": max(256, self.largest),
         }
-        return Announcement(federation=self.topics.federation, lineage=self.name, generation=0, **{**told, **fields})
+        return Announcement(federation=self.topics.federation, lineage=self.name, generation=0, **{**fixed, **fields})

@@ -15,7 +15,8 @@ from midge.aggregator.core.registry_decisions import Cause
 from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.filter import Bodies
 from midge.aggregator.metrics.device_metrics import Reports
-from midge.aggregator.processor import Processor, Witness
+from midge.aggregator.observations import Observations
+from midge.aggregator.processor import Processor
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.registry.policy import RegistryPolicy
@@ -54,16 +55,22 @@ class RegistryKeeper:
 
     Args:
         policy: the rules.
-        witness: hears what devices measure.
+        observed: receives the devices' results.
         bodies: hold snapshots until their record is written.
         outlet: takes events.
         issuer: knows the time and the federation's name.
     """
 
     def __init__(
-        self, policy: RegistryPolicy, witness: Witness, bodies: Bodies, outlet: Outlet, issuer: AnnouncementSigner
+        self, policy: RegistryPolicy, observed: Observations, bodies: Bodies, outlet: Outlet, issuer: AnnouncementSigner
     ) -> None:
-        self._policy, self._witness, self._bodies, self._outlet, self._issuer = policy, witness, bodies, outlet, issuer
+        self._policy, self._observed, self._bodies, self._outlet, self._issuer = (
+            policy,
+            observed,
+            bodies,
+            outlet,
+            issuer,
+        )
         self._looked = -math.inf
         self._reports: dict[int, Reports] = {}
         """What devices measured of each version that a name stands for."""
@@ -116,7 +123,7 @@ class RegistryKeeper:
         if self._policy.decides:
             self._judge(turn)
         self._register_by_rule(turn)
-        self._witness.followed = frozenset(turn.core.registry.named.values())
+        self._observed.followed = frozenset(turn.core.registry.named.values())
 
     # ---------------------------------------------------------------------- orders
 
@@ -234,10 +241,10 @@ class RegistryKeeper:
         if self._compared != (registry.candidate, registry.champion):
             self._compared = registry.candidate, registry.champion
             self._halves.clear()
-        for device, report in self._witness.measured:
+        for device, report in self._observed.measured:
             self._reports.setdefault(report.version, Reports()).take(device, report)
             actions += self._pair(device, report, core)
-        self._witness.measured.clear()
+        self._observed.measured.clear()
         # At twice as many devices as before: few records, however large the fleet.
         due = [version for version, each in self._reports.items() if len(each) > 2 * _known(core, version)]
         turn.do(actions + self._combined(core, due))

@@ -73,12 +73,12 @@ def load_key(store: Store) -> bytes:
     return key
 
 
-def append(store: Store, key: bytes, said: dict[str, object]) -> None:
+def append(store: Store, key: bytes, fields: dict[str, object]) -> None:
     """Add a line, durably, and then record it as the last."""
     path = store.directory / AUDIT
     before = _lines(path)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    line = _coded({"time": now, **said, "before": hashlib.sha256(before[-1]).hexdigest() if before else ""}, key)
+    line = _coded({"time": now, **fields, "before": hashlib.sha256(before[-1]).hexdigest() if before else ""}, key)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
     try:
         os.ftruncate(file, sum(len(each) + 1 for each in before))  # a power cut may have left a partial line
@@ -144,10 +144,10 @@ def _end_of(lines: list[bytes], found: tuple[str] | None, key: bytes) -> list[st
     """Compare the metadata with the log's end. One line more than recorded is a power cut between the two writes."""
     if found is None:
         return ["the store's metadata do not tell the log's end"]
-    told, _, code = found[0].rpartition(" ")
-    if not hmac.compare_digest(_code(key, told.encode()).hex(), code):
+    recorded, _, code = found[0].rpartition(" ")
+    if not hmac.compare_digest(_code(key, recorded.encode()).hex(), code):
         return ["the log's end in the store's metadata is not as it was written"]
-    number, _, last = told.partition(" ")
+    number, _, last = recorded.partition(" ")
     count = int(number)
     if len(lines) < count:
         return [f"{count - len(lines)} lines were cut off: there were {count}"]
@@ -171,8 +171,8 @@ def _code(key: bytes, data: bytes) -> bytes:
     return hmac.digest(key, b"midge audit\0" + data, hashlib.sha256)
 
 
-def _coded(said: dict[str, object], key: bytes) -> bytes:
-    line = json.dumps(said).encode()
+def _coded(fields: dict[str, object], key: bytes) -> bytes:
+    line = json.dumps(fields).encode()
     return line[:-1] + _CODE + _code(key, line).hex().encode() + b'"}'
 
 

@@ -128,8 +128,8 @@ def _copied(directory: Path, partial: Path) -> Manifest:
         files["store.db"] = digest_of(partial / "store.db")
         with reading(partial) as db:
             needed, audited = _needed(db), audit_log.noted(db)
-            spoken = _referenced_files(db, needed)
-        for name, size in spoken.items():
+            referenced = _referenced_files(db, needed)
+        for name, size in referenced.items():
             if name not in opened:
                 try:
                     opened[name] = stack.enter_context((directory / name).open("rb"))
@@ -166,12 +166,12 @@ def _copy_database(directory: Path, partial: Path) -> None:
 
 def _referenced_files(db: sqlite3.Connection, needed: int) -> dict[str, int | None]:
     """Files that a database refers to, each with the number of bytes it needs; None for all."""
-    spoken: dict[str, int | None] = dict.fromkeys(file for (file,) in db.execute("SELECT file FROM checkpoints"))
+    referenced: dict[str, int | None] = dict.fromkeys(file for (file,) in db.execute("SELECT file FROM checkpoints"))
     if not any(name == "segment" for _, name, *_ in db.execute("PRAGMA table_info(journal)")):
-        return spoken  # a store of an earlier Midge has none
+        return referenced  # a store of an earlier Midge has none
     ends = "SELECT segment, max(place + size) FROM journal WHERE segment IS NOT NULL AND lsn >= ? GROUP BY segment"
-    spoken |= {segment_file(segment): end for segment, end in db.execute(ends, (needed,))}
-    return spoken
+    referenced |= {segment_file(segment): end for segment, end in db.execute(ends, (needed,))}
+    return referenced
 
 
 def _needed(db: sqlite3.Connection) -> int:

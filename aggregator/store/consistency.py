@@ -103,7 +103,7 @@ class Comparison:
     """… or an upper bound, if they cannot be counted."""
     proven: bool = True
     """Whether bodies after the journal's last one were never committed, and may be cut off."""
-    said: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     """Messages for the log that need no decision."""
 
 
@@ -128,7 +128,7 @@ def judge(standing: Standing, note: Note | None, *, damaged: bool = False) -> Co
         if standing.lsn == standing.checkpoint == 0:  # a power cut before the first record
             return Comparison()
         why = f"The witness {WITNESS} is missing or damaged; it is made again from the journal. See to the disk."
-        return Comparison(proven=False, said=(why,))
+        return Comparison(proven=False, warnings=(why,))
     if note.lineage != standing.lineage:
         return _refused("the witness beside it belongs to another store", note.updates)
     if note.lsn > standing.lsn:
@@ -154,10 +154,10 @@ def judge(standing: Standing, note: Note | None, *, damaged: bool = False) -> Co
     old = note.lsn < standing.checkpoint or standing.changes > note.changes + 1 or standing.lsn > note.lsn + _AHEAD
     if old:
         why = f"The witness {WITNESS} is older than the journal, an old copy. It is made again."
-        return Comparison(proven=False, said=(why,))
+        return Comparison(proven=False, warnings=(why,))
     if damaged:
         why = f"A page of the witness {WITNESS} is incomplete after a power cut, or damaged."
-        return Comparison(said=(why,))
+        return Comparison(warnings=(why,))
     return Comparison()
 
 
@@ -177,7 +177,7 @@ def check_consistency(directory: Path) -> bool:
     if found is None:
         _refuse_leftovers(directory)
         return True
-    for line in found.said:
+    for line in found.warnings:
         log.warning("%s", line)
     if not found.refusal:
         return found.proven

@@ -82,9 +82,9 @@ def asked(directory: Path) -> Iterator[Request]:
     with suppress(FileNotFoundError):
         for path in sorted(folder.iterdir()):
             with suppress(ValueError, OSError, TypeError, KeyError):
-                said = json.loads(path.read_bytes())
+                fields = json.loads(path.read_bytes())
                 yield Request(
-                    check_name(path.name), str(said["by"]), float(said["at"]), said.get("readmit", False) is True
+                    check_name(path.name), str(fields["by"]), float(fields["at"]), fields.get("readmit", False) is True
                 )
 
 

@@ -141,8 +141,8 @@ def gather(directory: Path, *, own: bool = False) -> Evidence:
             with _looking_into(path) as db:
                 _read_meta(db, found)
         with _looking_into(paths[-1]) as db:
-            said = [str(line) for (line,) in _each(db, "PRAGMA integrity_check(20)")]
-            found.unsound = tuple(line for line in said or ["it cannot be read"] if line != "ok")
+            lines = [str(line) for (line,) in _each(db, "PRAGMA integrity_check(20)")]
+            found.unsound = tuple(line for line in lines or ["it cannot be read"] if line != "ok")
             _read_frames(db, found)
             (found.oldest_needed,) = next(
                 iter(_each(db, "SELECT min(min(lsn + 1, oldest_body)) FROM checkpoints")), (None,)

@@ -44,6 +44,7 @@ class JournalTable:
 
     def recover(self, *, proven: bool) -> None:
         """Cut off bodies without a row, left by a power cut between the two writes. Keep them unless `proven`."""
+        # A segment is named after the first lsn in it, so its rows are those up to the next segment's first lsn.
         for first, following in self._segments.ranges():
             known = self._query(
                 "SELECT segment, place + size, lsn FROM journal WHERE lsn >= ? AND lsn < ? AND segment IS NOT NULL "
@@ -52,6 +53,7 @@ class JournalTable:
             )
             if known:
                 ((segment, end, lsn),) = known
+                # Only behind an intact record: the place in a damaged row says nothing about the end.
                 if segment == first and self._whole(lsn):
                     self._segments.recover(first, end, keep=not proven)
             elif not self._query("SELECT 1 FROM journal WHERE lsn = ?", (first,)):
@@ -112,6 +114,7 @@ class JournalTable:
         (inline, segment, place, size) = db.execute(
             "SELECT body IS NOT NULL, segment, place, size FROM journal WHERE lsn = ?", (record.lsn,)
         ).fetchone()
+        # Overwritten in place: a segment is deleted only as a whole, and the body must be gone now.
         cleared = segment is not None and self._segments.clear(segment, place, size)
         db.execute(
             "UPDATE journal SET record = ?, body = NULL, segment = NULL, crc = ? WHERE lsn = ?",
@@ -122,8 +125,8 @@ class JournalTable:
     def prune(self, db: sqlite3.Connection, needed: int, keep: int) -> None:
         """Remove bodies before an lsn, and records that are `keep` older than that."""
         # Only what became unnecessary since the last time: the remaining rows are many.
-        some = (self._pruned, needed)
-        db.execute("UPDATE journal SET body = NULL WHERE lsn >= ? AND lsn < ? AND body IS NOT NULL", some)
+        new = (self._pruned, needed)
+        db.execute("UPDATE journal SET body = NULL WHERE lsn >= ? AND lsn < ? AND body IS NOT NULL", new)
         db.execute("DELETE FROM journal WHERE lsn < ?", (needed - keep,))
 
     def pruned(self, needed: int) -> None:

@@ -39,8 +39,8 @@ class Manifest:
         return sum(size for size, _ in self.files.values())
 
     def packed(self) -> bytes:
-        said = asdict(self)
-        return json.dumps({**said, "sha256": _digest(said)}, indent=1).encode() + b"\n"
+        fields = asdict(self)
+        return json.dumps({**fields, "sha256": _digest(fields)}, indent=1).encode() + b"\n"
 
     @classmethod
     def unpacked(cls, data: bytes) -> "Manifest":
@@ -50,17 +50,17 @@ class Manifest:
             ValueError: it is damaged.
             _TooNewError: it is of a later format.
         """
-        said: dict[str, Any] = json.loads(data)
-        digest = said.pop("sha256")
-        if digest != _digest(said) or not all(_NAME.fullmatch(name) for name in said["files"]):
+        fields: dict[str, Any] = json.loads(data)
+        digest = fields.pop("sha256")
+        if digest != _digest(fields) or not all(_NAME.fullmatch(name) for name in fields["files"]):
             raise ValueError("it is not as it was written")
-        if said["format"] > FORMAT:
-            raise _TooNewError(f"it has format {said['format']}, and this version of Midge reads {FORMAT}")
-        return cls(**{**said, "files": {name: (size, sha256) for name, (size, sha256) in said["files"].items()}})
+        if fields["format"] > FORMAT:
+            raise _TooNewError(f"it has format {fields['format']}, and this version of Midge reads {FORMAT}")
+        return cls(**{**fields, "files": {name: (size, sha256) for name, (size, sha256) in fields["files"].items()}})
 
 
-def _digest(said: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 class _TooNewError(Exception):

@@ -28,14 +28,14 @@ from midge.aggregator.store.consistency import (
     WITNESS,
     WITNESSED,
     Note,
-    check_consistency,
 )
 from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreFull, StoreInUse
 from midge.aggregator.store.frame_table import TABLE as FRAMES
 from midge.aggregator.store.frame_table import FrameTable, Published
 from midge.aggregator.store.journal import Entry, JournalTable, decided_before
 from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME, MIDGE_NAME, migrate, version
-from midge.storage.database import Database, DatabaseError, DiskFull, InUse, ReservedSpace, Unwritable, no_room
+from midge.aggregator.store.store_database import StoreDatabase
+from midge.storage.database import ReservedSpace, no_room
 from midge.storage.failpoints import failpoint
 from midge.storage.witness import CommitWitness
 from midge.wire import frames
@@ -60,12 +60,11 @@ CREATE TABLE IF NOT EXISTS journal (
 """
 
 
-class Store:
+class Store(StoreDatabase):
     """A directory with one federation's lineage in it. Use it as a context manager, from one thread."""
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-        self._database = Database(self.directory / "store.db", lock=self.directory / "lock")
+        super().__init__(directory)
         self._ballast = ReservedSpace(self.directory / "ballast", RESERVED)
         self._journal = JournalTable(self.directory, self.query)
         self._frames = FrameTable(self.query)
@@ -85,39 +84,13 @@ class Store:
             StoreFull: there is no room to make it.
             StoreError: the directory cannot be written, or is of another version of Midge.
         """
-        try:
-            self._database.lock()
-            # Before anything is opened for writing: SQLite deletes its log, including frames that it considers invalid.
-            proven = check_consistency(self.directory)
-            self._database.open(TABLES)
-        except StoreError:
-            self._database.close()
-            raise
-        except Unwritable as error:
-            raise StoreError(
-                f"The store {self.directory} cannot be written ({error}): name a directory that can."
-            ) from error
-        except InUse as error:
-            raise StoreInUse(
-                f"The store {self.directory} is in use by another aggregator: stop it, or name another store."
-            ) from error
-        except DiskFull as error:
-            raise self._full from error
-        except DatabaseError as error:
-            raise self._unreadable(error) from error
+        proven = self._open(TABLES)
         try:
             self._load(proven=proven)
         except BaseException:
             self.close()
             raise
         return self
-
-    @property
-    def _full(self) -> StoreFull:
-        return StoreFull(f"The disk of the store {self.directory} is full.")
-
-    def _unreadable(self, error: Exception) -> StoreError:
-        return StoreError(f"{self._database.path} cannot be read ({error}): restore it, or begin with a new store.")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -138,10 +111,12 @@ class Store:
         meta = meta_table.values(self.query)
         if not meta:
             return
+        # Files of interrupted writes, and bodies that were not committed.
         self._checkpoints.tidy()
         self._journal.recover(proven=proven)
         self.lineage = meta["lineage"]
         self.schema = Schema.unpacked(frames.unpack(meta["schema"]))
+        # Stores of earlier versions have no witness and no checksums of their metadata.
         lacking = {**({} if WITNESSED in meta else {WITNESSED: 1}), **meta_table.unproven(self.query)}
         if lacking:
             with self._writing() as db:
@@ -159,6 +134,7 @@ class Store:
             StoreFull: there is no room.
             StoreError: it cannot be written.
         """
+        # Also if the write below fails: the commit is durable, and the next note must include it.
         self._noted, self._journal.decided = note, note.updates
         try:
             self._witness.write(note.packed())
@@ -166,32 +142,6 @@ class Store:
             if no_room(error):
                 raise self._full from error
             raise self._broken(error) from error
-
-    @property
-    def _open_db(self) -> sqlite3.Connection:
-        return self._database.connection
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: when the block ends, all of it is durable; if it raises, nothing is written.
-
-        Raises:
-            StoreFull: there is no room.
-            StoreError: it cannot be written.
-        """
-        try:
-            with self._database.transaction() as db:
-                yield db
-        except DiskFull as error:
-            raise self._full from error
-        except DatabaseError as error:
-            raise self._broken(error) from error
-
-    def _broken(self, error: Exception) -> StoreError:
-        return StoreError(
-            f"The store {self.directory} cannot be written any more ({error}): see to its disk and start again. "
-            "All that was receipted is in it."
-        )
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -201,22 +151,12 @@ class Store:
             StoreFull: there is no room.
             StoreError: it cannot be written.
         """
+        # Counted in the same transaction: a database without it is recognised as older than the witness.
         changes = self._noted.changes + 1
         with self._writing() as db:
             yield db
             meta_table.enter(db, CHANGES, changes)
         self._note(replace(self._noted, changes=changes))
-
-    def query(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Read from such a table.
-
-        Raises:
-            StoreError: it cannot be read.
-        """
-        try:
-            return self._open_db.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._unreadable(error) from error
 
     def constant(self, name: str, make: Callable[[], Any]) -> Any:
         """A value that is made once, and then stays as long as the store."""
@@ -346,6 +286,7 @@ class Store:
 
     def add_frames(self, new: Iterable[tuple[Frame, int]]) -> None:
         """Store frames, each with its number of parts, before they are published. An existing one keeps its bytes."""
+        # Not counted as a change: a lost frame can be rebuilt by a replay, or replaced by a snapshot.
         with self._writing() as db:
             self._frames.add(db, new)
 
@@ -379,6 +320,7 @@ class Store:
             self._checkpoints.forget(db, pruning)
             self._journal.prune(db, pruning.needed, KEEP_RECORDS)
             self._frames.prune(db, pruning.oldest_base, registered)
+        # Files after the transaction: a row must never refer to a deleted one.
         self._journal.pruned(pruning.needed)
         failpoint("checkpoint.pruned")
         self._checkpoints.removed(pruning)

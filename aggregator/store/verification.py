@@ -67,7 +67,7 @@ def _parts(directory: Path, evidence: Evidence) -> Iterator[PartVerdict]:
     yield _frames(evidence)
     yield _registered(evidence)
     yield _metadata(evidence, loss)
-    found = [compared.refusal] if compared.refusal else list(compared.said)
+    found = [compared.refusal] if compared.refusal else list(compared.warnings)
     yield _part("witness", 1, found, compared.at_stake, SALVAGE if compared.refusal else LATER)
     yield _audit_log(directory)
     if (directory / MANIFEST).exists():

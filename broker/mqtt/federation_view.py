@@ -6,19 +6,28 @@ an overview, which takes it about a second; without an answer, only the retained
 
 import asyncio
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from midge.broker.mqtt.connection import Connection, Connector, Delivery, Options, PublishRefused, SubscribeRefused
+from midge.broker.mqtt.connection import (
+    BrokerError,
+    Connection,
+    Connector,
+    Delivery,
+    Options,
+    PublishRefused,
+    SubscribeRefused,
+)
 from midge.broker.mqtt.retained import read_retained
 from midge.wire import frames, messages, overview, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
-from midge.wire.overview import DeviceRow
-from midge.wire.topics import ALIASES, DEFAULT_ROOT, Channel, Topics, check_name, explain_absence
+from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Health, HealthState, Hello
+from midge.wire.overview import DeviceRow, Overview
+from midge.wire.topics import ALIASES, DEFAULT_ROOT, Channel, HomeTopics, Topics, check_name, explain_absence
 
+ASK = frames.encode(overview.Ask())
 PATIENCE = 3.0
 """Seconds to wait for an answer: aggregators send one a second."""
 _AT_ONCE = 256
@@ -70,78 +79,138 @@ async def announced_names(connect: Connector, root: str) -> list[str]:
     return []
 
 
-async def describe_federation(connect: Connector, topics: Topics, *, ask: bool = True) -> dict[str, Any]:
-    """The aggregator's status and health, the announced model and a row for each device, as plain values.
+class FederationView:
+    """A federation as its messages describe it: `found`, as plain values.
 
-    `answered` says whether the aggregator answered: otherwise everything is from retained messages, and `unasked` says
-    why it was not asked. `left_out` counts the devices that did not fit in its answer: they are shown from retained
-    messages. A row's `as_of` says whether it is current, or of the device's last status, which may be weeks old.
+    `answered` says whether the aggregator has answered: otherwise everything is from retained messages, and `unasked`
+    says why it was not asked. `left_out` counts the devices that did not fit in its answer: they are shown from
+    retained messages. A row's `as_of` says whether the aggregator has described it (`now`), or it is the device's last
+    status, which may be weeks old.
+
+    Args:
+        topics: of the federation.
+        most: devices that are kept; the status of another one is ignored.
     """
-    filters = (topics.aggregator, topics.announcement(), f"{topics.prefix}/status/+")
-    found: dict[str, Any] = {
-        "federation": topics.federation,
-        "root": topics.root,
-        "aggregator": None,
-        "health": None,
-        "answered": False,
-        "unasked": "",
-        "left_out": 0,
-        "model": None,
-        "devices": {},
-    }
-    async with connect(_options()) as connection:
-        for delivery in await read_retained(connection, *filters, marker=_marker(topics)):
-            with suppress(WireError):
-                if delivery.topic == topics.aggregator:
-                    _set_status(found, messages.decode(AggregatorStatus, delivery.payload)[0])
-                elif delivery.topic == topics.announcement():
-                    found["model"] = _model(messages.decode_announcement(delivery.payload))
+
+    def __init__(self, topics: Topics, most: int = 200_000) -> None:
+        self.topics, self._most = topics, most
+        self.retained = (topics.aggregator, topics.announcement(), f"{topics.prefix}/status/+")
+        """Filters of what is retained."""
+        self._statuses = f"{topics.prefix}/status/"
+        self._pages: set[int] = set()
+        self.devices: dict[str, dict[str, Any]] = {}
+        self.found: dict[str, Any] = {
+            "federation": topics.federation,
+            "root": topics.root,
+            "aggregator": None,
+            "health": None,
+            "answered": False,
+            "unasked": "",
+            "left_out": 0,
+            "model": None,
+            "metrics": {},
+            "bytes_in": 0,
+            "bytes_out": 0,
+            "devices": self.devices,
+        }
+
+    def take(self, topic: str, payload: bytes) -> list[str]:
+        """Take in a message; return the names of the devices whose rows it changed. What is invalid is ignored."""
+        with suppress(WireError):
+            if topic.startswith(self._statuses):
+                return self._take_status(topic[len(self._statuses) :], payload)
+            if topic == self.topics.overview:
+                return self._take_page(*overview.decode_page(payload))
+            if topic == self.topics.aggregator:
+                if payload:
+                    self._set_status(messages.decode(AggregatorStatus, payload)[0])
                 else:
-                    hello, _ = messages.decode(Hello, delivery.payload)
-                    name = delivery.topic.rsplit("/", 1)[1]
-                    said = hello.model_dump(mode="json", exclude={"lineage", "kind", "number", "to", "hidden"})
-                    found["devices"][name] = {**said, "as_of": "greeting"}
-        if ask and serves(found):
+                    self.found["aggregator"] = self.found["health"] = None
+            elif topic == self.topics.announcement():
+                self.found["model"] = _model(messages.decode_announcement(payload)) if payload else None
+        return []
+
+    def _take_status(self, name: str, payload: bytes) -> list[str]:
+        if not payload:
+            return [] if self.devices.pop(name, None) is None else [name]
+        hello, _ = messages.decode(Hello, payload)
+        before = self.devices.get(name, {"as_of": "greeting"})
+        if hello.state is DeviceState.JOINING or (len(before) == 1 and len(self.devices) >= self._most):
+            return []
+        said = hello.model_dump(mode="json", exclude={"lineage", "kind", "number", "to", "hidden"})
+        self.devices[name] = {**before, **said}
+        return [name]
+
+    def _take_page(self, header: Overview, rows: list[DeviceRow]) -> list[str]:
+        """Merge the rows of a page; the answer is complete with its last page, and a lost one is not repeated."""
+        if header.page == 0:
+            self._pages.clear()  # those of an earlier answer
+        self._pages.add(header.page)
+        for row in rows:
+            before = self.devices.get(row.name, {})
+            if before or len(self.devices) < self._most:
+                self.devices[row.name] = {**before, "waits": "", **row.model_dump(exclude={"name"}), "as_of": "now"}
+        if len(self._pages) == header.pages:
+            self._complete(header)
+        return [row.name for row in rows]
+
+    def _complete(self, header: Overview) -> None:
+        found = self.found
+        self._pages.clear()
+        self._set_status(header.status)
+        found["answered"], found["left_out"] = True, header.left_out
+        found["metrics"] = dict(header.metrics)
+        found["bytes_in"], found["bytes_out"] = header.bytes_in, header.bytes_out
+        if found["model"] is not None:
+            found["model"] |= {name: found["aggregator"][name] for name in ("version", "step", "generation")}
+
+    def _set_status(self, status: AggregatorStatus) -> None:
+        plain = status.model_dump(mode="json", exclude={"lineage", "kind", "health"})
+        health = None if status.health is None else _health(status.health)
+        self.found["aggregator"] = {**plain, "lineage": status.lineage.hex(), "health": health}
+        self.found["health"] = health
+
+
+async def describe_federation(connect: Connector, topics: Topics, *, ask: bool = True) -> dict[str, Any]:
+    """`FederationView.found` of now: what is retained, and the aggregator's answer if it is asked."""
+    view = FederationView(topics)
+    async with connect(_options()) as connection:
+        for delivery in await read_retained(connection, *view.retained, marker=_marker(topics)):
+            view.take(delivery.topic, delivery.payload)
+        if ask and serves(view.found):
             try:
-                await _ask(connection, topics, found)
+                await _ask(connection, view)
             except (PublishRefused, SubscribeRefused) as error:
-                found["unasked"] = str(error)
-    return found
+                view.found["unasked"] = str(error)
+    return view.found
 
 
-async def _ask(connection: Connection, topics: Topics, found: dict[str, Any]) -> None:
-    """Ask the aggregator and merge its answer into `found`; without one, `found` is unchanged."""
-    await connection.subscribe(topics.overview, qos=0)
-    await connection.publish(topics.ask, frames.encode(overview.Ask()), qos=1)
-    pages: dict[int, list[DeviceRow]] = {}
+async def _ask(connection: Connection, view: FederationView) -> None:
+    """Ask the aggregator, and wait for its answer."""
+    await connection.subscribe(view.topics.overview, qos=0)
+    await connection.publish(view.topics.ask, ASK, qos=1)
     with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             async for delivery in connection.messages():
                 connection.ack(delivery)
-                if delivery.topic != topics.overview:
-                    continue
-                with suppress(WireError):
-                    header, rows = overview.decode_page(delivery.payload)
-                    if header.page == 0:
-                        pages.clear()  # an answer to an earlier request
-                    pages[header.page] = rows
-                    if len(pages) == header.pages:
-                        _set_status(found, header.status)
-                        found["answered"], found["left_out"] = True, header.left_out
-                        break
-    if found["answered"]:
-        if found["model"] is not None:
-            found["model"] |= {name: found["aggregator"][name] for name in ("version", "step", "generation")}
-        for row in (row for page in pages.values() for row in page):
-            fields = row.model_dump(mode="json", exclude={"name"})
-            found["devices"][row.name] = {**found["devices"].get(row.name, {}), "waits": "", **fields, "as_of": "now"}
+                view.take(delivery.topic, delivery.payload)
+                if view.found["answered"]:
+                    break
 
 
-def _set_status(found: dict[str, Any], status: AggregatorStatus) -> None:
-    plain = status.model_dump(mode="json", exclude={"lineage", "kind", "health"})
-    found["aggregator"] = {**plain, "lineage": status.lineage.hex()}
-    found["health"] = None if status.health is None else _health(status.health)
-    found["aggregator"]["health"] = found["health"]
+def alarms_of(found: Mapping[str, Any]) -> list[str]:
+    """What a monitor should raise an alarm for, as sentences; empty if nothing is wrong."""
+    aggregator, health = found["aggregator"], found["health"]
+    if aggregator is None:
+        return [f"No aggregator has announced itself for {found['federation']!r}."]
+    if aggregator["state"] in ("lost", "stopped"):
+        return [f"The aggregator is {aggregator['state']}."]
+    if not found["answered"] and not found["unasked"]:
+        return ["The aggregator does not answer."]
+    if health is None or not health["alarming"]:
+        return []
+    worst = [f"{health['state']}: {health['why']}"] if HealthState(health["state"]).alarming else []
+    return [*worst, *health["alarms"]]
 
 
 def _health(health: Health) -> dict[str, Any]:
@@ -249,7 +318,27 @@ async def clear_federation(connect: Connector, topics: Topics, devices: Collecti
             exact |= await _read_exactly(connection, _rest(list(exact.values())), marker)
         for topic in found | exact:
             await connection.publish(topic, b"", qos=1, retain=True)
+    with suppress(BrokerError):  # a user may have no rights there; some services end the connection for it
+        async with connect(_options()) as connection:
+            return Cleared(len(found | exact) + await _clear_home(connection, topics, devices), blind)
     return Cleared(len(found | exact), blind)
+
+
+async def _clear_home(connection: Connection, topics: Topics, devices: Collection[str]) -> int:
+    """Remove what is retained for Home Assistant; return the number of messages."""
+    home = HomeTopics(topics)
+    marker = f"{home.prefix}/look-{secrets.token_hex(6)}"
+    known = [home.found, home.state, *map(home.device, devices)]
+    found = await _read_exactly(connection, known, marker)
+    found |= {each.topic: each for each in await read_retained(connection, home.everything, marker=marker)}
+    if home.found in found:
+        with suppress(ValueError):  # a prefix that is none: not ours
+            home = HomeTopics(topics, bytes(found[home.found].payload).decode(errors="replace"))
+        found |= await _read_exactly(connection, [home.config(), *map(home.config, devices)], marker)
+        found |= {each.topic: each for each in await read_retained(connection, home.configs, marker=marker)}
+    for topic in sorted(found, key=home.removal_order):
+        await connection.publish(topic, b"", qos=1, retain=True)
+    return len(found)
 
 
 async def _read_exactly(connection: Connection, wanted: Sequence[str], marker: str) -> dict[str, Delivery]:

@@ -2,12 +2,18 @@
 
 from collections.abc import Iterable
 
-from midge.wire.topics import Topics
+from midge.wire.topics import DISCOVERY, HomeTopics, Topics
 
 
 def of_aggregator(topics: Topics, user: str) -> list[str]:
-    """The aggregator's rights: everything in its federation, nothing else."""
-    return [f"user {user}", f"topic readwrite {topics.everything}"]
+    """The aggregator's rights: everything in its federation, and its own topics for Home Assistant."""
+    home = HomeTopics(topics)
+    return [
+        f"user {user}",
+        f"topic readwrite {topics.everything}",
+        f"topic readwrite {home.everything}",
+        f"topic readwrite {home.configs}",
+    ]
 
 
 def of_devices(topics: Topics, names: Iterable[str]) -> list[str]:
@@ -50,6 +56,19 @@ def of_operator(topics: Topics, user: str, victim: str) -> list[str]:
         f"topic readwrite {topics.prefix}/check/#",
         f"topic readwrite {topics.aggregator}/+",
         f"topic write {topics.receipt(victim)}",
+    ]
+
+
+def of_home_assistant(topics: Topics, user: str) -> list[str]:
+    """Home Assistant's rights: read its own view and the aggregator's status, pause, and report its own state."""
+    home = HomeTopics(topics)
+    return [
+        f"user {user}",
+        f"topic read {home.everything}",
+        f"topic read {home.configs}",
+        f"topic read {topics.aggregator}",
+        f"topic write {home.pause}",
+        f"topic readwrite {DISCOVERY}/status",
     ]
 
 

@@ -34,6 +34,8 @@ ATTACKER, VICTIM, REVOKED = "midge-check-attacker", "midge-check-victim", "midge
 """Identities of `midge broker check`: if the identity is the client id, using a real device's would disconnect it."""
 ISSUER = "midge-issuer"
 """The service that answers requests for new credentials."""
+HOME_ASSISTANT = "home-assistant"
+"""A member of this name is no device: it reads what `midge aggregate --home-assistant` publishes, and may pause."""
 RESERVED = frozenset({AGGREGATOR, OPERATOR, ISSUER, ATTACKER, VICTIM, REVOKED})
 
 

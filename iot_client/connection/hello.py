@@ -1,5 +1,7 @@
 """The status of a device: its identity, what it holds, and the model that it trains from."""
 
+import time
+
 from midge.iot_client.board.hardware import capabilities
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session.session import DeviceSession
@@ -23,6 +25,7 @@ def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState, 
             **capabilities(parts.speed, config.link, micro=config.micro),
             **_lost(parts, session),
             **_rows(parts),
+            "clock": round(time.time(), 1),
             **(config.capabilities or {}),
         },
         features=sayable(config.feature_names),

@@ -25,6 +25,7 @@ from midge.commands import (
     signing,
     status,
     store,
+    watch,
 )
 
 COMMANDS = (
@@ -42,6 +43,7 @@ COMMANDS = (
     store,
     model,
     status,
+    watch,
     pause,
     renormalising,
     explain,

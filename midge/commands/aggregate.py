@@ -4,17 +4,20 @@ import argparse
 import logging
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midge.commands.apps import attribute, load_app
+from midge.commands.page import add_page, live_page
 from midge.commands.parts import Problem, Subparsers, read_config, server_side, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.settings import settings_file
-from midge.commands.telling import printer
-from midge.running import run_until_interrupted
+from midge.commands.telling import add_log, in_words, printer
+from midge.running import Service, run_until_interrupted
 from midge.wire.messages import MICRO
+from midge.wire.topics import DISCOVERY, HomeTopics
 
 if TYPE_CHECKING:
     from midge.aggregator.service import Aggregator
@@ -57,7 +60,16 @@ def register(subparsers: Subparsers) -> None:
         metavar="[HOST:]PORT",
         help="serve Prometheus metrics on PORT/metrics, and /alive and /ready (host: 127.0.0.1)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object for each event")
+    parser.add_argument(
+        "--home-assistant",
+        nargs="?",
+        const=DISCOVERY,
+        metavar="PREFIX",
+        help="show the federation in Home Assistant, with a switch to pause it, by MQTT discovery under PREFIX "
+        f"({DISCOVERY})",
+    )
+    add_log(parser)
+    add_page(parser)
     add_place(parser)
     parser.set_defaults(run=run)
 
@@ -85,10 +97,15 @@ def run(args: argparse.Namespace) -> int:
         fields["features"] = [name.strip() for name in args.features.split(",") if name.strip()]
     fields["strategy"] = strategy_for(args, app.config.strategy)
     with user_errors():
-        app.config = replace(app.config, **fields, on_event=printer(as_json=args.json))
+        config = replace(app.config, **fields)
+        app.config = replace(config, on_event=printer(args, "aggregator", config.federation))
     if args.metrics is not None:
         _serve_metrics(app, args.metrics)
-    run_until_interrupted(app, reload)
+    with ExitStack() as stack:
+        if args.page is not None:
+            page = stack.enter_context(live_page(args, app.config.topics, app.config.directory))
+            page.observe(app.config.connector)
+        run_until_interrupted(app if args.home_assistant is None else _shown(app, args.home_assistant), reload)
     path = Path(args.model) if args.model else app.config.directory / "model.safetensors"
     try:
         app.export(path)
@@ -97,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             f"The model cannot be written to {path} ({error.strerror or error}): it is safe in the store "
             f"{app.config.directory}; start again with another --model."
         ) from error
-    if not args.json:
+    if in_words(args):
         print(f"Stopped at version {app.core.version}. The model is in {path}.")
     return 0
 
@@ -137,6 +154,13 @@ def from_settings(settings: "AggregatorSettings", args: argparse.Namespace) -> "
 def _nothing_to_reload() -> None:
     """Say that a program has no file to read again: `systemctl reload` must not end it."""
     logging.getLogger("midge").warning("There is no settings file to read again; start again for another program.")
+
+
+def _shown(app: Any, prefix: str) -> Service:
+    from midge.aggregator.home_assistant_bridge import ShownAggregator  # noqa: PLC0415 - who wants it
+
+    with user_errors():
+        return ShownAggregator(app, HomeTopics(app.config.topics, prefix))
 
 
 def _serve_metrics(app: Any, place: str) -> None:

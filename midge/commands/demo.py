@@ -6,6 +6,9 @@ import json
 import os
 import secrets
 import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +16,7 @@ from midge.broker import Connector, connector
 from midge.broker.mqtt.connection import Options
 from midge.commands.moments import DemoMoment, Happenings
 from midge.commands.numbers import refuse_impossible
+from midge.commands.page import add_page, live_page
 from midge.commands.parts import Problem, Subparsers, add_recipe, add_tls, read_endpoint, user_errors
 from midge.commands.runs import run_folder
 from midge.commands.surroundings import add_world, read_world
@@ -94,6 +98,10 @@ def register(subparsers: Subparsers) -> None:
     run_options.add_argument("--name", help="of the run: its folder below runs/ (default: the time)")
     run_options.add_argument("--picture", metavar="FILE.svg", help="draw the last moment of the live view as an image")
     run_options.add_argument("--json", action="store_true", help="JSON lines; the last one is the outcome")
+    add_page(parser)
+    parser.add_argument(
+        "--linger", type=float, default=0.0, metavar="SECONDS", help="keep the page after the end (default: 0)"
+    )
     add_tls(parser)
     parser.set_defaults(run=run)
 
@@ -118,7 +126,7 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         raise Problem(f'The demo needs {error.name}: pip install "midge[demo]"') from error
     above_zero = {"seconds": 60, "pooled_seconds": 5, "target": 0.93, "learning_rate": 0.1, "alpha": 0.6}
     at_least_one = ("devices", "buffer_size", "local_steps", "batch_size")
-    refuse_impossible(args, above_zero, at_least_one, ("micro", "seed"))
+    refuse_impossible(args, above_zero, at_least_one, ("linger", "micro", "seed"))
     with user_errors():
         Topics(args.federation, args.root)
         given = {name: getattr(args, name) for name in Setting.__dataclass_fields__ if hasattr(args, name)}
@@ -134,7 +142,14 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
             asyncio.run(_reach(connector(endpoint)))
             broker = BrokerAddress.of(endpoint)
     happenings = Happenings()
-    with run_folder(args.name) as directory:
+    with run_folder(args.name) as directory, ExitStack() as stack:
+        page = None
+        if args.page is not None:
+            topics = Topics(args.federation, args.root)
+            page = stack.enter_context(live_page(args, topics, directory / "store"))
+            outcome["page"] = page.url
+            token = () if args.page_token_file else (("token", page.token),)
+            happenings.page = (("page", page.url), *token)  # the live view hides what was printed
         demo = Demo(
             setting,
             directory,
@@ -143,25 +158,32 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
             broker=broker,
             on_event=happenings.take,
             on_device_event=happenings.take_device,
+            on_broker=None if page is None else page.observe,
         )
+        where = {} if page is None else {"page": page.url}
         moments: list[DemoMoment] = []
         if args.picture is not None:
             if find_spec("rich") is None:
                 raise Problem('A picture needs rich: pip install "midge[demo]"')
             demo.on_ending = lambda: moments.append(DemoMoment.of(demo, happenings))
         try:
-            ending = asyncio.run(watch(demo, _showing(args, happenings)))
+            ending = asyncio.run(watch(demo, _showing(args, happenings, where)))
         except (ValueError, DemoError) as error:
             outcome.update(demo.outcome())
             raise Problem(str(error)) from error
         for moment in moments:
             _draw(moment, args.picture)
+        if page is not None:
+            page.end(f"This run has ended: {ending}.")
         result = demo.outcome()
         (demo.directory / "result.json").write_text(json.dumps(result, indent=1) + "\n")
         if not args.json:
             print_ending(demo, ending)
         result = conclude(demo, result, args.pooled_seconds)
-        print(json.dumps(result) if args.json else f"The report is in {demo.directory}/report.html.", flush=True)
+        report = f"The report is in {demo.directory}/report.html."
+        print(json.dumps(result | where) if args.json else report, flush=True)
+        if page is not None and ending != "interrupted":
+            time.sleep(args.linger)
         if ending == "interrupted":
             return 130
         missed = demo.target is not None and not demo.progress.reached
@@ -178,10 +200,10 @@ async def _reach(connect: Connector) -> None:
         pass
 
 
-def _showing(args: argparse.Namespace, happenings: Happenings) -> Showing:
+def _showing(args: argparse.Namespace, happenings: Happenings, where: Mapping[str, str]) -> Showing:
     """How this run is shown: live in a terminal."""
     if args.json:
-        return every_second(print_json)
+        return every_second(print_json(where))
     drawable = os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
     if sys.stdout.isatty() and drawable and find_spec("rich") is not None:
         return live(happenings)

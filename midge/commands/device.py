@@ -15,7 +15,7 @@ from midge.commands.parts import Problem, Subparsers, called, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.publishing import add_publishing, publish
 from midge.commands.settings import settings_file
-from midge.commands.telling import printer
+from midge.commands.telling import add_log, in_words, printer
 from midge.iot_client.data.csv_source import CsvError
 from midge.iot_client.device import Device
 from midge.running import run_until_interrupted
@@ -54,7 +54,7 @@ def register(subparsers: Subparsers) -> None:
         metavar="PEM",
         help="sign messages with this private key (default: --config's certificate's)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object for each event")
+    add_log(parser)
     parser.add_argument(
         "--wait",
         action="store_true",
@@ -147,12 +147,13 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     _trust(app, args, bundle)
     publish(app, args)
     make_guest(app, args)
-    app.config = replace(app.config, on_event=printer(as_json=args.json), wait=app.config.wait or args.wait)
+    show = printer(args, "device", app.config.federation, app.name)
+    app.config = replace(app.config, on_event=show, wait=app.config.wait or args.wait)
     try:
         run_until_interrupted(app)
     except CsvError as error:
         raise Problem(str(error)) from error
-    if not args.json:
+    if in_words(args):
         print(f"{app.name} has left. Waiting in its outbox for the next time: {counted(app.holding, 'update')}.")
     return 0
 

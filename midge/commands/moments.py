@@ -43,6 +43,8 @@ class Happenings:
 
     def __init__(self) -> None:
         self.lines: deque[Line] = deque(maxlen=LINES)
+        self.page: tuple[tuple[str, str], ...] = ()
+        """Where the demo's live page is, as figures."""
         self._routine_at = 0.0
 
     def take(self, event: Mapping[str, Any]) -> None:
@@ -111,7 +113,7 @@ class DemoMoment:
             value=progress.value,
             target=demo.target,
             curve=tuple(progress.curve),
-            figures=tuple(_figures(demo)),
+            figures=(*_figures(demo), *happenings.page),
             killed=frozenset(name for name, is_dead in dead.items() if is_dead),
             broker_is_ours=demo.broker_is_ours,
             lines=tuple(happenings.lines),

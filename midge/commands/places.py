@@ -7,6 +7,7 @@ from midge.broker import Endpoint, connector
 from midge.broker.provisioning.bundles import Bundle
 from midge.commands.parts import Parser, Problem, add_tls, read_config, read_endpoint
 from midge.commands.settings import add_settings
+from midge.commands.telling import in_words
 
 
 def add_place(parser: Parser) -> None:
@@ -50,7 +51,7 @@ def _place(app: Any, args: argparse.Namespace) -> tuple[Bundle | None, Endpoint 
             f"{endpoint} is another machine, and without TLS anyone in between can read and change everything: use "
             "mqtts:// (`midge broker init` makes what it needs), or say --insecure."
         )
-    if endpoint.tls is None and not args.json:
+    if endpoint.tls is None and in_words(args):
         where = "another machine" if endpoint.exposed else "this machine only"
         print(f"Without TLS, to {endpoint}: for trying things out on {where}.", flush=True)
     return bundle, endpoint if args.config is not None or args.broker else None

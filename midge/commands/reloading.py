@@ -2,12 +2,12 @@
 
 import argparse
 import logging
+import time
 from dataclasses import replace
 from typing import Any
 
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.store.errors import StoreError
-from midge.commands.telling import printer
 from midge.configuration.aggregator_file import AggregatorSettings, changes, fixed
 from midge.configuration.logs import set_level
 from midge.configuration.toml_file import SettingsError, TomlFile
@@ -46,7 +46,7 @@ class SettingsReload:
             return
         self._settings = newer
         set_level(newer.tables.log, verbose=self._args.verbose)
-        printer(as_json=self._args.json)({"event": "reloaded", "file": str(path), "changed": changed})
+        self._app.config.on_event({"event": "reloaded", "time": time.time(), "file": str(path), "changed": changed})
 
     def _refuse(self, changed: list[str]) -> None:
         refused = {key: why for key in changed if (why := fixed(key)) is not None}

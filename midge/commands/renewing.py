@@ -6,7 +6,7 @@ from typing import Any
 
 from midge.commands.membership import add_fleet, do, tell
 from midge.commands.parts import Subparsers
-from midge.commands.telling import printer
+from midge.commands.telling import add_log, printer
 from midge.running import run_until_interrupted
 
 
@@ -21,7 +21,7 @@ def register(actions: Subparsers) -> None:
         ),
     )
     add_fleet(renewing)
-    renewing.add_argument("--json", action="store_true", help="one JSON object for each event")
+    add_log(renewing)
     renewing.set_defaults(run=serve)
     certificate = actions.add_parser(
         "new-key",
@@ -49,9 +49,10 @@ def _directory(args: argparse.Namespace) -> Path:
 
 
 def serve(args: argparse.Namespace) -> int:
+    from midge.broker.provisioning.fleet_registry import read_fleet  # noqa: PLC0415
     from midge.broker.provisioning.issuing import IssuingService  # noqa: PLC0415 - an extra
 
-    show = printer(as_json=args.json)
+    show = printer(args, "authority", do(lambda: read_fleet(_directory(args))).topics.federation)
     run_until_interrupted(do(lambda: IssuingService(_directory(args), show)))
     return 0
 

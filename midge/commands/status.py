@@ -102,19 +102,9 @@ def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
 
 def alarm_of(found: Mapping[str, Any]) -> str:
     """The reason for a monitor to raise an alarm; empty if nothing is wrong."""
-    from midge.wire.messages import HealthState  # noqa: PLC0415 - not for other commands
+    from midge.broker.mqtt.federation_view import alarms_of  # noqa: PLC0415 - not for other commands
 
-    aggregator, health = found["aggregator"], found["health"]
-    if aggregator is None:
-        return f"No aggregator has announced itself for {found['federation']!r}."
-    if aggregator["state"] in ("lost", "stopped"):
-        return f"The aggregator is {aggregator['state']}."
-    if not found["answered"] and not found["unasked"]:
-        return "The aggregator does not answer."
-    if health is None or not health["alarming"]:
-        return ""
-    alarms = [health["why"]] if HealthState(health["state"]).alarming else health["alarms"]
-    return f"{health['state']}: {'; '.join(alarms)}"
+    return "; ".join(alarms_of(found))
 
 
 def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:

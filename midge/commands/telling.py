@@ -1,11 +1,14 @@
 """Events of a device or an aggregator on standard output, as they come."""
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from midge.commands.words import sentence
+from midge.events import Service
+from midge.logs import JsonLog
 from midge.wire.inert import inert
 
 
@@ -52,6 +55,27 @@ class InWords:
         return f"Lost the broker: {why} Trying again until it is back."
 
 
-def printer(*, as_json: bool) -> Callable[[Mapping[str, Any]], None]:
-    """Make a function that prints events in one of the two ways."""
-    return print_json if as_json else InWords()
+def add_log(parser: argparse.ArgumentParser) -> None:
+    """Options for how events are printed."""
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--json", action="store_true", help="one JSON object for each event")
+    ways.add_argument(
+        "--log",
+        choices=["text", "json"],
+        default="text",
+        help="json: events and the log as one JSON object a line, with time, level and federation (default: text)",
+    )
+
+
+def in_words(args: argparse.Namespace) -> bool:
+    """Whether sentences are printed, so that a command may print its own."""
+    return not args.json and getattr(args, "log", "text") == "text"
+
+
+def printer(
+    args: argparse.Namespace, service: Service, federation: str, device: str = ""
+) -> Callable[[Mapping[str, Any]], None]:
+    """Make a function that prints events in the way of `add_log`."""
+    if args.log == "json":
+        return JsonLog(service, federation, device).install()
+    return print_json if args.json else InWords()

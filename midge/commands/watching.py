@@ -5,7 +5,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,9 +125,13 @@ def logging_to(path: Path) -> Iterator[None]:
 # ------------------------------------------------------------------- plain lines
 
 
-def print_json(demo: "Demo") -> None:
-    """Print one object."""
-    print(json.dumps(demo.outcome()), flush=True)
+def print_json(more: Mapping[str, str]) -> Show:
+    """Print one object, with these fields as well."""
+
+    def show(demo: "Demo") -> None:
+        print(json.dumps({**demo.outcome(), **more}), flush=True)
+
+    return show
 
 
 def print_words(demo: "Demo") -> None:

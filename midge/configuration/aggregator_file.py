@@ -22,7 +22,8 @@ OPTIONS: Final[Mapping[str, Table]] = {
     "broker": BROKER,
     "store": {"export": "model"},
     "metrics": {"listen": "metrics"},
-    "log": {"json_lines": "json"},
+    "home_assistant": {"prefix": "home_assistant"},
+    "log": {"json_lines": "json", "format": "log"},
 }
 """Tables with options of `midge aggregate`: a new option that belongs into the file is one line here."""
 
@@ -100,6 +101,7 @@ def model_for(parser: argparse.ArgumentParser) -> type[SettingsTable]:
 
 TEXTS: Final = {
     "security": "Keys: files, never their contents.",
+    "home_assistant": "What Home Assistant is shown.",
     "metrics": "Numbers for Prometheus.",
     "log": "What is printed.",
 }

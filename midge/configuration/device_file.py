@@ -42,7 +42,7 @@ OPTIONS: Final[Mapping[str, Table]] = {
         "password_file": "publish_password_file",
         "alarm": "alarm",
     },
-    "log": {"json_lines": "json"},
+    "log": {"json_lines": "json", "format": "log"},
 }
 """Tables with options of `midge device`: a new option that belongs into the file is one word here."""
 

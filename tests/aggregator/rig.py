@@ -15,7 +15,7 @@ from midge.aggregator.core.staleness import constant
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.engine import Engine, recover
 from midge.aggregator.ingress.authentication import Credentials
-from midge.aggregator.ingress.filter import AllDevices, Bodies, IngressFilter
+from midge.aggregator.ingress.filter import Bodies, IngressFilter
 from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
@@ -40,6 +40,16 @@ EVERYTHING_COUNTS = fedasync(
     alpha=1.0, staleness=constant(), norm_limit=None, release_floor=1, form="delta", bounded=False
 )
 """Each update is added to the model as it is."""
+
+
+class AllDevices:
+    """No register: every device may take part."""
+
+    def withdrawn(self, device: str) -> bool:
+        return False
+
+    def heard(self, device: str) -> None:
+        """Record nothing."""
 
 
 class QuickStore(Store):

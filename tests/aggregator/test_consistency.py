@@ -24,8 +24,8 @@ def test_what_agrees_is_opened_without_a_word() -> None:
     found = judge(STANDING, NOTE)
     assert not found.refusal
     assert found.proven
-    assert not found.said
-    assert not judge(replace(STANDING, lsn=41), NOTE).said, "the power went between a commit and its note"
+    assert not found.warnings
+    assert not judge(replace(STANDING, lsn=41), NOTE).warnings, "the power went between a commit and its note"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_is_behind_is_refused_with_what_is_at_stake(standing: Standing, not
 def test_a_witness_that_is_gone_or_old_is_told_and_proves_nothing(note: Note | None) -> None:
     found = judge(STANDING, note)
     assert not found.refusal
-    assert len(found.said) == 1
+    assert len(found.warnings) == 1
     assert not found.proven
 
 

@@ -596,7 +596,7 @@ def test_weights_near_zero_are_told(staleness: Staleness, told: bool) -> None:
     assert core.obstacle is None
     core.handle(ev.DevicesOnline(100), 9)
     if told:
-        assert "about 1/32 of what they learned, under hinge staleness" in str(core.obstacle)
+        assert "about 1/32 of what they learned, with hinge staleness" in str(core.obstacle)
     core.handle(ev.DevicesOnline(0), 9)  # seen to fail: the logarithm of a gain of nothing ended the aggregator
     assert core.obstacle is None
 

@@ -1,9 +1,11 @@
 """What Prometheus sees."""
 
 import re
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from midge.aggregator.config import AggregatorConfig
@@ -40,6 +42,35 @@ def test_the_page_before_and_while_the_store_is_open_has_no_label_for_a_device(t
     assert "midge_alarming 0.0" in page and "midge_last_accepted_timestamp_seconds 0.0" in page
     assert "pump-" not in page and len(page) < 10_000
     assert not re.search(r"(?m)^midge_model_version [1-9]", page)
+
+
+def value(page: str, metric: str) -> float:
+    (found,) = re.findall(rf"(?m)^{re.escape(metric)} (\S+)$", page)
+    return float(found)
+
+
+def test_the_page_shows_a_wrong_clock_the_store_and_its_lag(tmp_path: Path) -> None:
+    aggregator = Aggregator(
+        AggregatorConfig(
+            connector=Twin().connect, federation="f", initial={"w": np.zeros(3, np.float32)}, store=tmp_path
+        )
+    )
+    aggregator.open()
+    federation = aggregator.federation
+    before = scrape(aggregator)
+    assert value(before, "midge_clock_trusted") == 1 and abs(value(before, "midge_clock_skew_seconds")) < 60
+    assert value(before, "midge_journal_lag_records") == value(before, "midge_last_release_timestamp_seconds") == 0
+    federation.begin(time.monotonic())  # the first release
+    federation.issuer.dating.resume(time.time() + 10 * 86_400)
+    after = scrape(aggregator)
+    aggregator.close()
+    assert value(after, "midge_clock_trusted") == 0
+    assert value(after, "midge_clock_skew_seconds") == pytest.approx(-10 * 86_400, abs=60)
+    assert value(after, "midge_journal_lag_records") == federation.core.lsn > 0
+    assert value(after, "midge_last_release_timestamp_seconds") == pytest.approx(time.time(), abs=60)
+    assert value(after, "midge_store_bytes") >= (tmp_path / "store.db").stat().st_size > 0
+    assert 0 < value(after, "midge_disk_free_bytes") <= value(after, "midge_disk_bytes")
+    assert value(after, 'midge_events_total{event="release"}') == 1
 
 
 def _delivery(topic: str, payload: bytes) -> Delivery:

@@ -94,20 +94,20 @@ def test_a_copy_from_a_checkpoint_says_the_same() -> None:
 def test_growth_is_damped_and_a_change_of_the_world_is_not() -> None:
     guard = GrowthGuard()
     for turn in range(1, 10):
-        guard.saw(1.0 if turn < 5 else 1000.0 * 0.8**turn, 2 * turn)
+        guard.record(1.0 if turn < 5 else 1000.0 * 0.8**turn, 2 * turn)
     assert guard.damping == 1
     for turn in range(10, 20):
-        guard.saw(2.0**turn, 2 * turn)
+        guard.record(2.0**turn, 2 * turn)
     assert guard.damping < 0.1
     for turn in range(20, 60):
-        guard.saw(1.0, 2 * turn)
+        guard.record(1.0, 2 * turn)
     assert guard.damping == 1
 
 
 def test_a_swing_that_grows_by_a_tenth_in_a_turn_is_damped() -> None:
     guard = GrowthGuard()
     for turn in range(1, 20):
-        guard.saw(1.1**turn * (1 + 0.2 * (turn % 2)), 2 * turn)
+        guard.record(1.1**turn * (1 + 0.2 * (turn % 2)), 2 * turn)
     assert guard.damping <= 1 / 8
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midge.aggregator.core.gain_margin import SHARE, Margin, gain_margin
+from midge.aggregator.core.gain_margin import SHARE, GainMarginEstimator, gain_margin
 from midge.aggregator.core.presets import fedbuff
 
 
@@ -39,34 +39,34 @@ def test_below_the_margin_a_loop_settles_and_above_it_does_not(staleness: dict[i
 
 
 def test_equal_devices_are_braked_and_wild_ones_are_not() -> None:
-    equal, wild, rng = Margin(), Margin(), np.random.default_rng(0)
+    equal, wild, rng = GainMarginEstimator(), GainMarginEstimator(), np.random.default_rng(0)
     for number in range(500):
-        equal.saw(f"d{number % 50}", 5, 1.0, number, 50)
-        wild.saw(f"d{number % 50}", int(rng.lognormal(1.0, 1.2)), 1.0, number, 50)
+        equal.record(f"d{number % 50}", 5, 1.0, number, 50)
+        wild.record(f"d{number % 50}", int(rng.lognormal(1.0, 1.2)), 1.0, number, 50)
     assert equal.rate(10) == pytest.approx(SHARE * 2 * math.sin(math.pi / 22), rel=0.02)
     assert (wild.rate(10) or 0) > 2 * (equal.rate(10) or 1)
 
 
 def test_a_burst_from_one_base_is_braked_however_fresh_it_is() -> None:
-    margin = Margin()
+    margin = GainMarginEstimator()
     assert margin.rate(4) is None, "nothing is known at first"
     for base in range(100):
         for device in range(20):
-            margin.saw(f"d{device}", 0, 1.0, base, 20)
+            margin.record(f"d{device}", 0, 1.0, base, 20)
     assert (margin.rate(4) or 1) < 0.5
-    again = Margin()
+    again = GainMarginEstimator()
     again.load(margin.dump())
     assert again.rate(4) == margin.rate(4)
 
 
 def test_small_weights_leave_room_for_a_rate_that_is_as_much_larger() -> None:
     """Seen to fail: 200 devices in lock-step took 58 s with fedbuff(2), and 2.5 s since."""
-    normalised, summed = Margin(), Margin(normalised=False)
+    normalised, summed = GainMarginEstimator(), GainMarginEstimator(normalised=False)
     for number in range(500):
         for margin in (normalised, summed):
-            margin.saw(f"d{number % 50}", 49, 0.1, number, 50)
+            margin.record(f"d{number % 50}", 49, 0.1, number, 50)
     assert summed.rate(1) == pytest.approx(10 * (normalised.rate(1) or 0))
-    again = Margin(normalised=False)
+    again = GainMarginEstimator(normalised=False)
     again.load(summed.dump())
     assert again.rate(1) == summed.rate(1)
     again.load(summed.dump()[:-1])  # as it was written before weights were measured
@@ -75,11 +75,11 @@ def test_small_weights_leave_room_for_a_rate_that_is_as_much_larger() -> None:
 
 def test_no_device_makes_up_a_delay_for_the_fleet() -> None:
     def after(lies: int, *, one_base: bool) -> float:
-        margin = Margin()
+        margin = GainMarginEstimator()
         for number in range(200):
-            margin.saw(f"d{number % 20}", 4, 1.0, number, 20)
+            margin.record(f"d{number % 20}", 4, 1.0, number, 20)
         for number in range(lies):
-            margin.saw("d0", 1000, 1.0, 1 if one_base else number, 20)
+            margin.record("d0", 1000, 1.0, 1 if one_base else number, 20)
         return margin.rate(4) or 0.0
 
     honest = after(0, one_base=True)
@@ -88,8 +88,8 @@ def test_no_device_makes_up_a_delay_for_the_fleet() -> None:
 
 
 def test_a_rate_that_is_given_uses_at_most_half_of_the_margin() -> None:
-    margin = Margin()
+    margin = GainMarginEstimator()
     for number in range(500):
-        margin.saw(f"d{number % 50}", 5, 1.0, number, 50)
+        margin.record(f"d{number % 50}", 5, 1.0, number, 50)
     given = fedbuff(1, 1.0).mean_rate(50, margin.rate(1))
     assert given == pytest.approx(gain_margin({5: 1.0}) / 2)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midge.aggregator.core.participation_controller import PERIOD, Pace, Steering
+from midge.aggregator.core.participation_controller import PERIOD, Pace, ParticipationController
 from midge.wire.participation import takes_part
 
 LINEAGE = bytes(16)
@@ -14,7 +14,7 @@ LINEAGE = bytes(16)
 
 def simulate(pace: Pace, devices: int, seconds: float, version_every: float, answering: float = 1.0) -> list[float]:
     """When updates come, of a fleet in which each asked device trains once from each version."""
-    steering = Steering(pace)
+    steering = ParticipationController(pace)
     steering.live = devices
     steering.begin(0.0)
     came: list[float] = []
@@ -37,7 +37,7 @@ def simulate(pace: Pace, devices: int, seconds: float, version_every: float, ans
         ready = [time for time in pending if time <= now]
         pending = [time for time in pending if time > now]
         for time in ready:
-            steering.came(seconds)
+            steering.count_update(seconds)
             came.append(time)
         steering.tick(now)
         now += 5
@@ -64,10 +64,10 @@ def test_a_cohort_that_does_not_answer_is_widened_until_somebody_does() -> None:
 
 def test_a_cohort_that_makes_no_release_is_widened() -> None:
     """Its devices have answered, and are fewer than a release takes: it would wait for others for ever."""
-    steering = Steering(Pace(cohort=2))
+    steering = ParticipationController(Pace(cohort=2))
     steering.live = 20
     steering.released(0.0)
-    steering.came(1.0)
+    steering.count_update(1.0)
     assert not steering.tick(2 * PERIOD)
     assert steering.tick(4 * PERIOD, starved=True)
     assert steering.share == pytest.approx(0.2)

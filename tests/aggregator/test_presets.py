@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midge.aggregator.core import events as ev
-from midge.aggregator.core.participation_counts import Participations
+from midge.aggregator.core.participation_counts import ParticipationCounter
 from midge.aggregator.core.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private
 from midge.aggregator.core.privacy import Privacy, spent
 from midge.aggregator.core.records import StepRecord
@@ -269,20 +269,20 @@ def test_a_device_that_is_gone_pushes_no_more() -> None:
 
 @given(st.lists(st.sampled_from("aaaaaaaab"), min_size=50, max_size=200), st.floats(1, 8))
 def test_who_is_heard_less_counts_more_within_bounds(order: list[str], bound: float) -> None:
-    heard = Participations()
+    heard = ParticipationCounter()
     for device in order:
         heard.take(device)
     corrections = {device: heard.correction(device, bound) for device in "abc"}
     assert all(heard.excess(device) / bound <= each <= bound for device, each in corrections.items())
     assert corrections["a"] <= corrections["b"] <= corrections["c"] or order.count("b") >= order.count("a")
-    again = Participations()
+    again = ParticipationCounter()
     again.load(heard.dump())
     assert again.dump() == heard.dump()
 
 
 def test_a_flood_counts_as_ten_times_the_device_in_the_middle() -> None:
     """Seen to fail: fourteen of 97 devices that sent fifty times as often had as much weight as all others together."""
-    heard = Participations()
+    heard = ParticipationCounter()
     for turn in range(400):
         for device in ["flood"] * 50 + (["a", "b", "c"] if turn % 2 else ["a", "b", "d"]):
             heard.take(device)

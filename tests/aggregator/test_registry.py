@@ -16,7 +16,7 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.presets import fedbuff
 from midge.aggregator.core.strategy import Strategy, sgd
 from midge.aggregator.model.model import REGISTERED
-from midge.aggregator.processor import Witness
+from midge.aggregator.observations import Observations
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.registry.keeper import RegistryKeeper
 from midge.aggregator.registry.policy import RegistryPolicy
@@ -43,12 +43,12 @@ class Life:
     def __init__(self, directory: Path, policy: RegistryPolicy | None = None, **arguments: Any) -> None:
         self.rig = Rig(directory, **arguments)
         self.wall = NOW
-        self.witness = Witness(self.rig.outlet.tell)
-        self.rig.processor._witness = self.witness
+        self.observed = Observations(self.rig.outlet.tell)
+        self.rig.processor._observed = self.observed
         bodies = self.rig.ingress.bodies
         self.keeper = RegistryKeeper(
             policy or RegistryPolicy(),
-            self.witness,
+            self.observed,
             bodies,
             self.rig.outlet,
             AnnouncementSigner(TOPICS, clock=lambda: self.wall),

@@ -18,6 +18,7 @@ def test_a_wheel_carries_what_is_read_beside_the_code(tmp_path: Path) -> None:
     """A page without its template, or a fleet without its profile, would fail only where Midge is installed."""
     packed = set(zipfile.ZipFile(build(tmp_path)).namelist())
     needed = [*(ROOT / "sensor_fleet").rglob("*.j2"), *(ROOT / "sensor_fleet").rglob("*.toml")]
+    needed += (ROOT / "dashboard" / "static").iterdir()
     project = [*(ROOT / "midge" / "project").rglob("*.in")]
     assert len(needed) > 20 and len(project) == 10
     assert {f"midge/{path.relative_to(ROOT).as_posix()}" for path in needed} <= packed

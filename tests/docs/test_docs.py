@@ -31,7 +31,8 @@ def test_the_tree_names_every_top_level_folder() -> None:
 
 
 def test_the_protocol_page_knows_every_verdict_and_kind() -> None:
-    from midge.wire.messages import _TO_AGGREGATOR, Verdict
+    from midge.wire.messages import Verdict
+    from midge.wire.messages.decoding import _TO_AGGREGATOR
 
     page = (ROOT / "docs" / "protocol.md").read_text()
     for word in [*Verdict, *_TO_AGGREGATOR]:

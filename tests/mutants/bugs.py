@@ -67,7 +67,7 @@ def no_deduplication(patch: Patch) -> None:
     """The aggregator takes whatever comes."""
 
     def arrived(core: AggregatorCore, device: str, update: Update, key: int, _now: float) -> Sequence[ev.Action]:
-        core._state.outboxes.raised(device, update.outbox, update.first)
+        core._state.outboxes.advance_to(device, update.outbox, update.first)
         return [ev.Decode(device, update, key)]
 
     patch(AggregatorCore, "_arrived", arrived)

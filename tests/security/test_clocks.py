@@ -211,6 +211,7 @@ async def test_a_fleet_goes_on_whatever_its_aggregators_clock_says_at_boot(
         async with serving(server()):
             await log.until(lambda: log.of("release", version=9))
     assert "set the clock" in log.of("clock")[0]["why"]
+    assert log.of("clock")[0]["why"] in [alarm["why"] for alarm in log.of("alarm")], "`midge status` did not show it"
 
 
 @pytest.mark.virtual

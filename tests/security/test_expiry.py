@@ -61,9 +61,9 @@ def test_the_aggregators_health_has_it(fleet: Path) -> None:
     clock = [end.at.timestamp() - 61 * DAY]
     watched = CredentialAlarms([files(fleet)["certificate"]], lambda: clock[0])
     watchdog = Watchdog(DeviceActivity(10), 0.0)
-    assert watchdog.look(0.0, FleetSituation(ending=watched.now())).alarms == ()
+    assert watchdog.look(0.0, FleetSituation(own=watched.now())).alarms == ()
     clock[0] += 2 * DAY
-    (alarm,) = watchdog.look(1.0, FleetSituation(ending=watched.now())).alarms
+    (alarm,) = watchdog.look(1.0, FleetSituation(own=watched.now())).alarms
     assert "runs out in 59 days" in alarm
 
 

@@ -247,12 +247,12 @@ def test_who_is_silent_for_long_is_forgotten_only_where_nothing_could_count_twic
     life.send("other", 1)
     names, core = life.federation.names, life.federation.core
     names.write_heard(0.0, core.version)  # long ago
-    life.federation._upkeep.looked_for_silence = -1e9
+    life.federation.upkeep.looked_for_silence = -1e9
     life.hear(later=1.0)
     assert "silent" not in life.told  # its version can still be trained from
     for seq in range(2, 12):
         life.send("other", seq, np.ones(SIZE, np.float32))
-    life.federation._upkeep.looked_for_silence = -1e9
+    life.federation.upkeep.looked_for_silence = -1e9
     life.hear(later=1.0)
     assert "silent" in life.told
     assert found(tmp_path, NAME.encode()) == []

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 
 from midge.aggregator.core.records import UpdateRecord
 from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
-from midge.aggregator.ingress.filter import AllDevices
 from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
 from midge.wire import chunks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Chunk, Receipt, Settled, Statistics, Update, Verdict
-from tests.aggregator.rig import OPEN, TOPICS, Rig, hello, receipts
+from tests.aggregator.rig import OPEN, TOPICS, AllDevices, Rig, hello, receipts
 from tests.aggregator.rig import rig as plain_rig
 from tests.fuzz.payloads import MESSAGES
 

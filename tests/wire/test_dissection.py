@@ -38,7 +38,7 @@ def test_every_message_is_told_with_all_that_it_holds(name: str) -> None:
 
 
 def test_every_kind_of_a_device_and_of_the_aggregator_is_known() -> None:
-    from midge.wire.messages import _TO_AGGREGATOR
+    from midge.wire.messages.decoding import _TO_AGGREGATOR
 
     assert set(_TO_AGGREGATOR) <= set(KINDS)
     assert all(model.model_fields["kind"].annotation for model in KINDS.values())

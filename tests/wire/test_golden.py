@@ -2,7 +2,7 @@
 
 Each `golden/v1-*.bin` stands beside a `.json` that says what it holds. `python -m tests.wire.test_golden` writes those
 that are missing; it never writes over one. A vector that no longer fits is a break of the protocol: see the rules of
-evolution in `wire/messages.py`.
+evolution in `wire/messages/`.
 """
 
 import hashlib

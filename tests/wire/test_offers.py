@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midge.aggregator.model.step_merging import SPANS, listed
+from midge.aggregator.model.step_merging import listed
 from midge.wire import frames, messages
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, FrameInfo
@@ -42,7 +42,7 @@ def test_what_is_on_offer_takes_three_bytes_each() -> None:
     offered = tuple(
         FrameInfo(version, span, 900 * span, 1)
         for version in range(900, 1001)
-        for span in SPANS
+        for span in (1, 2, 3, 4, 8, 16)
         if version % max(1, span // 4) == 0 and listed(version, span, 1000)
     )
     without = len(messages.encode_announcement(announcement(())))

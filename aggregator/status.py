@@ -1,0 +1,61 @@
+"""The aggregator's retained status: made of the federation's state and health, and published when it changes."""
+
+import time
+from collections.abc import Callable
+
+from midge.aggregator.federation import FederationRuntime
+from midge.aggregator.health import HealthReporter
+from midge.aggregator.publish.publish_queue import Post
+from midge.wire.messages import AggregatorState, AggregatorStatus
+
+
+class StatusPublisher:
+    """The status of one start of an aggregator.
+
+    Args:
+        federation: the open runtime.
+        boot: random bits of this start.
+        put: takes messages to publish.
+        tell: takes events.
+    """
+
+    def __init__(
+        self, federation: FederationRuntime, boot: int, put: Callable[[Post], None], tell: Callable[..., None]
+    ) -> None:
+        self._federation, self._boot, self._put = federation, boot, put
+        self._held: str | None = None
+        """Why no updates are accepted, as last published."""
+        self.health = HealthReporter(federation, tell, self.publish)
+
+    def status(self, state: AggregatorState | None = None, why: str = "") -> AggregatorStatus:
+        """The status in a state, by default the current one of an aggregator that serves."""
+        core, issuer = self._federation.core, self._federation.issuer
+        state = state or (AggregatorState.READY if self._federation.hold is None else AggregatorState.PAUSED)
+        return AggregatorStatus(
+            state=state,
+            boot=self._boot,
+            lineage=core.lineage,
+            generation=core.generation,
+            version=core.version,
+            step=core.step,
+            why=why[:400],
+            health=self.health.health(time.monotonic()) if state.serves else None,
+            token=issuer.token,
+        )
+
+    def post(self, state: AggregatorState | None = None, why: str = "") -> Post:
+        """The status as a message, signed if there is a key."""
+        payload = self._federation.issuer.own_message(self.status(state, why))
+        return Post(self._federation.config.topics.aggregator, payload)
+
+    def publish(self) -> None:
+        """Publish the current status."""
+        self._held, finding = self._federation.hold, self._federation.watchdog.finding
+        tells = finding.state.alarming or finding.obstacle not in ("", "no device")
+        why = finding.why if tells else ""  # devices show it to their owners
+        self._put(self.post(why=self._held or why))
+
+    def follow_hold(self) -> None:
+        """Publish the status if updates are accepted again, or no longer."""
+        if self._federation.hold != self._held:
+            self.publish()

@@ -1,0 +1,41 @@
+"""Writes the tables of docs/events.md from the registry in midge/events.py: python docs/events.py."""
+
+from pathlib import Path
+
+from midge.events import EVENTS, FAILED, FIELDS, LOG, EventKind
+
+PAGE = Path(__file__).with_name("events.md")
+BEGIN, END = "<!-- events -->", "<!-- /events -->"
+TITLES = {
+    "aggregator": "Of an aggregator",
+    "device": "Of a device",
+    "authority": "Of `midge broker renewals`",
+}
+
+
+def row(kind: EventKind) -> str:
+    """The line of an event."""
+    fields = ", ".join(f"`{name}`" for name in kind.fields)
+    return f"| `{kind.name}` | {kind.level} | {fields} | {kind.meaning} |"
+
+
+def section() -> str:
+    """The tables, as they stand on the page."""
+    lines = [BEGIN]
+    for service, kinds in EVENTS.items():
+        lines += ["", f"## {TITLES[service]}", "", "| event | level | fields | |", "|---|---|---|---|"]
+        lines += [row(kind) for kind in kinds.values()]
+    lines += ["", "## Of every command", "", "| event | level | fields | |", "|---|---|---|---|", row(LOG), row(FAILED)]
+    lines += ["", "## Fields", "", "| field | |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in sorted(FIELDS.items())]
+    return "\n".join([*lines, "", END])
+
+
+def main() -> None:
+    """Put the tables into the page."""
+    text = PAGE.read_text()
+    PAGE.write_text(text[: text.index(BEGIN)] + section() + text[text.index(END) + len(END) :])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The actions of the live page on a federation whose store is at hand: the commands, by the same functions.
+
+A new action is one more `Action` in `actions_on`: the page gets its button from there, and needs no change.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from midge.aggregator.store import device_erasure, pausing
+from midge.dashboard.actions import Action, ActionRequest, Refused
+
+T = TypeVar("T")
+_LONGEST = 60.0
+"""Seconds that a journal may take to be read."""
+
+
+def actions_on(store: Path) -> Sequence[Action]:
+    """What can be done to the federation of a store. A running aggregator follows within seconds."""
+
+    async def pause(asked: ActionRequest) -> str:
+        why = asked.text or "the operator paused it"
+        await _written(pausing.pause, store, why)
+        return f"Paused: {why}"
+
+    async def resume(_: ActionRequest) -> str:
+        return "The federation continues." if await _written(pausing.resume, store) else "It was not paused."
+
+    async def withdraw(asked: ActionRequest) -> str:
+        await _written(device_erasure.ask, store, asked.device)
+        return f"{asked.device} is withdrawn: it is refused from now on, and its data in the store is erased."
+
+    async def readmit(asked: ActionRequest) -> str:
+        await _written(partial(device_erasure.ask, readmit=True), store, asked.device)
+        return f"{asked.device} may take part again."
+
+    reading = asyncio.Lock()
+
+    async def explain(asked: ActionRequest) -> str:
+        async with reading:  # a journal may be large
+            return await _explained(store, asked)
+
+    return (
+        Action("pause", "Pause", "federation", pause, "Refuse updates until it is resumed?", asks="Reason"),
+        Action("resume", "Resume", "federation", resume, "Accept updates again?"),
+        Action(
+            "withdraw",
+            "Withdraw",
+            "device",
+            withdraw,
+            "Refuse this device from now on, and erase its name, its updates and its counters from the store? What it "
+            "has contributed to the model stays in it.",
+            grave=True,
+        ),
+        Action("readmit", "Readmit", "device", readmit, "Let this device take part again, as a new one?"),
+        Action("explain", "Explain", "update", explain),
+    )
+
+
+async def _written(write: Callable[..., T], *arguments: Any) -> T:
+    try:
+        return await asyncio.to_thread(write, *arguments)
+    except OSError as error:
+        raise Refused(f"The store cannot be written: {error.strerror or error}.") from error
+
+
+async def _explained(store: Path, asked: ActionRequest) -> str:
+    """What `midge explain` says: by a process of its own, which takes no time from a running aggregator's loop."""
+    command = (sys.executable, "-P", "-m", "midge", "explain", str(store), f"{asked.device}/{asked.seq}")
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(_LONGEST):
+            said, why = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise Refused(
+            f"The journal was not read within {_LONGEST:.0f} s: say `midge explain` on the machine."
+        ) from None
+    if process.returncode:
+        raise Refused(why.decode(errors="replace").removeprefix("midge: ").strip())
+    return said.decode(errors="replace")

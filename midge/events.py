@@ -1,0 +1,255 @@
+"""The registry of events: every name that `on_event` and `--log json` use, its level, its fields and its meaning.
+
+A device, an aggregator and a fleet's authority emit them as dicts with `event`, `time` and the fields below. A test
+holds that no other name or field is emitted; docs/events.md is made from here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Service = Literal["aggregator", "device", "authority"]
+Level = Literal["info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class EventKind:
+    """One event of one service."""
+
+    name: str
+    level: Level
+    fields: tuple[str, ...]
+    """Fields beside `event` and `time`, and beside `device` where a device emits it. Empty ones may be missing."""
+    meaning: str
+
+
+FIELDS: Mapping[str, str] = {
+    "alarm": "true if the prediction is unusual",
+    "announced": "the version that devices know; null after a restored backup",
+    "base": "the version that the update was trained from",
+    "before": "the state before",
+    "body": "first 8 bytes of the SHA-256 of the body that was judged",
+    "bodies": "stored updates that were rewritten without the device",
+    "changed": "keys of the settings file that have changed",
+    "channel": "`train` or `serve`",
+    "channels": "names of the inputs",
+    "checkpoints": "checkpoints that were removed",
+    "chunk": "bytes of a chunk from now on",
+    "class": "the predicted class",
+    "codec": "of its updates",
+    "commands": "commands for the operator to run",
+    "damping": "factor on the server's rate",
+    "device": "name of the device",
+    "devices": "number of devices",
+    "digest": "hash of the trusted authorities, hexadecimal",
+    "done": "bytes so far",
+    "dropped": "waiting updates that will not be applied",
+    "earlier": "whether devices of an earlier version, which name no limit, are online",
+    "events": "number of events that were not reported",
+    "examples": "rows that were evaluated",
+    "failed": "consecutive failures",
+    "features": "names of the model's inputs, in order",
+    "federation": "name of the federation",
+    "file": "path of the settings file",
+    "granted": "number of requests that were granted",
+    "kept": "updates that continue under the new identity",
+    "killed": "trainings of this process that were lost in this way",
+    "label": "the column that is predicted",
+    "largest": "bytes of the largest message or part; null if only the broker limits it",
+    "least": "bytes of the smallest part",
+    "lineage": "identity of the model, hexadecimal",
+    "lost": "entries of the outbox that were lost",
+    "metrics": "numbers by name; of `federated_evaluation` a spread for each",
+    "outbox": "identity of the outbox",
+    "part": "index of the part",
+    "prediction": "the predicted value",
+    "rate": "the server's rate",
+    "recipe": "local steps of the devices' own recipe",
+    "records": "records of the journal that were rewritten",
+    "refused": "number refused; of `disconnected`: true if the broker refused the connection",
+    "repeat": "true if the verdict is that of an earlier delivery",
+    "residual": "size of what the encoder left out, relative to the delta",
+    "retry_after": "seconds to wait before it is sent again",
+    "scale": "the part of it that is applied",
+    "score": "how unusual the row is",
+    "seconds": "duration",
+    "seq": "number of the update in its outbox",
+    "size": "bytes",
+    "sources": "counts of rows, for each source",
+    "staleness": "steps since its base",
+    "state": "the state: of a device, an aggregator or the health",
+    "step": "steps applied to the model",
+    "steps": "local steps; null for the devices' own",
+    "threshold": "score from which a row is unusual",
+    "through": "updates up to this one are settled",
+    "topic": "MQTT topic",
+    "total": "bytes in all",
+    "unsure": "updates that may have been settled and stay behind",
+    "untold": "number of such messages before it that were not reported",
+    "useless": "whether no useful row comes",
+    "verdict": "verdict on the update (see the protocol)",
+    "version": "version of the model",
+    "wakes": "seconds since 1970; 0 if it does not wake by itself",
+    "way": "`up` or `down`",
+    "weight": "of an accepted update",
+    "whose": "the member whose certificate it is",
+    "why": "the reason, one sentence",
+    "written": "bytes that the outbox has written to its disk",
+}
+"""Meanings of fields; one name means the same in every event."""
+
+
+def _kinds(*lines: tuple[str, Level, str, str]) -> dict[str, EventKind]:
+    return {name: EventKind(name, level, tuple(fields.split()), meaning) for name, level, fields, meaning in lines}
+
+
+EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
+    "aggregator": _kinds(
+        ("alarm", "warning", "why", "something concerns a single device or a credential; the federation may learn"),
+        ("clipped", "warning", "device step scale", "an update is out of scale and applied in part"),
+        ("clock", "warning", "why", "the machine's clock contradicts earlier announcements, or was never set"),
+        ("connected", "info", "", "connected to the broker"),
+        ("damped", "warning", "damping rate", "updates grow from round to round: the server's rate is reduced"),
+        ("device", "info", "device state", "a device has reported a state"),
+        ("disconnected", "warning", "why refused", "the connection to the broker was lost or refused"),
+        ("dropped", "warning", "topic why untold", "a message could not be read or was not expected"),
+        ("encoder", "warning", "device codec why", "a device's encoder loses what it leaves out"),
+        (
+            "erased",
+            "info",
+            "device records bodies checkpoints",
+            "a withdrawn device was erased; `device` is its pseudonym",
+        ),
+        ("evaluation", "info", "version step metrics", "result of `evaluate`"),
+        ("evaluation_failed", "error", "version step why", "`evaluate` raised"),
+        ("features", "info", "features", "the names of the model's inputs are known: two devices agree"),
+        ("federated_evaluation", "info", "version devices metrics", "the devices' results on their own data, combined"),
+        ("fetched_again", "warning", "device version part size why", "a device fetched one part three times"),
+        ("freeze", "info", "devices", "statistics of the devices' data are pooled and frozen into the model"),
+        ("full", "error", "why", "the store's disk is full: updates stay with their devices"),
+        ("health", "info", "state why before", "the health has changed; a warning if `state` is stalled, held or full"),
+        ("held", "info", "device seq verdict why", "an update is refused for now and will be sent again"),
+        ("left_out", "warning", "device largest least why", "a device gets no model: it takes no message of that size"),
+        ("limited", "warning", "why largest chunk", "the broker takes smaller messages than those configured"),
+        ("local_steps", "info", "steps recipe", "the local steps of a training have changed"),
+        ("other_base", "warning", "device version", "a device trained from another model of the same number"),
+        ("parts", "info", "largest earlier", "the size of the model's parts has changed"),
+        ("progress", "info", "device way done total", "progress of a large update"),
+        ("put_back", "warning", "announced version", "the store is an old copy: a new generation begins"),
+        (
+            "quarantine",
+            "warning",
+            "device seconds",
+            "nothing is taken from a device for a while, after many refusals",
+        ),
+        ("readmitted", "info", "device", "the operator let a withdrawn device in again"),
+        ("refused_always", "warning", "device verdict why refused", "the last updates of a device were all refused"),
+        ("release", "info", "version step devices", "a version was released for training"),
+        ("reloaded", "info", "file changed", "the settings file was read again"),
+        ("repeat", "info", "device seq verdict", "an update came again and was answered as before"),
+        ("report", "info", "device version metrics", "a device reported its result on its own data"),
+        ("revoked", "warning", "device dropped", "a device was revoked by the operator"),
+        ("room", "info", "", "the store's disk has room again"),
+        ("serve", "info", "version step", "a version was released for use"),
+        ("silent", "info", "devices records bodies checkpoints", "devices were erased after the retention period"),
+        ("start", "info", "lineage version step", "the store is open"),
+        ("statistics_constant", "warning", "channels", "inputs that never changed are not scaled"),
+        ("statistics_off", "warning", "device why", "a device's statistics are unlike the others' and left out"),
+        ("stop", "info", "version step", "the store is closed"),
+        ("undamped", "info", "damping rate", "the server's rate rises again"),
+        ("unlike", "warning", "device why", "a device has other inputs than the model: its updates are refused"),
+        ("untold", "warning", "events", "events of devices that never sent an accepted update were not reported"),
+        ("untrusted", "warning", "why", "a message on the aggregator's own topics is not ours and will be replaced"),
+        ("update", "info", "device seq verdict why base staleness weight size", "a verdict on an update"),
+        ("withdrawn", "info", "device", "the operator withdrew a device"),
+    ),
+    "device": _kinds(
+        ("aggregator", "info", "state why version", "the aggregator's state has changed"),
+        ("alarm", "warning", "why", "the device's own credentials expire soon"),
+        ("authorities", "info", "digest", "the trusted authorities have changed"),
+        ("awake", "info", "", "the device wakes"),
+        ("clock", "warning", "why", "the device's clock contradicts the announcements"),
+        ("connected", "info", "", "connected to the broker"),
+        ("disconnected", "warning", "why refused", "the connection to the broker was lost or refused"),
+        ("evaluated", "info", "version examples metrics", "result of the model on the device's own data"),
+        ("fetch_failed", "warning", "why", "a model could not be fetched; it is tried again"),
+        ("full", "error", "why", "the disk is full: an update is lost, and none is trained for a while"),
+        ("hindered", "info", "why", "training waits for a condition or a budget"),
+        ("intake", "warning", "useless sources", "whether useful rows come has changed"),
+        ("killed_training", "warning", "why killed", "a training's process was killed; it is tried again"),
+        ("muted", "info", "why", "sending and fetching wait for a condition or a budget"),
+        ("on_model_failed", "error", "why version", "the owner's `on_model` raised"),
+        ("predicts_only", "error", "why", "the device takes no part until it is started again; predictions go on"),
+        ("progress", "info", "way done total", "progress of a large transfer"),
+        (
+            "receipt",
+            "info",
+            "outbox seq verdict why retry_after repeat weight staleness body",
+            "a verdict on an update has arrived",
+        ),
+        ("refused", "warning", "topic why", "the broker refused a message"),
+        ("renewal_refused", "error", "why", "new credentials are refused"),
+        ("renewed", "warning", "kept unsure", "the outbox continues under a new identity"),
+        ("renewing", "info", "", "new credentials were requested"),
+        ("rotted", "warning", "why lost", "the outbox was damaged; what could be read was kept"),
+        ("settled", "info", "outbox through", "updates are settled and forgotten"),
+        ("sleeping", "info", "wakes seconds", "the device sleeps"),
+        ("stored", "info", "seq size residual written", "an update is in the outbox"),
+        ("trained", "info", "version seconds", "a training has ended"),
+        ("trainer_failed", "error", "why failed", "the owner's training function raised"),
+        ("training", "info", "version", "a training begins"),
+        ("trouble", "warning", "why", "the aggregator dropped what this device sent"),
+        ("unannounced", "warning", "why", "no aggregator has announced the federation on this broker"),
+        ("unfit", "warning", "why", "a training's result cannot be sent"),
+        ("unhindered", "info", "why", "training continues"),
+        ("unmuted", "info", "why", "sending and fetching continue"),
+        ("untrusted", "warning", "channel why", "an announcement is not trusted"),
+        (
+            "unusual",
+            "warning",
+            "federation version label class prediction score threshold alarm",
+            "a prediction is unusual",
+        ),
+        (
+            "usual",
+            "info",
+            "federation version label class prediction score threshold alarm",
+            "predictions are usual again",
+        ),
+    ),
+    "authority": _kinds(
+        ("alarm", "warning", "why", "a credential expires soon"),
+        ("connected", "info", "", "connected to the broker"),
+        ("disconnected", "warning", "why refused", "the connection to the broker was lost"),
+        ("renewed", "info", "granted refused", "requests for new credentials were answered"),
+        ("renewed_here", "info", "whose", "a certificate on this machine was renewed"),
+        ("todo", "warning", "commands", "the broker could not be notified: run the commands"),
+    ),
+}
+"""Events by service and name."""
+
+LOG = EventKind("log", "warning", ("logger", "message"), "a line of the log that no event stands for")
+"""What `--log json` writes for a line of Python's `logging`."""
+
+FAILED = EventKind("failed", "error", ("message",), "the command ended with an error that the user can fix")
+"""What `--log json` writes before exit code 2."""
+
+_ALARMING = frozenset({"stalled", "held", "full"})
+
+
+def level_of(service: Service, event: Mapping[str, object]) -> str:
+    """The level of an event; `info` for an unknown one."""
+    if event["event"] == "health" and event.get("state") in _ALARMING:
+        return "warning"
+    kind = EVENTS[service].get(str(event["event"]))
+    return "info" if kind is None else kind.level
+
+
+def undeclared(service: Service, event: Mapping[str, object]) -> Iterator[str]:
+    """What of an event the registry does not have: its name, or names of fields."""
+    kind = EVENTS[service].get(str(event["event"]))
+    if kind is None:
+        yield str(event["event"])
+        return
+    own = {"event", "time", *(("device",) if service == "device" else ())}
+    yield from sorted(event.keys() - own - set(kind.fields))

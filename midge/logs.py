@@ -1,0 +1,122 @@
+"""Logs as JSON: events and lines of `logging` on standard output, one object a line, by the registry of events."""
+
+import asyncio
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from midge.events import FAILED, LOG, Service, level_of
+from midge.wire.inert import inert
+
+_LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning"}
+
+
+class JsonLog(logging.Handler):
+    """Writes events, as their listener, and the lines of the log, as their handler.
+
+    Where code logs a sentence and emits an event with the same sentence as its `why`, only the event is written. So a
+    line is held until the loop's current step ends; what comes from a thread without a loop is written at once.
+
+    Args:
+        service: what runs.
+        federation: its name.
+        device: its name, if it is a device.
+    """
+
+    def __init__(self, service: Service, federation: str, device: str = "") -> None:
+        super().__init__()
+        self._service: Service = service
+        self._about = {"service": service, "federation": federation} | ({"device": device} if device else {})
+        self._held: list[tuple[str, dict[str, Any]]] = []
+        """Sentences of this step, and their lines."""
+        self._whys: list[str] = []
+        """Sentences of this step's events."""
+
+    def install(self) -> Self:
+        """Take the place of the handlers of all loggers."""
+        logging.basicConfig(handlers=[self], level=logging.getLogger().level, force=True)
+        return self
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Write an event."""
+        self.acquire()
+        try:
+            if why := inert(str(event.get("why") or "")):
+                self._held = [(sentence, line) for sentence, line in self._held if why not in sentence]
+                if self._step_ends():
+                    self._whys.append(why)
+            fields = {name: value for name, value in event.items() if name not in ("event", "time")}
+            level = level_of(self._service, event)
+            self._write(line_of(event["time"], level, self._about, str(event["event"])) | fields)
+        finally:
+            self.release()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sentence = record.getMessage()
+        line = line_of(record.created, _LEVELS.get(record.levelno, "error"), self._about, LOG.name)
+        line |= {"logger": record.name, "message": sentence}
+        if record.exc_info:
+            line["traceback"] = logging.Formatter().formatException(record.exc_info)
+        elif any(why in sentence for why in self._whys):
+            return
+        elif self._step_ends():
+            self._held.append((sentence, line))
+            return
+        self._write(line)
+
+    def flush(self) -> None:
+        self.acquire()
+        try:
+            for _, line in self._held:
+                self._write(line)
+            self._held.clear()
+            self._whys.clear()
+        finally:
+            self.release()
+
+    def _step_ends(self) -> bool:
+        """Whether a loop runs in this thread; if so, the held lines are written once its current step ends."""
+        if (loop := asyncio._get_running_loop()) is None:  # noqa: SLF001 - the public one raises
+            return False
+        if not self._held and not self._whys:
+            loop.call_soon(self.flush)
+        return True
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        print_line(line)
+
+
+def line_of(seconds: float, level: str, about: Mapping[str, Any], event: str) -> dict[str, Any]:
+    """What every line begins with."""
+    at = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {"time": at, "level": level, **about, "event": event}
+
+
+def print_line(line: Mapping[str, Any]) -> None:
+    """Print one JSON object (RFC 8259): no NaN, no infinity, text in ASCII with escapes."""
+    try:
+        text = json.dumps(line, default=str, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(line), default=str, allow_nan=False)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_failure(words: str) -> None:
+    """Print that a command ended with an error that the user can fix."""
+    print_line(line_of(datetime.now(UTC).timestamp(), FAILED.level, {}, FAILED.name) | {"message": inert(words)})
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {name: _finite(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_finite(each) for each in value]
+    return value

@@ -1,0 +1,1 @@
+"""Operations: metrics, logs, alerts, and views for other systems."""
