@@ -25,7 +25,7 @@ _STATES = sorted({*DeviceState, "silent", "withdrawn", "unknown"} - {DeviceState
 
 
 @dataclass(frozen=True, slots=True)
-class FederationView:
+class HomeView:
     """What Home Assistant shows of a federation."""
 
     federation: str
@@ -40,7 +40,7 @@ class FederationView:
     rows: Sequence[DeviceRow] = ()
 
 
-def messages(topics: HomeTopics, view: FederationView) -> dict[str, bytes]:
+def messages(topics: HomeTopics, view: HomeView) -> dict[str, bytes]:
     """All retained messages, by topic: discovery and states of the aggregator and of each device."""
     found = {
         topics.found: topics.discovery.encode(),
@@ -61,7 +61,7 @@ def wanted_pause(payload: bytes) -> bool | None:
 # ------------------------------------------------------------------------- aggregator
 
 
-def _aggregator(topics: HomeTopics, view: FederationView) -> dict[str, Any]:
+def _aggregator(topics: HomeTopics, view: HomeView) -> dict[str, Any]:
     parts: dict[str, dict[str, Any]] = {
         "version": {"p": "sensor", "name": "Version", "ic": "mdi:counter", "stat_cla": "measurement"},
         "devices": {"p": "sensor", "name": "Devices online", "ic": "mdi:lan-connect", "stat_cla": "measurement"},
@@ -94,7 +94,7 @@ def _aggregator(topics: HomeTopics, view: FederationView) -> dict[str, Any]:
     return _config(topics, None, f"Midge {view.federation}", parts)
 
 
-def _state(view: FederationView) -> dict[str, Any]:
+def _state(view: HomeView) -> dict[str, Any]:
     health = view.health
     return {
         "version": view.version,

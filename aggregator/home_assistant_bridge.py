@@ -14,7 +14,7 @@ from heapq import nsmallest
 from typing import TYPE_CHECKING, Self
 
 from midge.aggregator.health import HealthReporter
-from midge.aggregator.home_assistant import FederationView, messages, wanted_pause
+from midge.aggregator.home_assistant import HomeView, messages, wanted_pause
 from midge.aggregator.store.pausing import pause, resume
 from midge.broker.mqtt.connection import BrokerError, Connection, Connector, Delivery, Limits, Options, Payload, QoS
 from midge.broker.mqtt.retained import read_retained
@@ -207,7 +207,7 @@ class ShownAggregator:
         self._aggregator.stop()
 
 
-def view_of(aggregator: "Aggregator") -> FederationView:
+def view_of(aggregator: "Aggregator") -> HomeView:
     """What is shown of an open aggregator."""
     federation, now = aggregator.federation, time.monotonic()
     health = HealthReporter(federation, _ignore, _ignore)
@@ -217,7 +217,7 @@ def view_of(aggregator: "Aggregator") -> FederationView:
         rows = [row.model_copy(update={"metrics": {}, "why": ""}) for row in rows]
     elif not metrics:
         metrics = {name: spread.mean for name, spread in federated.items()}
-    return FederationView(
+    return HomeView(
         federation=aggregator.config.federation,
         version=federation.core.version,
         step=federation.core.step,

@@ -271,17 +271,7 @@ class Processor:
             assert body.delta is not None
             self._engine.hold(record, body.delta, body.direction)
             self._see_encoder(record.device, record.codec, now)
-        self._outlet.tell(
-            "update",
-            device=record.device,
-            seq=record.seq,
-            verdict=record.verdict,
-            why=record.why,
-            base=record.base,
-            staleness=record.staleness,
-            weight=record.weight,
-            size=record.size,
-        )
+        _tell_verdict(record, self._outlet)
 
     def _see_encoder(self, device: str, codec: str, now: float, why: str = "") -> None:
         """Tell a device that its encoder is suspect, if its codec needs error feedback."""
@@ -396,6 +386,21 @@ class Processor:
         failpoint("receipts.handed_over")
 
 
+def _tell_verdict(record: rec.UpdateRecord, outlet: Outlet) -> None:
+    """Report the verdict on an update."""
+    outlet.tell(
+        "update",
+        device=record.device,
+        seq=record.seq,
+        verdict=record.verdict,
+        why=record.why,
+        base=record.base,
+        staleness=record.staleness,
+        weight=record.weight,
+        size=record.size,
+    )
+
+
 def _publish_registered(
     record: rec.RegisterRecord | rec.AliasRecord | rec.RollbackRecord,
     engine: Engine,
@@ -412,5 +417,13 @@ def _publish_registered(
     for post in shelf.named(now):
         outlet.put(post)
     failpoint("alias.handed_over")
-    back = record.to if isinstance(record, rec.RollbackRecord) else None
-    outlet.tell("alias", **shelf.core.registry.told, why=record.why, by=record.by, rolled_back=back)
+    registry = shelf.core.registry
+    outlet.tell(
+        "alias",
+        champion=registry.champion,
+        candidate=registry.candidate,
+        share=registry.share,
+        why=record.why,
+        by=record.by,
+        rolled_back=record.to if isinstance(record, rec.RollbackRecord) else None,
+    )

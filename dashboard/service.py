@@ -61,6 +61,7 @@ class PageService:
             ws="none",
             loop="asyncio",
             lifespan="off",
+            log_config=None,  # its own would close the handlers of the process
             log_level="warning",
             access_log=False,
             server_header=False,

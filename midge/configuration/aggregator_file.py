@@ -10,6 +10,7 @@ from pydantic import Field
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.ingress.rate_limits import IngressLimits
+from midge.aggregator.registry.policy import RegistryPolicy
 from midge.configuration.derived import Fields, SettingsTable, of_dataclass, reworded, section
 from midge.configuration.logs import LOG
 from midge.configuration.models import MODEL, Load, model_of
@@ -22,6 +23,7 @@ OPTIONS: Final[Mapping[str, Table]] = {
     "broker": BROKER,
     "store": {"export": "model"},
     "metrics": {"listen": "metrics"},
+    "page": {"listen": "page", "token_file": "page_token_file", "names": "page_name"},
     "home_assistant": {"prefix": "home_assistant"},
     "log": {"json_lines": "json", "format": "log"},
 }
@@ -48,6 +50,7 @@ LEFT_OUT: Final = {
     "store": "path of [store]",
     "strategy": "a table of its own",
     "limits": "a table of its own",
+    "registry": "a table of its own",
     "evaluate": "evaluate of [model]",
     "on_event": "[log]",
     "replace": "is for one start: midge aggregate --replace",
@@ -83,6 +86,7 @@ def model_for(parser: argparse.ArgumentParser) -> type[SettingsTable]:
         tables.setdefault(name, {}).update(of_dataclass(AggregatorConfig, names))
     tables["log"].update(LOG)
     limits = section("Limits", of_dataclass(IngressLimits))
+    registry = section("Registry", of_dataclass(RegistryPolicy))
     return section(
         "AggregatorSettings",
         {
@@ -93,6 +97,7 @@ def model_for(parser: argparse.ArgumentParser) -> type[SettingsTable]:
             "plan": (PLAN, Field(None, description="How devices shall train.")),
             "store": _table("store", tables.pop("store"), "Where the model and the journal are kept.", needed=True),
             "limits": (limits, Field(None, description="How much devices may send, and when one is quarantined.")),
+            "registry": (registry, Field(None, description="How versions are registered, tried and promoted.")),
             **{name: _table(name, keys, TEXTS[name]) for name, keys in tables.items()},
         },
         "Settings of an aggregator: midge aggregate --config FILE.",
@@ -102,6 +107,7 @@ def model_for(parser: argparse.ArgumentParser) -> type[SettingsTable]:
 TEXTS: Final = {
     "security": "Keys: files, never their contents.",
     "home_assistant": "What Home Assistant is shown.",
+    "page": "A live page of the federation.",
     "metrics": "Numbers for Prometheus.",
     "log": "What is printed.",
 }
@@ -166,6 +172,17 @@ class AggregatorSettings:
         except ValueError as error:
             raise self.file.wrong(error, ("limits",)) from error
 
+    def registry(self) -> RegistryPolicy:
+        """How versions are registered.
+
+        Raises:
+            SettingsError: a value is out of range.
+        """
+        try:
+            return RegistryPolicy(**self.given("registry"))
+        except ValueError as error:
+            raise self.file.wrong(error, ("registry",)) from error
+
     def aggregator(self, load: Load, federation: str | None = None) -> Aggregator:
         """The aggregator, as `midge.Aggregator` makes it with the same arguments.
 
@@ -176,7 +193,8 @@ class AggregatorSettings:
         Raises:
             SettingsError: something is missing, or contradicts another value.
         """
-        name, strategy, limits = self.given("federation").pop("name", federation), self.strategy(), self.limits()
+        name = self.given("federation").pop("name", federation)
+        strategy, limits, registry = self.strategy(), self.limits(), self.registry()
         if name is None:
             raise SettingsError(f"{self.file.path}: federation.name is missing: add it, or name a bundle in [broker].")
         fields = {
@@ -196,6 +214,7 @@ class AggregatorSettings:
                 store=self.given("store")["path"],
                 strategy=strategy,
                 limits=limits,
+                registry=registry,
                 roles=roles or None,
                 **{**model, **fields},
             )

@@ -49,7 +49,7 @@ def told(text: str, folder: Path, capsys: pytest.CaptureFixture[str], *more: str
         ("[stroe]", "FILE:16: stroe is not known: did you mean store?"),
         (
             'deadline = "soon"',
-            "FILE:16: strategy.deadline is 'soon': write a number and one of ms, s, min, h, d, such as",
+            "FILE:16: strategy.deadline is 'soon': 'soon' is not a quantity: use a unit of ms, s, min, h, d, such as",
         ),
         ("robust = 1", "FILE:16: strategy.robust is 1: it must be true or false."),
         (

@@ -66,7 +66,7 @@ def alarms() -> list[str]:
         unlike={"pump-2": "input 1 is other"},
         left_out=["pump-3"],
     )
-    kinds = {"ending", "unlike", "left_out", "obstacle"}
+    kinds = {"own", "unlike", "left_out", "obstacle"}
     rest = {"full", "paused", "frozen", "able", "waiting", "there", "interval", "rest"}
     assert {field.name for field in fields(FleetSituation)} == kinds | rest, "does the new one raise an alarm?"
     watchdog = Watchdog(activity, 0.0)

@@ -13,7 +13,7 @@ import pytest
 
 from midge.__main__ import main
 from midge.aggregator.config import AggregatorConfig
-from midge.aggregator.home_assistant import ENCODING, FederationView, messages, wanted_pause, within
+from midge.aggregator.home_assistant import ENCODING, messages, wanted_pause, within
 from midge.aggregator.home_assistant_bridge import MOST, SharedConnection, ShownAggregator, view_of
 from midge.aggregator.service import Aggregator, AnotherAggregator
 from midge.aggregator.store.pausing import paused
@@ -46,10 +46,10 @@ ROWS = (
     DeviceRow(name="pump_2", state="of a later version", metrics={"loss": float("1e9")}),
 )
 HEALTH = Health(state=HealthState.LEARNING, since=0.0, accepted=1_790_000_000.0, alarms=("x\ny",))
-VIEW = FederationView("pumps", 4, 9, HEALTH, there=2, score=("accuracy", 0.9), rows=ROWS)
+VIEW = HomeView("pumps", 4, 9, HEALTH, there=2, score=("accuracy", 0.9), rows=ROWS)
 
 
-def decoded(view: FederationView) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+def decoded(view: HomeView) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Discovery messages and states, by topic."""
     found = messages(TOPICS, view)
     plain = {TOPICS.found: b"homeassistant"}
@@ -60,9 +60,9 @@ def decoded(view: FederationView) -> tuple[dict[str, dict[str, Any]], dict[str, 
 
 
 @pytest.mark.parametrize(
-    "view", [VIEW, FederationView("pumps", 0, 0, Health(state=HealthState.FULL, since=0.0), there=0, paused="x")]
+    "view", [VIEW, HomeView("pumps", 0, 0, Health(state=HealthState.FULL, since=0.0), there=0, paused="x")]
 )
-def test_every_entity_reads_a_field_that_its_state_has(view: FederationView) -> None:
+def test_every_entity_reads_a_field_that_its_state_has(view: HomeView) -> None:
     """Seen to fail on a template with a field that the state does not have, and on a state that is no option."""
     configs, states = decoded(view)
     identifiers = []
@@ -242,7 +242,7 @@ async def test_one_that_must_not_serve_shows_nothing(tmp_path: Path, monkeypatch
 async def test_a_bug_in_the_view_ends_the_aggregator_cleanly_and_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: object) -> FederationView:
+    def broken(_: object) -> HomeView:
         raise KeyError("a bug")
 
     monkeypatch.setattr("midge.aggregator.home_assistant_bridge.view_of", broken)
