@@ -13,7 +13,7 @@ import pytest
 
 from midge.__main__ import main
 from midge.aggregator.config import AggregatorConfig
-from midge.aggregator.home_assistant import ENCODING, messages, wanted_pause, within
+from midge.aggregator.home_assistant import ENCODING, HomeView, messages, wanted_pause, within
 from midge.aggregator.home_assistant_bridge import MOST, SharedConnection, ShownAggregator, view_of
 from midge.aggregator.service import Aggregator, AnotherAggregator
 from midge.aggregator.store.pausing import paused
