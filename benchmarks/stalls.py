@@ -35,6 +35,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ class _Honest:
             name = names[place]
             away[place] = [(-math.inf, population.joins(name))]
             away[place] += [(outage.start, outage.end) for outage in incidents.outages.get(name, ())]
+            away[place] += takewhile(lambda outage: outage[0] < drawn.seconds * drawn.median, population.outages(name))
             if (gone := population.leaves(name)) is not None:
                 away[place].append((gone.at, math.inf))
         most = len(places)
