@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from midge.aggregator.store import device_erasure, pausing
+from midge.aggregator.store import device_erasure, model_orders, pausing
 from midge.dashboard.actions import Action, ActionRequest, Refused
 
 T = TypeVar("T")
 _LONGEST = 60.0
 """Seconds that a journal may take to be read."""
+_ANSWER, _POLL = 20.0, 0.2
+"""Seconds in which a running aggregator answers an order, and between two looks for the answer."""
 
 
 def actions_on(store: Path) -> Sequence[Action]:
@@ -43,9 +45,38 @@ def actions_on(store: Path) -> Sequence[Action]:
         async with reading:  # a journal may be large
             return await _explained(store, asked)
 
+    async def ordered(verb: model_orders.Verb, asked: ActionRequest) -> str:
+        return await _ordered(store, verb, asked)
+
     return (
         Action("pause", "Pause", "federation", pause, "Refuse updates until it is resumed?", asks="Reason"),
         Action("resume", "Resume", "federation", resume, "Accept updates again?"),
+        Action(
+            "register",
+            "Register",
+            "federation",
+            partial(ordered, "register"),
+            "Keep a release whole, to use, to export or to go back to, and let a share of the devices try it?",
+            asks="Version (the newest)",
+        ),
+        Action(
+            "promote",
+            "Promote",
+            "federation",
+            partial(ordered, "promote"),
+            "Let all devices use a registered version?",
+            asks="Version (the candidate)",
+        ),
+        Action(
+            "rollback",
+            "Roll back",
+            "federation",
+            partial(ordered, "rollback"),
+            "Continue the training from a registered version, as a new generation? Updates that were trained since are "
+            "refused.",
+            asks="Version (the champion)",
+            grave=True,
+        ),
         Action(
             "withdraw",
             "Withdraw",
@@ -65,6 +96,22 @@ async def _written(write: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.to_thread(write, *arguments)
     except OSError as error:
         raise Refused(f"The store cannot be written: {error.strerror or error}.") from error
+
+
+async def _ordered(store: Path, verb: model_orders.Verb, asked: ActionRequest) -> str:
+    """Give an order about registered versions, and wait for the aggregator's answer."""
+    text = asked.text.strip()
+    if text and not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise Refused(f"{text[:40]!r} is no version: write its number, or nothing.")
+    order = model_orders.ModelOrder(verb, int(text or 0), attempt=verb == "register", by="the live page")
+    await _written(model_orders.give, store, order)
+    for _ in range(round(_ANSWER / _POLL)):
+        if (answer := model_orders.answered(store, order)) is not None:
+            if not answer["ok"]:
+                raise Refused(f"{answer['why']}.")
+            return ", ".join(f"{name} {version}" for name, version in answer["aliases"].items()) or "Registered."
+        await asyncio.sleep(_POLL)
+    return "The order is in the store: the aggregator follows it once it runs and has its broker, within a day."
 
 
 async def _explained(store: Path, asked: ActionRequest) -> str:

@@ -128,6 +128,27 @@ async def test_a_running_aggregator_follows_what_is_done_on_the_page(tmp_path: P
     assert '"what":"withdrawn"' in (store / "audit.log").read_text().replace(" ", "")
 
 
+@pytest.mark.virtual
+async def test_versions_are_registered_promoted_and_gone_back_to_from_the_page(tmp_path: Path) -> None:
+    twin, log, store = Twin(), Log(), tmp_path / "store"
+    do, nothing = chosen(store), actions.ActionRequest()
+    server = aggregator(twin, store, log)
+    async with serving(server, device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: len(log.of("release")) >= 2)
+        with pytest.raises(Refused, match="'v2' is no version"):
+            await do["promote"].carry_out(actions.ActionRequest(text="v2"))
+        with pytest.raises(Refused, match="99"):
+            await do["promote"].carry_out(actions.ActionRequest(text="99"))
+        assert "champion" in await do["register"].carry_out(nothing)  # the first one is at once in use
+        before = log.of("release")[-1]["version"]
+        await log.until(lambda: log.of("release")[-1]["version"] > before)
+        assert "candidate" in await do["register"].carry_out(nothing)
+        said = await do["promote"].carry_out(nothing)
+        assert "champion" in said and "candidate" not in said
+        assert "champion" in await do["rollback"].carry_out(nothing)
+        assert log.of("alias")[-1]["rolled_back"] is not None and log.of("alias")[-1]["by"] == "the live page"
+
+
 def test_an_update_is_explained_as_by_the_command_and_a_wrong_one_says_why(tmp_path: Path) -> None:
     twin, log, store = Twin(), Log(), tmp_path / "store"
 
