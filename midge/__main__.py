@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import sys
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         sys.path.append(here)  # last: a user's file must not hide one of ours
     try:
         code: int = parsed.run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise  # of a socket, where it is a bug
+        code = 141  # as if SIGPIPE had ended it: midge status … | head
     except problems() as error:
         for line in getattr(error, "lines", [str(error)]):
             if getattr(parsed, "log", "text") == "json":
@@ -47,6 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
         code = 130
     note_exit(exit_code=code)
     return code
+
+
+def _reader_is_gone() -> bool:
+    """Whether nothing reads standard output any more; what else is printed is lost then, without an error."""
+    waiting = select.poll()
+    waiting.register(sys.stdout.fileno(), 0)
+    gone = any(happened & select.POLLERR for _, happened in waiting.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 if __name__ == "__main__":

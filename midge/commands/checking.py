@@ -23,7 +23,7 @@ _UNUSED_FEDERATION = "midge-check"
 """The federation whose topics are tested if none is given."""
 _NAMES, _LEVELS = 40, 9
 """Columns of the table's first two parts."""
-_VERDICTS = {True: "pass", False: "FAIL", None: "untold"}
+_VERDICTS = {True: "pass", False: "FAIL", None: "unknown"}
 _PROTOCOLS = {5: "MQTT 5", 4: "3.1.1"}
 
 

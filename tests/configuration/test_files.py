@@ -320,3 +320,13 @@ def test_a_device_loads_no_server_for_its_settings(tmp_path: Path) -> None:
         [sys.executable, "-c", code, "config", "check", str(path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+def test_a_reader_that_stops_reading_ends_the_command_without_a_traceback() -> None:
+    """Seen to fail with a traceback: `midge config schema | head -1`."""
+    command = [sys.executable, "-m", "midge", "config", "schema"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
