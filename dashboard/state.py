@@ -90,6 +90,7 @@ class FederationState:
     def ended(self, why: str) -> None:
         """Nothing follows: the page keeps what it has."""
         self._ended, self._broken = why, ""
+        self._alarms.clear()
 
     def notice(self, about: str, text: str) -> None:
         """Show something that is worth knowing and no fault; an empty text takes it back."""

@@ -202,7 +202,7 @@ def test_left_out_devices_are_an_alarm() -> None:
 def test_a_command_can_make_the_plan_of_an_app_micro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = Aggregator(AggregatorConfig(connector=Twin().connect, federation="f", initial=MODEL, store=tmp_path))
     monkeypatch.setattr(aggregate, "load_app", lambda *_: app)
-    monkeypatch.setattr(aggregate, "run_until_interrupted", lambda app: app.open())
+    monkeypatch.setattr(aggregate, "run_until_interrupted", lambda app, _: app.open())
     monkeypatch.setattr(aggregate, "moved", lambda *_: ({}, None))
     assert main(["aggregate", "a:b", "--plan", "micro", "--model", str(tmp_path / "m")]) == 0
     assert app.config.strategy.plan.tier == "micro" and app.config.largest_part == 1024

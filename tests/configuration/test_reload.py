@@ -176,7 +176,15 @@ class Process:
         command = [sys.executable, "-m", "midge", "aggregate", *config, *more]
         with self.out.open("wb") as out, self.err.open("wb") as err:
             own = {name: value for name, value in {**os.environ, **environment}.items() if value}
-            process = subprocess.Popen(command, cwd=self.folder, stdout=out, stderr=err, env=own)
+            # Under nohup, SIGHUP is ignored by all children.
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                stdout=out,
+                stderr=err,
+                env=own,
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509 - as its parent is
+            )
             try:
                 until("it serves", lambda: process.poll() is not None or b"Connected" in self.out.read_bytes())
                 assert process.poll() is None, self.err.read_text()

@@ -152,6 +152,7 @@ def test_an_aggregator_that_hangs_or_is_lost_and_a_broker_that_is_away_are_alarm
     fed.state.disconnected("Nothing serves MQTT there.", NOW + 20)
     assert alarms(NOW + 20) == ["The broker cannot be observed: Nothing serves MQTT there."]
     fed.state.ended("This run has ended.")
+    assert fed.state.head(NOW + 20)["alarms"] == [], "before the next tick, too"
     assert alarms(NOW + 21) == [] and fed.state.head(NOW + 21)["ended"] == "This run has ended."
 
 
