@@ -9,7 +9,7 @@ Bits cannot differ between processors, because there are only scalings by powers
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -180,6 +180,32 @@ def decode_snapshot(data: frames.Buffer) -> State:
 
 
 # ---------------------------------------------------------------------- the way there
+
+
+def follow(
+    way: Iterable[FrameInfo], data: Callable[[FrameInfo], frames.Buffer], state: State | None = None
+) -> State | None:
+    """Return the state at the end of a way of frames, which begins at `state` or with a snapshot.
+
+    Args:
+        way: as `route` finds it.
+        data: gives the bytes of a frame; it is called once for each, in order.
+        state: where the way begins; None if its first frame is a snapshot.
+
+    Raises:
+        WireError: a frame is invalid, or a step does not fit the state before it.
+    """
+    for frame in way:
+        if frame.span == 0:
+            state = decode_snapshot(data(frame))
+            continue
+        if state is None:
+            raise WireError("a step without a model to start from")
+        step, exponent = decode_step(data(frame), state.schema.size)
+        if exponent != state.exponent:
+            raise WireError("a step on another grid")
+        state = state.advance(step)
+    return state
 
 
 def route(known: Sequence[FrameInfo], have: int | None, target: int) -> tuple[FrameInfo, ...] | None:

@@ -303,15 +303,13 @@ def released(engine: Engine, version: int) -> State:
     way = lineage.route(known, None, version)
     if way is None:
         raise OrderRefused(f"nothing on offer leads to version {version} any more; the newest is {model.version}")
-    state: State | None = None
-    for frame in way:
+
+    def stored(frame: FrameInfo) -> bytes:
         data = engine.store.frame(frame.version, frame.span)
         if data is None:
             raise OrderRefused(f"what leads to version {version} is damaged; the newest is {model.version}")
-        if frame.span == 0:
-            state = lineage.decode_snapshot(data)
-        else:
-            assert state is not None
-            state = state.advance(lineage.decode_step(data, state.schema.size)[0])
+        return data
+
+    state = lineage.follow(way, stored)
     assert state is not None
     return state

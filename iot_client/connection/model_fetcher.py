@@ -209,17 +209,7 @@ class Fetcher:
                 raise FetchError(str(error)) from error
 
     def _apply(self, announcement: Announcement, way: Sequence[FrameInfo], state: State | None) -> State:
-        for frame in way:
-            data = self._assemblies[frame.version, frame.span].finish()
-            if frame.span == 0:
-                state = lineage.decode_snapshot(data)
-            else:
-                if state is None:
-                    raise WireError("a step without a model to start from")
-                step, exponent = lineage.decode_step(data, state.schema.size)
-                if exponent != state.exponent:
-                    raise WireError("a step on another grid")
-                state = state.advance(step)
+        state = lineage.follow(way, lambda frame: self._assemblies[frame.version, frame.span].finish(), state)
         if state is None or state.schema.hash != announcement.schema_hash or state.digest() != announcement.digest:
             raise WireError("the model's digest is not the announced one")
         return state

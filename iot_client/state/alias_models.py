@@ -4,16 +4,15 @@ A name is kept with the message that gave it, also if it stands for no version a
 must not bring it back.
 """
 
-import hashlib
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from midge.iot_client.state import model_file
 from midge.iot_client.state.prediction import VerifiedModel
-from midge.storage.checked import Rotten, content, with_checksum
 from midge.storage.files import atomic_write
-from midge.wire import frames, lineage, messages
+from midge.wire import lineage, messages
 from midge.wire.errors import WireError
 from midge.wire.lineage import State
 from midge.wire.messages import ModelAlias
@@ -23,7 +22,6 @@ from midge.wire.topics import ALIASES, Alias
 log = logging.getLogger("iot_client")
 
 _FORMAT = 1
-_PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,7 @@ class AliasModels:
         except OSError as error:
             log.warning("The model cannot be kept in %s (%s).", file, error.strerror)
         else:
-            self.written += -(-len(data) // _PAGE) * _PAGE
+            self.written += model_file.on_disk(data)
 
     def in_force(self) -> list[AliasModel]:
         """The models that this device serves, the one that it uses first.
@@ -135,13 +133,7 @@ def _same(before: AliasModel, now: AliasModel) -> bool:
 
 def packed_alias(kept: AliasModel) -> bytes:
     """Encode what a name stands for as the bytes of its file."""
-    snapshot = b"" if kept.state is None else lineage.encode_snapshot(kept.state)
-    header = {
-        "format": _FORMAT,
-        "alias": messages.encode_announcement(kept.alias),
-        "sha256": hashlib.sha256(snapshot).digest(),
-    }
-    return with_checksum(frames.encode(header, snapshot))
+    return model_file.encode(_FORMAT, {"alias": messages.encode_announcement(kept.alias)}, kept.state)
 
 
 def read_alias(path: Path) -> AliasModel:
@@ -151,13 +143,8 @@ def read_alias(path: Path) -> AliasModel:
         OSError: there is none.
         WireError: it is damaged, or of another format.
     """
-    try:
-        header, body = frames.decode(content(path.read_bytes()))
-    except Rotten as error:
-        raise WireError(str(error)) from error
+    header, body = model_file.read(path, _FORMAT)
     packed = header.get("alias")
-    if header.get("format") != _FORMAT or header.get("sha256") != hashlib.sha256(body).digest():
-        raise WireError("the file is broken, or of another version of Midge")
     if not isinstance(packed, bytes):
         raise WireError("the file is broken")
     alias, _ = messages.decode_alias(packed)

@@ -4,7 +4,6 @@ The newest is the served model (the channel `serve`) or, without one, the model 
 one replaces the old between two predictions. It is kept in a file beside the outbox.
 """
 
-import hashlib
 import logging
 import math
 import threading
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from midge.iot_client.state import model_file
 from midge.iot_client.state.local_tensors import Missing
-from midge.storage.checked import Rotten, content, with_checksum
 from midge.storage.files import atomic_write
-from midge.wire import frames, lineage
+from midge.wire import lineage
 from midge.wire.errors import WireError
 from midge.wire.inputs import difference
 from midge.wire.lineage import State
@@ -33,7 +32,6 @@ Join = Callable[[dict[str, Any], Schema], Parameters]
 EVERY = 600.0
 """Least seconds between two writes of a model: flash memory wears."""
 FORMAT = 1
-_PAGE = 4096
 
 
 class NoModel(RuntimeError):
@@ -163,21 +161,18 @@ class Predicting:
             log.warning("The model cannot be kept in %s (%s).", self.path, error.strerror)
             return
         self._unsaved = False
-        self.written += -(-len(data) // _PAGE) * _PAGE
+        self.written += model_file.on_disk(data)
 
 
 def packed(model: VerifiedModel) -> bytes:
     """Encode a model as the bytes of its file."""
-    snapshot = lineage.encode_snapshot(model.state)
-    header = {
-        "format": FORMAT,
+    about = {
         "channel": model.channel,
         "lineage": model.lineage,
         "version": model.version,
-        "sha256": hashlib.sha256(snapshot).digest(),
         "features": list(model.features),
     }
-    return with_checksum(frames.encode(header, snapshot))
+    return model_file.encode(FORMAT, about, model.state)
 
 
 def read(path: Path) -> VerifiedModel:
@@ -187,12 +182,7 @@ def read(path: Path) -> VerifiedModel:
         OSError: there is none.
         WireError: it is damaged, or of another format.
     """
-    try:
-        header, body = frames.decode(content(path.read_bytes()))
-    except Rotten as error:
-        raise WireError(str(error)) from error
-    if header.get("format") != FORMAT or header.get("sha256") != hashlib.sha256(body).digest():
-        raise WireError("the file is broken, or of another version of Midge")
+    header, body = model_file.read(path, FORMAT)
     channel: Channel = "serve" if header.get("channel") == "serve" else "train"
     try:
         features = tuple(str(name) for name in header.get("features", ()))

@@ -11,6 +11,7 @@ from midge.aggregator.publish.model_publisher import SNAPSHOTS
 from midge.aggregator.publish.part_sizes import PART
 from midge.wire import lineage, messages
 from midge.wire.lineage import State, route
+from midge.wire.messages import FrameInfo
 from tests.aggregator.rig import TOPICS, Rig, rig
 
 
@@ -18,15 +19,13 @@ def fetched(life: Rig, held: tuple[int, State] | None) -> State:
     """What a device that holds a version comes to by the way it would choose."""
     way = route(life.shelf._offered(), None if held is None else held[0], life.core.version)
     assert way is not None, f"no way from {held and held[0]} to {life.core.version}"
-    state = None if held is None else held[1]
-    for frame in way:
+
+    def stored(frame: FrameInfo) -> bytes:
         data = life.store.frame(frame.version, frame.span)
         assert data is not None
-        if frame.span == 0:
-            state = lineage.decode_snapshot(data)
-        else:
-            assert state is not None
-            state = state.advance(lineage.decode_step(data, state.schema.size)[0])
+        return data
+
+    state = lineage.follow(way, stored, None if held is None else held[1])
     assert state is not None
     return state
 

@@ -195,14 +195,7 @@ class Participant:
         if not self.connected:
             return
         try:
-            state = self.state
-            for frame in way:
-                data = self._collect(announcement, frame)
-                if frame.span == 0:
-                    state = lineage.decode_snapshot(data)
-                else:
-                    assert state is not None
-                    state = state.advance(lineage.decode_step(data, state.schema.size)[0])
+            state = lineage.follow(way, partial(self._collect, announcement), self.state)
         except WireError as error:
             self._event(ev.FetchFailed(str(error)))
             return
