@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from marks import put
 from pydantic_core import PydanticUndefined
 
 from midge.commands.config import model
@@ -87,11 +88,7 @@ def section(name: str) -> str:
 
 def main() -> None:
     """Put all of them into the page."""
-    text = PAGE.read_text()
-    for name in GENERATED:
-        end = f"<!-- /{name} -->"
-        text = text[: text.index(f"<!-- {name} -->")] + section(name) + text[text.index(end) + len(end) :]
-    PAGE.write_text(text)
+    put(PAGE, map(section, GENERATED))
 
 
 if __name__ == "__main__":

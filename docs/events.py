@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from marks import put
+
 from midge.events import EVENTS, FAILED, FIELDS, LOG, EventKind
 
 PAGE = Path(__file__).with_name("events.md")
@@ -33,8 +35,7 @@ def section() -> str:
 
 def main() -> None:
     """Put the tables into the page."""
-    text = PAGE.read_text()
-    PAGE.write_text(text[: text.index(BEGIN)] + section() + text[text.index(END) + len(END) :])
+    put(PAGE, [section()])
 
 
 if __name__ == "__main__":

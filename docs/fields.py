@@ -17,6 +17,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from marks import put
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
@@ -391,11 +392,7 @@ def section(name: str) -> str:
 
 def main() -> None:
     """Write all generated parts into the page."""
-    text = PAGE.read_text()
-    for name in GENERATED:
-        end = f"<!-- /{name} -->"
-        text = text[: text.index(f"<!-- {name} -->")] + section(name) + text[text.index(end) + len(end) :]
-    PAGE.write_text(text)
+    put(PAGE, map(section, GENERATED))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from marks import put
 
 from midge.aggregator.referee.model import OfferedFrame, RefereedModel
 from midge.wire import chunks, codecs, frames, messages, offers
@@ -219,8 +220,7 @@ def section() -> str:
 
 def main() -> None:
     """Write the session into the page."""
-    text = PAGE.read_text()
-    PAGE.write_text(text[: text.index(BEGIN)] + section() + text[text.index(END) + len(END) :])
+    put(PAGE, [section()])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 
+from marks import put
+
 from midge.iot_client.session.session import LINKS, WORKS
 
 PAGE = Path(__file__).with_name("design.md")
@@ -24,8 +26,7 @@ def section() -> str:
 
 def main() -> None:
     """Write the diagrams into the page."""
-    text = PAGE.read_text()
-    PAGE.write_text(text[: text.index(BEGIN)] + section() + text[text.index(END) + len(END) :])
+    put(PAGE, [section()])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+from marks import put
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- tree -->", "<!-- /tree -->"
@@ -58,8 +60,7 @@ def section() -> str:
 
 def main() -> None:
     """Write the tree into the page."""
-    text = PAGE.read_text()
-    PAGE.write_text(text[: text.index(BEGIN)] + section() + text[text.index(END) + len(END) :])
+    put(PAGE, [section()])
 
 
 if __name__ == "__main__":
