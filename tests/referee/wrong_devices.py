@@ -50,6 +50,8 @@ class WrongConnection:
 
     def __init__(self, connection: Connection, fault: Fault) -> None:
         self._connection, self._fault = connection, fault
+        self._waiting: list[tuple[Delivery, Delivery | None]] = []
+        """What was looked at before it was taken, and what the fault made of it: a message meets the fault once."""
 
     @property
     def limits(self) -> Limits:
@@ -67,7 +69,8 @@ class WrongConnection:
 
     async def messages(self) -> AsyncIterator[Delivery]:
         async for delivery in self._connection.messages():
-            changed = self._fault.come(delivery)
+            changed = self._met(delivery)
+            self._waiting = [pair for pair in self._waiting if pair[0] is not delivery]
             for topic, payload, retain in self._fault.posted:
                 await self._connection.publish(topic, payload, retain=retain)
             self._fault.posted.clear()
@@ -77,7 +80,15 @@ class WrongConnection:
                 yield changed
 
     def waiting(self) -> Sequence[Delivery]:
-        return [each for each in map(self._fault.come, self._connection.waiting()) if each is not None]
+        return [each for each in map(self._met, self._connection.waiting()) if each is not None]
+
+    def _met(self, delivery: Delivery) -> Delivery | None:
+        """What the fault makes of a message."""
+        for looked_at, changed in self._waiting:
+            if looked_at is delivery:
+                return changed
+        self._waiting.append((delivery, self._fault.come(delivery)))
+        return self._waiting[-1][1]
 
     def ack(self, delivery: Delivery) -> None:
         self._connection.ack(delivery)
