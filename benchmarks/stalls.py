@@ -15,7 +15,7 @@ train one of two tensors only (`benchmarks.stalls_worlds`).
 - *Late*: the final model is not finite, or further off than the same world without attackers by more than `SLACK` of
   the loss of an ignorant model. Without attackers it must end no worse than an ignorant model, before or after the
   drift: slow presets and federations of two have not learned all of the new concept by the end.
-- *Broken*: it is still so after three times as long; or an exception is raised, a restart changes the state, or an
+- *Broken*: it is still so after nine times as long; or an exception is raised, a restart changes the state, or an
   update is accepted twice.
 
 Presets other than the default promise nothing against attackers, and get none.
@@ -59,8 +59,10 @@ __all__ = ["Drawn", "judge", "verdict"]
 RESULTS = Path(__file__).parent / "results" / "stalls.json"
 INTERVALS = 3.0
 SLACK = 0.25
-LONGER = 3
-"""Times its length that a world is run before it counts as broken: small fleets are slow to unlearn."""
+LONGER = 9
+"""Times its length that a world is run before it counts as broken. Small fleets are slow to unlearn: labels that shrink
+by a factor of 40 leave a model that is 300 bounds off, and with devices that are mostly away its error swings for 40 to
+100 trainings before it is within the bound, with attackers or without."""
 WORLDS = 100_000
 """Maximum number of worlds of one seed."""
 
