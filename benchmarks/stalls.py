@@ -15,8 +15,8 @@ train one of two tensors only (`benchmarks.stalls_worlds`).
 - *Late*: the final model is not finite, or further off than the same world without attackers by more than `SLACK` of
   the loss of an ignorant model. Without attackers it must end no worse than an ignorant model, before or after the
   drift: slow presets and federations of two have not learned all of the new concept by the end.
-- *Broken*: it is still so after nine times as long; or an exception is raised, a restart changes the state, or an
-  update is accepted twice.
+- *Broken*: it is still so after nine times as long; or the model is ever `RUINED` times as far off as an ignorant one;
+  or an exception is raised, a restart changes the state, or an update is accepted twice.
 
 Presets other than the default promise nothing against attackers, and get none.
 """
@@ -63,12 +63,29 @@ LONGER = 9
 """Times its length that a world is run before it counts as broken. Small fleets are slow to unlearn: labels that shrink
 by a factor of 40 leave a model that is 300 bounds off, and with devices that are mostly away its error swings for 40 to
 100 trainings before it is within the bound, with attackers or without."""
+RUINED = 10.0
+"""Multiple of the RMSE of an ignorant model beyond which a model is ruined, even if it is learned again."""
+EVALUATIONS = 30
 WORLDS = 100_000
 """Maximum number of worlds of one seed."""
 
 
-def play(drawn: Drawn) -> tuple[float, float, str]:
-    """Final RMSE, that of an ignorant model, and why it stalled (empty if it did not)."""
+@dataclass(frozen=True, slots=True)
+class Played:
+    """How the run of a world ended."""
+
+    end: float
+    """The final RMSE."""
+    ignorant: float
+    """That of a model of zeros."""
+    ruined: str
+    """When the model was ruined, and how far; empty if it was not."""
+    stalled: str
+    """Why it stalled; empty if it did not."""
+
+
+def play(drawn: Drawn) -> Played:
+    """Run a world."""
     names, speeds, world, strategy, incidents = (
         drawn.names,
         drawn.speeds,
@@ -92,11 +109,15 @@ def play(drawn: Drawn) -> tuple[float, float, str]:
         tamper=sensors,
         incidents=incidents,
         evaluate=lambda parameters: {"rmse": sensors.rmse(parameters, end)},
-        every=end / 4,
+        every=end / EVALUATIONS,
     )
-    nothing = sensors.rmse({"w": np.zeros(3), "b": np.zeros(1)}, end)
+    zeros = {"w": np.zeros(3), "b": np.zeros(1)}
+    before, after = sensors.rmse(zeros, 0.0), sensors.rmse(zeros, end)
+    errors = [float(error) for error in found.metrics["rmse"]]
+    worst = max(errors, key=lambda error: error if math.isfinite(error) else math.inf)
+    ruined = "" if worst <= RUINED * max(before, after) else f"was {worst:.3g} off, an ignorant model {after:.3g}"
     fleet = _Honest.of(drawn, strategy, speeds, world.population(names), incidents or Incidents())
-    return float(found.metrics["rmse"][-1]), nothing, fleet.stalled(found, end)
+    return Played(errors[-1], after, ruined, fleet.stalled(found, end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,25 +226,27 @@ def verdict(drawn: Drawn) -> dict[str, Any]:
     """Run one world, and the same without its attackers if it has any; both longer if it ends beyond its bound."""
     found = {"seed": drawn.seed, "stalled": "", "broken": "", "late": "", "over": math.inf, "world": repr(drawn)}
     try:
-        end, bound, found["stalled"] = _ends(drawn)
-        if not end <= bound:
-            found["late"] = f"ends at {end:.3g}, beyond {bound:.3g}"
-            end, bound, later = _ends(replace(drawn, seconds=LONGER * drawn.seconds))
-            found["stalled"] = found["stalled"] or later
-            found["broken"] = "" if end <= bound else f"ends at {end:.3g}, beyond {bound:.3g}"
-        found["over"] = end / bound if bound else 0.0
+        played = play(drawn)
+        bound = _bound(drawn, played)
+        if not played.end <= bound:
+            found["late"] = f"ends at {played.end:.3g}, beyond {bound:.3g}"
+            longer, before = replace(drawn, seconds=LONGER * drawn.seconds), played
+            played = play(longer)
+            bound = _bound(longer, played)
+            found["broken"] = "" if played.end <= bound else f"ends at {played.end:.3g}, beyond {bound:.3g}"
+            played = replace(played, stalled=before.stalled or played.stalled, ruined=before.ruined or played.ruined)
+        found["stalled"], found["broken"] = played.stalled, found["broken"] or played.ruined
+        found["over"] = played.end / bound if bound else 0.0
     except Exception as error:  # noqa: BLE001 - whatever it is: no world may raise anything
         found["broken"] = f"{type(error).__name__}: {error} ({traceback.format_exc(limit=-3)})"
     return found
 
 
-def _ends(drawn: Drawn) -> tuple[float, float, str]:
-    """Final RMSE, its bound, and why it stalled (empty if it did not)."""
-    end, nothing, stalled = play(drawn)
+def _bound(drawn: Drawn, played: Played) -> float:
+    """The bound of a world's final RMSE."""
     if not drawn.liars:
-        return end, 1.05 * max(nothing, drawn.noise + float(np.linalg.norm(TRUE))), stalled
-    honest, _, _ = play(replace(drawn, liars=0, kind=""))
-    return end, honest + SLACK * nothing, stalled
+        return 1.05 * max(played.ignorant, drawn.noise + float(np.linalg.norm(TRUE)))
+    return play(replace(drawn, liars=0, kind="")).end + SLACK * played.ignorant
 
 
 def _begin() -> None:

@@ -17,6 +17,9 @@ INTERVALS = 3.0
 """Number of typical intervals between updates within which a device counts as recently heard."""
 FEWEST = 3
 """Least number of devices whose median a single liar cannot set."""
+_KNOWN = 0.4
+"""Share of the known devices that must be recent for their norms to count as known: one liar in five devices may be
+most of a smaller share."""
 _MEMORY = 64.0
 """The reference norm falls at most to this fraction of its recent median: updates near zero from a fleet at rest must
 not make the first real change look like an outlier."""
@@ -45,6 +48,8 @@ class _Device:
     staleness: deque[int] = field(default_factory=lambda: deque(maxlen=_OWN))
     seconds: float = 0.0
     heard_at: float | None = None
+    active_at: float | None = None
+    """When it was heard, in seconds in which the fleet was active."""
     gap: float | None = None
     """Seconds between its updates, smoothed; None before the second."""
     idle: deque[float] = field(default_factory=lambda: deque(maxlen=_ROUND_TRIPS))
@@ -91,6 +96,12 @@ class FleetStatistics:
         """Devices heard in this turn."""
         self._computed: dict[str, tuple[int, float]] = {}
         """Cached medians by name, each with `taken` at that time: computing one visits all devices."""
+        self._active, self._last = 0.0, -math.inf
+        """Seconds in which the fleet was active, and when the last device was heard."""
+        self._interval = math.inf
+        """The typical interval between updates of a device; infinite if unknown."""
+        self.norms_known = False
+        """Whether the reference norm is that of enough of the known devices."""
 
     def __len__(self) -> int:
         return len(self._devices)
@@ -99,6 +110,7 @@ class FleetStatistics:
         """Record an arrival: the age of the update's base, and the steps and seconds of training as reported."""
         known, seconds = self._devices.setdefault(device, _Device()), min(seconds, _LONGEST)
         known.trained(steps, seconds)
+        self._active, self._last = self._active_at(now), now
         since = age
         if known.heard_at is not None:
             gap = max(now - known.heard_at, 0.0)
@@ -108,7 +120,15 @@ class FleetStatistics:
             known.gap = gap if known.gap is None else known.gap + _GAP * (gap - known.gap)
         if since < math.inf:
             known.idle.append(max(since - seconds, 0.0))
-        known.heard_at, known.seconds = now, seconds
+        known.heard_at, known.active_at, known.seconds = now, self._active, seconds
+
+    def _active_at(self, now: float) -> float:
+        """The seconds in which the fleet was active until now.
+
+        A silence of all devices, such as a pause or an outage of the aggregator, counts as one typical interval:
+        otherwise the first devices after it would be the only recent ones, and most of them may lie.
+        """
+        return self._active + min(max(now - self._last, 0.0), self._interval) if self._last > -math.inf else 0.0
 
     def take(self, record: UpdateRecord) -> None:
         """Record an accepted update."""
@@ -138,7 +158,7 @@ class FleetStatistics:
     # -------------------------------------------------------------- medians over devices
 
     def recent(self, now: float) -> list[str]:
-        """Devices heard within the last three typical intervals, and at least the last three.
+        """Devices heard within the last three typical intervals of an active fleet, and at least the last three.
 
         After a restart all known devices count, until the typical interval has been measured again.
         """
@@ -146,13 +166,12 @@ class FleetStatistics:
         # The interval is unknown until half of the devices have been heard twice.
         if 2 * len(gaps) < len(self._devices) or len(self._devices) <= FEWEST:
             return list(self._devices)
-        since = now - INTERVALS * median(gaps)
-        found = [
-            name for name, known in self._devices.items() if known.heard_at is not None and known.heard_at >= since
-        ]
+        self._interval = median(gaps)
+        since = self._active_at(now) - INTERVALS * self._interval
+        active = {name: known.active_at for name, known in self._devices.items() if known.active_at is not None}
+        found = [name for name, at in active.items() if at >= since]
         if len(found) < FEWEST:
-            order = sorted(self._devices, key=lambda name: self._devices[name].heard_at or 0.0)
-            found = order[-FEWEST:]
+            found = sorted(self._devices, key=lambda name: active.get(name, 0.0))[-FEWEST:]
         return found
 
     def norm(self, now: float) -> float:
@@ -162,6 +181,7 @@ class FleetStatistics:
         """
         if self._due("norm"):
             norms = [known.norms[-1] for name in self.recent(now) if (known := self._devices[name]).norms]
+            self.norms_known = len(norms) >= _KNOWN * len(self._devices)
             middle = median_low(norms) if norms else 0.0
             # If most updates are zero, the others still define the scale: a zero has none.
             some = middle or median_low([norm for norm in norms if norm > 0] or [0.0])

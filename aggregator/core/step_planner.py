@@ -145,8 +145,8 @@ class StepPlanner:
         bound = times * reference
         if robust:
             bound = state.standings.longest(item.device, bound, reference)
-        # An absolute bound as well: until half of the devices are known, an attacker's updates may define the norms.
-        unknown = 2 * len(state.fleet) < self._steering.live
+        # An absolute bound as well: while the norms of most devices are unknown, an attacker's may be the reference.
+        unknown = not state.fleet.norms_known or 2 * len(state.fleet) < self._steering.live
         bound = min(bound, self._bounds.first if unknown else self._bounds.step)
         scale = item.scale * bound / length if length > bound else item.scale
         if not robust:

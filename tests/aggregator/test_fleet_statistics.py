@@ -70,6 +70,29 @@ def test_updates_that_waited_and_come_at_once_do_not_shorten_the_intervals() -> 
     assert len(fleet.recent(1150.0)) == 10
 
 
+def test_the_first_devices_after_a_pause_are_not_the_only_recent_ones() -> None:
+    """Seen to fail: the first three devices after a pause were two liars and one other, and 1e15 was the reference."""
+    fleet = FleetStatistics()
+    for turn in range(5):
+        for place, device in enumerate("abcdefghij"):
+            report(fleet, device, 1.0, 100.0 * turn + place)
+            fleet.norm(100.0 * turn + place)
+    for device, norm in zip("abc", (1e15, 1e15, 1.0), strict=True):
+        report(fleet, device, norm, 10_000.0)
+        assert fleet.norm(10_000.0) == 1.0
+    assert len(fleet.recent(10_000.0)) == 10
+
+
+def test_norms_are_unknown_while_most_devices_are_silent() -> None:
+    """Seen to fail: three devices of ten, two of them liars, could move a model by a million."""
+    fleet = FleetStatistics()
+    for turn in range(20):
+        for device in "abcdefghij" if turn < 5 else "abc":
+            report(fleet, device, 1.0, float(turn))
+            fleet.norm(float(turn))
+        assert fleet.norms_known == (turn < 8)
+
+
 def test_what_a_device_says_of_itself_weighs_as_the_middle_of_what_others_say() -> None:
     fleet = FleetStatistics()
     for number in range(9):

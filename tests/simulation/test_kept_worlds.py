@@ -187,6 +187,29 @@ WORLDS = {
         pauses=1,
         night=12.248574291929929,
     ),
+    # The first devices after a pause were the only recent ones, and two of the three lied.
+    "huge after a pause": replace(
+        Drawn(
+            40100744,
+            "balanced",
+            17,
+            0.0,
+            0.2730514747678402,
+            0.0,
+            "shift",
+            1.148913665481044,
+            9.348170109767416,
+            0.3,
+            0.0,
+            0.0,
+            3,
+            "huge",
+        ),
+        median=300.0,
+        pauses=1,
+        night=14.854041987554261,
+        loss=0.05173990676229055,
+    ),
     "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),
