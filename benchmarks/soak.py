@@ -41,7 +41,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -488,13 +488,15 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
 
-async def soak(sizes: Sizes) -> Row:
-    """A soak in a temporary folder, beside an idle broker."""
+async def soak(sizes: Sizes) -> tuple[Row, dict[str, Series]]:
+    """A soak in a temporary folder, beside an idle broker; its results, and all samples."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "idle").mkdir()
         async with stock_mosquitto(directory / "idle") as (other, _):
-            return await Soak(directory, sizes, other).run()
+            one = Soak(directory, sizes, other)
+            found = await one.run()
+    return found, {"store": one.sampler.store, **one.sampler.series}
 
 
 def main() -> int:
@@ -504,6 +506,7 @@ def main() -> int:
     parser.add_argument("--devices", type=int)
     parser.add_argument("--minutes", type=float, help="of the soak itself, without its preparations")
     parser.add_argument("--speed-up", type=float, help="times faster than a fleet that trains each hour")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="write all samples to this file, as JSON")
     parser.add_argument("--store", action="store_true", help="store the result in benchmarks/results/soak.json")
     options = parser.parse_args()
     quick = options.quick
@@ -515,7 +518,9 @@ def main() -> int:
     )
     limits_of_this_machine()  # raises the limit of open files
     load, began = os.getloadavg()[0], time.monotonic()
-    found = asyncio.run(soak(sizes))
+    found, series = asyncio.run(soak(sizes))
+    if options.keep is not None:
+        options.keep.write_text(json.dumps({name: asdict(each) for name, each in series.items()}))
     about = {"devices": sizes.devices, "minutes": sizes.minutes, "speed_up": sizes.speed_up}
     line = {"benchmark": "soak", "quick": quick, **about, "realtime": may_go_first(), **found}
     if options.store:
