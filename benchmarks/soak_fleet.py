@@ -27,7 +27,8 @@ import numpy as np
 
 from benchmarks.hostile_fleet import at, say
 from benchmarks.neighbour_fleet import NICE, SeenDevice
-from midge.broker import connector
+from midge.broker import Connection, connector
+from midge.broker.mqtt.paho_session import PahoSession
 from midge.broker.provisioning.bundles import Bundle
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
@@ -51,6 +52,15 @@ def moved(sock: socket.socket) -> int:
     return int(acked + received + HEADERS * (out + came))
 
 
+def weighed(connection: Connection | None) -> int:
+    """Bytes of a connection so far; 0 if there is none."""
+    watched = connection.client.socket() if isinstance(connection, PahoSession) else None
+    if watched is None or watched.fileno() < 0:
+        return 0
+    with socket.socket(fileno=os.dup(watched.fileno())) as raw:  # below TLS
+        return moved(raw)
+
+
 class SoakDevice(SeenDevice):
     """A device of a bundle."""
 
@@ -59,7 +69,7 @@ class SoakDevice(SeenDevice):
         self._fleet, self._trained = fleet, False
         self._ended = self._newest = 0
         """Bytes of earlier connections, and of the current one when it was last looked at."""
-        self._watched: object = None
+        self._watched: Connection | None = None
         super().__init__(
             DeviceConfig(
                 connector=connector(bundle.endpoint),
@@ -93,12 +103,9 @@ class SoakDevice(SeenDevice):
     def weigh(self) -> None:
         """Look at the connection's bytes."""
         connection = self.connection
-        watched = None if connection is None else connection.client.socket()
-        if watched is not self._watched:
-            self._ended, self._newest, self._watched = self._ended + self._newest, 0, watched
-        if watched is not None and watched.fileno() >= 0:
-            with socket.socket(fileno=os.dup(watched.fileno())) as raw:  # below TLS
-                self._newest = moved(raw)
+        if connection is not self._watched:
+            self._ended, self._newest, self._watched = self._ended + self._newest, 0, connection
+        self._newest = weighed(connection) or self._newest
 
     @property
     def wire(self) -> int:
