@@ -138,9 +138,9 @@ def delay_kept(alone_ms: float, beside_ms: float) -> bool:
     return beside_ms <= DELAY * alone_ms
 
 
-def all_back(devices: int, back: int, seconds: float | None) -> bool:
-    """Whether all devices were back in time; `seconds` is None if some were not."""
-    return seconds is not None and back == devices and seconds <= RECONNECT
+def all_back(seconds: float | None) -> bool:
+    """Whether all devices were back in time; None if some were not back at all."""
+    return seconds is not None and seconds <= RECONNECT
 
 
 def bounded(days: Sequence[float], values: Sequence[float], tolerance: float) -> bool:
