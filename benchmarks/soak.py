@@ -272,8 +272,7 @@ class Soak:
         environment = {"SOAK_STORE": self.store, "SOAK_PARAMETERS": PARAMETERS, "SOAK_SPEED_UP": self._sizes.speed_up}
         os.environ.update({name: str(value) for name, value in environment.items()})
         bundle = self._directory / "fleet" / "aggregator"
-        arguments = ("aggregate", "benchmarks.soak_server:app", "--config", bundle, "--log", "json")
-        self.aggregator = await Part.start("midge", *arguments)
+        self.aggregator = await Part.start("benchmarks.soak_server", "--config", bundle, "--log", "json")
         await self.aggregator.until(lambda part: bool(part.of("connected")), 60, "aggregator that is connected")
 
     async def _assemble(self) -> None:
@@ -443,7 +442,7 @@ class Soak:
         )
         store, telemetry, reconnect = self._stored(), self._telemetry(), notes["reconnect"]
         promises = {
-            "memory": memory_kept([memory[name] for name in JUDGED]),
+            "memory": memory_kept([memory[name] for name in JUDGED if name in memory]),
             "descriptors": descriptors_flat(list(files.values())),
             "disk": store["bounded"],
             "reconnect": all_back(reconnect["all_s"]),
