@@ -143,11 +143,14 @@ def all_back(seconds: float | None) -> bool:
     return seconds is not None and seconds <= RECONNECT
 
 
+def last(values: Sequence[float]) -> Sequence[float]:
+    """The last fifth of a series."""
+    return values[-max(4, len(values) // ENDS) :]
+
+
 def bounded(days: Sequence[float], values: Sequence[float], tolerance: float) -> bool:
-    """Whether a series has stopped growing: its last third rises by at most a share of its level."""
-    third = len(values) // 3
-    growth = Growth.of(days[-third:], values[-third:])
-    return growth.share <= tolerance
+    """Whether a series has stopped growing: in its last fifth it rises by at most a share of its level."""
+    return Growth.of(last(days), last(values)).share <= tolerance
 
 
 @dataclass(frozen=True, slots=True)
