@@ -84,6 +84,8 @@ KEEPALIVE = 30.0
 """Of a device (`DeviceConfig.keepalive`)."""
 JUDGED = ("broker", "aggregator", "gateway")
 """Processes of a federation; those with hundreds of devices each exist only here, and grow until each has trained."""
+ENOUGH = 10
+"""Fewest samples of a process that is judged."""
 SETTLE = 0.15
 """Part of a process's life at its beginning that is not judged: it fills its caches."""
 Row = dict[str, Any]
@@ -179,10 +181,11 @@ class Series:
         self.memory.append(resident(pid))
         self.files.append(open_files(pid))
 
-    def growth(self, values: list[float]) -> Growth:
-        """Growth after the process has settled."""
-        start = round(SETTLE * len(values))
-        return Growth.of(self.hours[start:], values[start:])
+    def since(self, hour: float) -> "Series":
+        """The samples after an hour, when the process was in its place, without the first while its caches fill."""
+        start = sum(each < hour for each in self.hours)
+        start += round(SETTLE * (len(self.hours) - start))
+        return Series(self.hours[start:], self.memory[start:], self.files[start:])
 
 
 class Sampler:
@@ -228,6 +231,9 @@ class Soak:
         self.stretches: dict[str, list[tuple[float, float]]] = {"alone": [], "beside": [], "reconnect": []}
         self.notes: Row = {}
         self._began = 0.0
+        """When the soak began, and later by as much as it waited for devices."""
+        self._placed: dict[str, float] = {}
+        """Hour from which all devices were at a process that had been replaced."""
 
     async def run(self) -> Row:
         """Run it, and return its results."""
@@ -337,7 +343,8 @@ class Soak:
     async def _live(self) -> None:
         assert self.aggregator is not None
         self.sampler.reset()
-        self._began, before = time.monotonic(), {name: self.total(name) for name in ("payload", "wire", "accepted")}
+        start = self._began = time.monotonic()
+        before = {name: self.total(name) for name in ("payload", "wire", "accepted")}
         idle = asyncio.create_task(self._idle())
         await self._until(0.1)
         await self.aggregator.kill()
@@ -352,7 +359,7 @@ class Soak:
         self._cut()
         await self._until(0.5)
         idle.cancel()
-        self.stretches["beside"].append((self._began, time.monotonic()))
+        self.stretches["beside"].append((start, time.monotonic()))
         await self._restart_broker()
         again = time.monotonic()
         for part in (0.65, 0.8):
@@ -360,7 +367,7 @@ class Soak:
             self._cut()
         await self._until(1.0)
         self.stretches["beside"].append((again, time.monotonic()))
-        self.notes["seconds"] = round(time.monotonic() - self._began, 1)
+        self.notes["seconds"] = round(time.monotonic() - start, 1)
         self.notes |= {name: self.total(name) - count for name, count in before.items()}
 
     def _cut(self) -> None:
@@ -369,8 +376,11 @@ class Soak:
 
     async def _answered(self) -> float | None:
         """Seconds until all devices are answered by an aggregator that returned."""
+        began = time.monotonic()
         await asyncio.sleep(1.0)  # they see its new status, and greet
         seconds = await self._all_up(RECONNECT)
+        self._began += time.monotonic() - began
+        self._placed["aggregator"] = time.monotonic() / 3600
         return None if seconds is None else seconds + 1.0
 
     async def _stop_aggregator(self) -> float:
@@ -403,6 +413,8 @@ class Soak:
             await asyncio.sleep(0.1)
         seconds = time.monotonic() - back if up == self._sizes.devices else None
         self.stretches["reconnect"].append((began, time.monotonic()))
+        self._began += time.monotonic() - back
+        self._placed["broker"] = time.monotonic() / 3600
         self.notes["reconnect"] = {
             "devices": up,
             "half_s": _rounded(times.get(0.5, seconds)),
@@ -425,9 +437,10 @@ class Soak:
 
     def _found(self) -> Row:
         sizes, notes = self._sizes, self.notes
-        series = {name: each for name, each in self.sampler.series.items() if len(each.hours) >= 10}
-        memory = {name: each.growth(each.memory) for name, each in series.items()}
-        files = {name: each.growth(each.files) for name, each in series.items()}
+        settled = {name: each.since(self._placed.get(name, 0.0)) for name, each in self.sampler.series.items()}
+        series = {name: each for name, each in settled.items() if len(each.hours) >= ENOUGH}
+        memory = {name: Growth.of(each.hours, each.memory) for name, each in series.items()}
+        files = {name: Growth.of(each.hours, each.files) for name, each in series.items()}
         rows = [
             {
                 "process": name,

@@ -167,8 +167,9 @@ PROCESSES = {
 
 def about_run(result: dict[str, Any]) -> str:
     """Say where and beside what a nightly result was measured."""
-    some, load = result["machine"], result["load_before"]
-    return f"{some['processor']}, {some['cores']} cores; runnable processes before: {load:.1f}."
+    some, load = result["machine"], result.get("load_before")
+    before = "" if load is None else f"; runnable processes before: {load:.1f}"
+    return f"{some['processor']}, {some['cores']} cores{before}."
 
 
 def with_interval(values: Sequence[float]) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks.soak import Series
 from benchmarks.soak_judgement import (
     Growth,
     Slope,
@@ -107,3 +108,14 @@ def test_a_month_scales_work_and_not_the_keep_alive() -> None:
     """600 s at 30 times the pace are five hours: 146.1 of these are a month."""
     month = Traffic(payload=10_000, wire=25_000, seconds=600, idle=5).month(30)
     assert month == {"payload": 1.46, "work": 3.21, "keepalive": 13.15, "all": 16.36}
+
+
+def test_a_process_is_judged_once_all_devices_are_at_it() -> None:
+    """A broker whose clients return grows by a connection each. Seen to fail on samples from its start."""
+    seconds = list(range(200))
+    memory = [10.0 + min(second, 100) for second in seconds]
+    series = Series([second / 3600 for second in seconds], memory, memory)
+    settled = series.since(100 / 3600)
+    assert len(settled.hours) == len(settled.memory) == len(settled.files) == 85
+    assert memory_kept([Growth.of(settled.hours, settled.memory)])
+    assert not memory_kept([Growth.of(series.hours, series.memory)])
