@@ -9,6 +9,7 @@
 #   make rot             kill processes and have their files rot for SECONDS=60 from SEED=1: does anything change unseen?
 #   make fuzz            give every decoder bytes that nobody thought of, for SECONDS=60
 #   make bench           measure all that docs/performance.md tells, in under 20 minutes, and write the page anew
+#   make nightly         soak 3,000 live devices for MINUTES=10, live a year in virtual time, and write the page anew
 #   make micro           the clients for microcontrollers under resets: 1,000 updates each, against Mosquitto; MICRO=--quick
 #                        for a tenth of it
 #   make home-assistant  a real Home Assistant shows a federation, and its switch pauses it; needs Python 3.13
@@ -25,7 +26,7 @@ ARGS ?= --target 0.93 --seconds 120
 CHROMIUM ?= chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
   --disable-component-update --disable-sync --user-data-dir=$(CURDIR)/runs/.chromium --hide-scrollbars
 
-.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench micro home-assistant upgrade
+.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench nightly micro home-assistant upgrade
 .DELETE_ON_ERROR:
 
 ifdef TORCH
@@ -88,6 +89,13 @@ mutants: install
 bench: install
 	@$(BIN)/python -m benchmarks.suite
 	@$(BIN)/python docs/performance.py
+
+MINUTES ?= 10
+nightly: install
+	@.ci/packages mosquitto
+	@code=0; $(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --store || code=$$?; \
+	$(BIN)/python -m benchmarks.soak_year --store || code=$$?; \
+	$(BIN)/python docs/performance.py; exit $$code
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from midge.broker import Endpoint, connector
+from midge.broker.mqtt.paho_session import PahoSession
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.connection.model_fetcher import Fetcher
 from midge.iot_client.device import Device
@@ -91,8 +92,37 @@ class LightRuntime(DeviceRuntime):
         self.trained(await asyncio.to_thread(_made, announcement, self.state, name))
 
 
-class LightDevice(Device):
+class SeenDevice(Device):
+    """A device that a benchmark looks into, and whose connection it breaks."""
+
+    runtime: DeviceRuntime | None = None
+
+    def _begin(self, parts: DeviceParts) -> DeviceRuntime:
+        self.runtime = DeviceRuntime(parts)
+        return self.runtime
+
+    @property
+    def up(self) -> bool:
+        """Whether the aggregator has answered it."""
+        return self.runtime is not None and self.runtime.session.link is Link.UP
+
+    @property
+    def connection(self) -> PahoSession | None:
+        """Its connection; None if there is none."""
+        found = None if self.runtime is None else self.runtime.publisher.connection
+        assert found is None or isinstance(found, PahoSession)
+        return found
+
+    def cut(self) -> None:
+        """Break the connection, as the network does."""
+        if self.connection is not None:
+            sever(self.connection, self.name)
+
+
+class LightDevice(SeenDevice):
     """A device that sends on command, and whose actions are counted."""
+
+    runtime: LightRuntime | None = None
 
     def __init__(self, url: str, name: str, federation: str) -> None:
         super().__init__(
@@ -107,7 +137,6 @@ class LightDevice(Device):
                 conditions=(lambda: self.rests,),
             )
         )
-        self.runtime: LightRuntime | None = None
         self.rests: str | None = None
         """Why it trains no more, and so fetches nothing."""
         self.accepted = self.refused = self.connects = 0
@@ -115,11 +144,6 @@ class LightDevice(Device):
     def _begin(self, parts: DeviceParts) -> LightRuntime:
         self.runtime = LightRuntime(parts)
         return self.runtime
-
-    @property
-    def up(self) -> bool:
-        """Whether the aggregator has answered it."""
-        return self.runtime is not None and self.runtime.session.link is Link.UP
 
     def _hear(self, event: dict[str, Any]) -> None:
         self.connects += event["event"] == "connected"
@@ -135,12 +159,6 @@ class LightDevice(Device):
             return False
         told.set_result(contribute)
         return True
-
-    def cut(self) -> None:
-        """Break the connection, as the network does."""
-        connection = None if self.runtime is None else self.runtime.publisher.connection
-        if connection is not None:
-            sever(connection, self.name)
 
 
 def _never(_parameters: Parameters, _plan: TrainingPlan) -> Fit:

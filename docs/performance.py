@@ -14,6 +14,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 PICTURES = ROOT / "docs" / "pictures"
 NAMES = ("ingest", "ingest_peers", "apply", "neighbour", "release", "codecs", "transfer", "recovery")
+NIGHTLY = ("soak", "soak_year")
+"""Results of `make nightly`, on whatever machine that was."""
 COLOURS = ("#2a78b8", "#c4581c", "#3a8f4d", "#8550a8")
 STYLE = """text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.base{stroke:#8884;fill:none}
 .leader{stroke:#8886}.line{fill:none;stroke-width:2}.even{stroke:#888;stroke-dasharray:3 3}
@@ -35,7 +37,7 @@ MISSING = ["Not measured yet: run `make bench`.", ""]
 
 def load() -> Results:
     """Read the stored results, by benchmark."""
-    paths = {name: RESULTS / f"{name}.json" for name in NAMES}
+    paths = {name: RESULTS / f"{name}.json" for name in (*NAMES, *NIGHTLY)}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
@@ -72,6 +74,7 @@ def pick(found: Iterable[Row], columns: dict[str, str]) -> list[str]:
 
 def machine(results: Results) -> list[str]:
     """Describe the machine and its limits."""
+    results = {name: each for name, each in results.items() if name in NAMES}
     if not results:
         return MISSING
     some = next(iter(results.values()))["machine"]
@@ -155,6 +158,130 @@ def recovery_table(found: list[Row]) -> list[str]:
     return table(("measure", "records or devices", "s", ""), lines)
 
 
+PROCESSES = {
+    "broker": "Mosquitto, after its restart",
+    "aggregator": "aggregator, after its upgrade",
+    "gateway": "gateway: one device",
+}
+
+
+def about_run(result: dict[str, Any]) -> str:
+    """Say where and beside what a nightly result was measured."""
+    some, load = result["machine"], result.get("load_before")
+    before = "" if load is None else f"; runnable processes before: {load:.1f}"
+    return f"{some['processor']}, {some['cores']} cores{before}."
+
+
+def with_interval(values: Sequence[float]) -> str:
+    """Format a slope with its interval."""
+    middle, low, high = (number(value) for value in values)
+    return f"{middle} ({low} to {high})"
+
+
+def soak_table(result: dict[str, Any]) -> list[str]:
+    """Return the results of a soak."""
+    found = result["found"]
+    named = [row for row in found["rows"] if row["process"] in PROCESSES]
+    others = [row for row in found["rows"] if row["process"] not in PROCESSES]
+    count = round((found["devices"] - 1) / max(len(others), 1))
+    lines = []
+    for row in (*named, *others[:1]):
+        memory, files = row["rss_mb"], row["descriptors"]
+        name = PROCESSES.get(row["process"], f"{number(count)} devices in a process")
+        ends = f"{number(memory['begin'])} → {number(memory['end'])}"
+        growth = f"{100 * memory['growth']:.1f} %"
+        opened = f"{files['begin']:.0f} → {files['end']:.0f}"
+        slopes = with_interval(memory["per_hour"]), with_interval(memory["per_year"])
+        lines.append((name, number(row["minutes"]), ends, growth, *slopes, opened))
+    columns = ("process", "minutes", "memory, MB", "growth", "MB an hour (95 %)", "MB a year (95 %)", "open files")
+    hours = number(found["minutes"] * found["speed_up"] / 60)
+    about = f"{number(found['devices'])} devices for {number(found['minutes'])} minutes, {hours} hours of a fleet that"
+    return [
+        f"{about} trains each hour. {about_run(result)}",
+        "",
+        *table(columns, lines),
+        *table(("", "measured"), soak_lines(found)),
+    ]
+
+
+def soak_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the other figures of a soak, each with its promise if it has one."""
+    store, late, back, month = found["store"], found["telemetry"], found["reconnect"], found["mb_a_month"]
+    kept = {name: "kept" if so else "**broken**" for name, so in found["promises"].items()}
+    returned = "not all" if back["all_s"] is None else f"{number(back['all_s'])} s"
+    restarts = found["restarts"]
+    answered = ["not in time" if restarts[name] is None else f"{number(restarts[name])} s" for name in RESTARTS]
+    return [
+        ("memory of aggregator, broker and gateway within 5 %", kept["memory"]),
+        ("open files as at the beginning", kept["descriptors"]),
+        (
+            "store grows by what it is to keep",
+            (
+                f"{kept['disk']}: {number(store['mb'])} MB with {number(store['records'])} records of "
+                f"{number(store['bytes_a_record'])} bytes; {number(store['bound_mb'])} MB with all 100,000"
+            ),
+        ),
+        (
+            "all devices back within 120 s of the broker's return",
+            f"{kept['reconnect']}: {back['devices']:,} of {found['devices']:,}; all {returned}",
+        ),
+        (
+            "p99 of other clients at most doubled: alone → beside Midge (the idle broker)",
+            (
+                f"{kept['telemetry']}: {late['p99_alone_ms']} → {late['p99_beside_ms']} ms "
+                f"({late['p99_other_alone_ms']} → {late['p99_other_beside_ms']} ms)"
+            ),
+        ),
+        ("the same while all devices reconnect", f"{late['p99_reconnect_ms']} ms"),
+        ("all devices answered again after a kill, after an upgrade of the aggregator", ", ".join(answered)),
+        (
+            "updates accepted, refused; a second",
+            f"{found['updates']:,}, {found['refused']:,}; {number(found['updates_per_s'])}",
+        ),
+        (
+            "MB a month of a gateway that trains each hour: payload; with TLS and TCP; and keep-alive; all",
+            (
+                f"{number(month['payload'])}; {number(month['work'])}; {number(month['keepalive'])}; "
+                f"**{number(month['all'])}**"
+            ),
+        ),
+    ]
+
+
+RESTARTS = ("after_kill_s", "after_upgrade_s")
+MEASURES = {
+    "disk": "store on disk, MB",
+    "records": "records of its journal",
+    "frames": "frames in the store",
+    "retained": "messages that the broker retains",
+    "blocks": "blocks that Python allocated",
+    "rss": "memory of the process, MB",
+}
+
+
+def year_table(result: dict[str, Any]) -> list[str]:
+    """Return the results of a virtual year."""
+    found = result["found"]
+    lines = [
+        (
+            MEASURES[row["measure"]],
+            *(number(row[name]) for name in ("first", "at_a_third", "at_two_thirds", "last")),
+            f"{100 * row['growth']:.1f} %",
+            with_interval(row["a_month"]),
+            "yes" if row["bounded"] else "**no**",
+        )
+        for row in found["rows"]
+    ]
+    columns = ("measure", "first day", "a third", "two thirds", "last day", "growth in the last fifth")
+    about = f"{number(found['days'])} days of {number(found['devices'])} devices, {number(found['names'])} names in all"
+    done = f"{found['updates']:,} updates, {found['versions']:,} versions, {found['lives']:,} starts of the aggregator"
+    return [
+        f"{about}: {done}. {about_run(result)}",
+        "",
+        *table((*columns, "a month (95 %)", "bounded"), lines),
+    ]
+
+
 def blocks(results: Results) -> dict[str, list[str]]:
     """Return the content between the page's markers, by name."""
     ingest = {
@@ -223,8 +350,13 @@ def blocks(results: Results) -> dict[str, list[str]]:
         "codecs": pick(rows(results, "codecs"), codecs),
         "transfer": transfer_table(rows(results, "transfer")),
         "recovery": recovery_table(rows(results, "recovery")),
+        "soak": soak_table(results["soak"]) if "soak" in results else [],
+        "soak_year": year_table(results["soak_year"]) if "soak_year" in results else [],
     }
-    missing = {"ingest_peers": ["Not measured yet: give the suite `--peers` and their environments.", ""]}
+    missing = {
+        **{key: ["Not measured yet: run `make nightly`.", ""] for key in NIGHTLY},
+        "ingest_peers": ["Not measured yet: give the suite `--peers` and their environments.", ""],
+    }
     return {
         name: lines if name == "machine" or name in results else missing.get(name, MISSING)
         for name, lines in found.items()

@@ -21,6 +21,7 @@ two."""
 _PAGE = 1000
 """Rows read at once: those of a replay may exceed the memory."""
 _ROWS = "SELECT lsn, kind, record, body, crc, segment, place, size FROM journal"
+_INSERT = "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class JournalTable:
         if together > INLINE_TOGETHER:
             rows = self._write_bodies(rows)
             failpoint("commit.bodies")
-        db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        db.executemany(_INSERT, rows)
         return int(rows[-1][4])
 
     def _write_bodies(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -125,8 +126,15 @@ class JournalTable:
     def prune(self, db: sqlite3.Connection, needed: int, keep: int) -> None:
         """Remove bodies before an lsn, and records that are `keep` older than that."""
         # Only what became unnecessary since the last time: the remaining rows are many.
-        new = (self._pruned, needed)
-        db.execute("UPDATE journal SET body = NULL WHERE lsn >= ? AND lsn < ? AND body IS NOT NULL", new)
+        ((first,),) = db.execute(
+            "SELECT min(lsn) FROM journal WHERE lsn >= ? AND lsn < ? AND body IS NOT NULL", (self._pruned, needed)
+        )
+        if first is not None:
+            # Rows that only lost their bodies would stay where they are, and no later row fills the space between them:
+            # a page would hold what a few rows with bodies left of it, for as long as they are kept.
+            rows = db.execute(f"{_ROWS} WHERE lsn >= ? AND lsn < ?", (first, needed)).fetchall()
+            db.execute("DELETE FROM journal WHERE lsn >= ? AND lsn < ?", (first, needed))
+            db.executemany(_INSERT, ((*row[:3], None, *row[4:]) for row in rows))
         db.execute("DELETE FROM journal WHERE lsn < ?", (needed - keep,))
 
     def pruned(self, needed: int) -> None:
