@@ -1,0 +1,122 @@
+"""A device: a home that learns from its own meter to forecast the next day's energy, hour by hour. NumPy only."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from paho.mqtt import publish
+
+import midge
+
+DAY = 24
+LEARNS_FROM = 28 * DAY
+"""Hours that a home remembers."""
+TOPIC = "homeassistant/sensor/+/state"
+"""What Home Assistant's statestream publishes."""
+READINGS, HOUR = ("load_energy", "load_temperature", "load_temperature_tomorrow"), "load_hour"
+"""The sensors: energy of an hour in kWh, temperature in °C, its forecast for the same hour a day later, and the hour's
+number: local hours since 1970. It comes last and completes a row: Home Assistant publishes only what changes, and it
+always does."""
+INPUTS = (
+    *("energy a day before", "usual energy at that hour", "energy of a day", "energy at night", "logarithm of level"),
+    *("temperature", "warmer than a day before", "warmer than usual", "weekend"),
+    *(f"{wave} of {part}" for part in ("the day", "half the day", "a third of the day") for wave in ("sine", "cosine")),
+)
+MODEL = midge.MLP(len(INPUTS), hidden=(32, 16), outputs=1, task="regression")
+HEAD, OWN = ("layers.4.weight", "layers.4.bias"), ("own.weight", "own.bias")
+"""The last layer, and what each home adds to it: that never leaves the home."""
+RECIPE = midge.Recipe(learning_rate=0.05, batch_size=32, local_steps=20)
+SHRINK = 0.3
+"""Weight of the penalty on a home's own head: with little data it stays near to what all homes share."""
+
+
+def initial() -> dict[str, np.ndarray]:
+    parameters = MODEL.initial()
+    return parameters | {own: np.zeros_like(parameters[head]) for head, own in zip(HEAD, OWN, strict=True)}
+
+
+def inputs(readings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of readings (n, 4), the hour last: inputs (hours, INPUTS), the home's level (hours,) and energy (hours,) in kWh.
+
+    Hours run from a day after the first reading to a day after the last: of the latter, energy is NaN. All inputs were
+    known a day before. What has a gap is NaN, which the model takes for the mean.
+    """
+    readings = readings[readings[:, -1] > np.nanmax(readings[:, -1]) - LEARNS_FROM]
+    hour = readings[:, -1].astype(np.int64)
+    first, end = hour.min(), hour.max() + 1 + DAY
+    energy, outside, expected, before, warmth = np.full((5, DAY * -(-(end - first) // DAY)), np.nan)
+    energy[hour - first], outside[hour - first], expected[hour - first + DAY] = readings[:, :-1].T
+    before[DAY:], warmth[DAY:] = energy[:-DAY], outside[:-DAY]
+    hour = first + np.arange(len(energy))
+    day, weekday = 2 * np.pi * (hour % DAY) / DAY, (hour // DAY + 3) % 7  # 1970 began on a Thursday
+    level, night = _mean(before), _mean(np.where((hour % DAY >= 1) & (hour % DAY < 5), before, np.nan))
+    a_day = _mean(np.lib.stride_tricks.sliding_window_view(before, DAY).T)[-1]
+    of_load = [before, _mean(before.reshape(-1, DAY)).ravel(), np.append(np.full(DAY - 1, np.nan), a_day), night]
+    usual = _mean(warmth.reshape(-1, DAY)).ravel()
+    columns = [
+        *(each / level - 1 for each in of_load),
+        *(np.log(level), (expected - 5) / 10, (expected - warmth) / 10, (expected - usual) / 10, weekday >= 5),
+        *(wave(times * day) for times in (1, 2, 3) for wave in (np.sin, np.cos)),
+    ]
+    return tuple(each[DAY : end - first] for each in (np.stack(columns, axis=1, dtype=np.float32), level, energy))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean of the known values so far, along the first axis."""
+    with np.errstate(invalid="ignore"):
+        return np.nancumsum(values, axis=0) / np.cumsum(np.isfinite(values), axis=0)
+
+
+def joined(parameters) -> dict[str, np.ndarray]:
+    """The model of one home: its own head is added to the common one."""
+    return {**parameters, **{head: parameters[head] + parameters[own] for head, own in zip(HEAD, OWN, strict=True)}}
+
+
+def train(parameters, plan, readings: np.ndarray, recipe: midge.Recipe = RECIPE) -> midge.Fit:
+    """Mini-batch SGD on what the home used, as a share of its level."""
+    x, level, energy = inputs(readings)
+    known = np.isfinite(energy + level)
+    x, y = x[known], (energy / level - 1)[known].astype(np.float32)
+    values, recipe = {name: np.array(array) for name, array in parameters.items()}, recipe.under(plan)
+    for batch in recipe.batches(len(x), np.random.default_rng(plan.seed)):
+        _, slopes = MODEL.loss_and_gradients(joined(values), x[batch], y[batch])
+        for head, own in zip(HEAD, OWN, strict=True):
+            slopes[own] = slopes[head] + SHRINK * values[own]
+        for name, slope in slopes.items():
+            values[name] -= recipe.learning_rate * slope
+    return midge.Fit(values, len(x), recipe.local_steps)
+
+
+def forecast(parameters, readings: np.ndarray) -> np.ndarray:
+    """Energy in each of the 24 hours after the last reading, in kWh."""
+    x, level, _ = inputs(readings)
+    return (level * np.maximum(0, 1 + MODEL.predict(joined(parameters), x)))[-DAY:]
+
+
+def device(
+    name: str, url: str, sensors: str = "mqtt://localhost", topic: str = TOPIC, outbox: str | None = None, **more
+) -> midge.Device:
+    """One home: its sensors' broker and topic, and the federation's broker."""
+    stored = None if outbox is None else f"{outbox}.samples"
+    samples = midge.Samples(stored, READINGS, HOUR, rows=LEARNS_FROM, clip=None)
+
+    def readings(*, take: bool) -> np.ndarray:
+        return np.column_stack(samples.arrays(take=take))
+
+    return midge.Device(
+        url,
+        federation="homes",
+        name=name,
+        train=lambda parameters, plan: train(parameters, plan, readings(take=True)),
+        predict=lambda parameters, _: forecast(parameters, readings(take=False)),
+        local=lambda: {name: initial()[name] for name in OWN},
+        features=INPUTS,
+        samples=samples,
+        sources=[midge.SensorTopic(sensors, topic, hold=7200.0)],
+        conditions=[midge.conditions.enough_new(samples, 1), lambda: None if len(samples) > DAY else "a day is needed"],
+        outbox=outbox,
+        **more,
+    )
