@@ -1,13 +1,8 @@
 """A device: a home that learns from its own meter to forecast the next day's energy, hour by hour. NumPy only."""
 
-import json
 import os
-import threading
-import time
-from pathlib import Path
 
 import numpy as np
-from paho.mqtt import publish
 
 import midge
 
@@ -17,9 +12,8 @@ LEARNS_FROM = 28 * DAY
 TOPIC = "homeassistant/sensor/+/state"
 """What Home Assistant's statestream publishes."""
 READINGS, HOUR = ("load_energy", "load_temperature", "load_temperature_tomorrow"), "load_hour"
-"""The sensors: energy of an hour in kWh, temperature in °C, its forecast for the same hour a day later, and the hour's
-number: local hours since 1970. It comes last and completes a row: Home Assistant publishes only what changes, and it
-always does."""
+"""Energy of an hour in kWh, temperature in °C, its forecast for that hour tomorrow, and the hour's number: local hours
+since 1970. It comes last and completes a row: Home Assistant publishes only what changes, and this always does."""
 INPUTS = (
     *("energy a day before", "usual energy at that hour", "energy of a day", "energy at night", "logarithm of level"),
     *("temperature", "warmer than a day before", "warmer than usual", "weekend"),
@@ -28,9 +22,9 @@ INPUTS = (
 MODEL = midge.MLP(len(INPUTS), hidden=(32, 16), outputs=1, task="regression")
 HEAD, OWN = ("layers.4.weight", "layers.4.bias"), ("own.weight", "own.bias")
 """The last layer, and what each home adds to it: that never leaves the home."""
-RECIPE = midge.Recipe(learning_rate=0.05, batch_size=32, local_steps=20)
-SHRINK = 0.3
-"""Weight of the penalty on a home's own head: with little data it stays near to what all homes share."""
+RECIPE = midge.Recipe(learning_rate=0.03, batch_size=64, local_steps=10)
+SHRINK = 1.0
+"""Weight of the penalty on a home's own head: with little data it stays near the common one."""
 
 
 def initial() -> dict[str, np.ndarray]:
@@ -39,10 +33,9 @@ def initial() -> dict[str, np.ndarray]:
 
 
 def inputs(readings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of readings (n, 4), the hour last: inputs (hours, INPUTS), the home's level (hours,) and energy (hours,) in kWh.
+    """Of readings (n, 4): inputs (hours, INPUTS) that were known a day before, the home's level until then, and energy.
 
-    Hours run from a day after the first reading to a day after the last: of the latter, energy is NaN. All inputs were
-    known a day before. What has a gap is NaN, which the model takes for the mean.
+    Hours run from a day after the first reading to a day after the last. What is not known is NaN.
     """
     readings = readings[readings[:, -1] > np.nanmax(readings[:, -1]) - LEARNS_FROM]
     hour = readings[:, -1].astype(np.int64)
@@ -79,8 +72,8 @@ def train(parameters, plan, readings: np.ndarray, recipe: midge.Recipe = RECIPE)
     """Mini-batch SGD on what the home used, as a share of its level."""
     x, level, energy = inputs(readings)
     known = np.isfinite(energy + level)
-    x, y = x[known], (energy / level - 1)[known].astype(np.float32)
-    values, recipe = {name: np.array(array) for name, array in parameters.items()}, recipe.under(plan)
+    x, y, recipe = x[known], (energy / level - 1)[known].astype(np.float32), recipe.under(plan)
+    values = {name: np.array(array) for name, array in parameters.items()}
     for batch in recipe.batches(len(x), np.random.default_rng(plan.seed)):
         _, slopes = MODEL.loss_and_gradients(joined(values), x[batch], y[batch])
         for head, own in zip(HEAD, OWN, strict=True):
@@ -100,8 +93,7 @@ def device(
     name: str, url: str, sensors: str = "mqtt://localhost", topic: str = TOPIC, outbox: str | None = None, **more
 ) -> midge.Device:
     """One home: its sensors' broker and topic, and the federation's broker."""
-    stored = None if outbox is None else f"{outbox}.samples"
-    samples = midge.Samples(stored, READINGS, HOUR, rows=LEARNS_FROM, clip=None)
+    samples = midge.Samples(outbox and f"{outbox}.samples", READINGS, HOUR, rows=LEARNS_FROM, clip=None)
 
     def readings(*, take: bool) -> np.ndarray:
         return np.column_stack(samples.arrays(take=take))
@@ -120,3 +112,9 @@ def device(
         outbox=outbox,
         **more,
     )
+
+
+def app() -> midge.Device:
+    """For `midge device home:app`."""
+    name, url, sensors = (os.environ[key] for key in ("HOME_NAME", "FEDERATION", "HOME_BROKER"))
+    return device(name, url, sensors, outbox=f"{name}.outbox")

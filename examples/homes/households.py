@@ -18,7 +18,7 @@ class Household:
         self.lost = np.random.default_rng((seed, 5, number)).random(len(self.hours)) < 0.01
 
     def states(self, hour: int) -> dict[str, str]:
-        """What its sensors say at the end of an hour: of its energy, of the same hour tomorrow, and which hour it was."""
+        """What its sensors say at the end of an hour."""
         at, tomorrow = BEFORE + hour, min(BEFORE + hour + 24, len(self.hours) - 1)
         return {
             "load_energy": "unavailable" if self.lost[at] else f"{self.energy[at]:.3f}",
@@ -58,7 +58,7 @@ def energy(seed: int, home: int, hours: np.ndarray, outside: np.ndarray) -> np.n
         cold = np.maximum(0, 16 - outside)
         load = load + lost * cold * (1 + 0.02 * cold) * np.where((hour < 5) | (hour > 22), night, 1)
     washes = (rng.random(len(hours)) < 0.06 * people**0.5 * there) * rng.uniform(0.6, 1.2, len(hours))
-    if habits.random() < 0.3:  # a car, charged on some evenings
+    if habits.random() < 0.15:  # a car, charged on some evenings
         plugged = (rng.random(len(hours) // 24 + 1) < habits.uniform(0.2, 0.6)).repeat(24)[: len(hours)]
         washes = washes + 3.6 * plugged * ((hour == round(returns) + 1) | (hour == round(returns) + 2))
     return load * rng.lognormal(0, 0.15, len(hours)) + washes

@@ -35,7 +35,7 @@ class HomeAssistants:
             for hour in range(DAY * self.days):
                 await self._publish(broker, [household.states(hour) for household in self.households])
                 for home in self.homes:
-                    while home.config.samples.seen <= hour or (hour > DAY and home.config.samples.new):
+                    while home.config.samples.seen <= hour or (hour > DAY and home.config.samples.new):  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
                 if hour % DAY == DAY - 1 and DAY < hour < DAY * self.days - 1:
                     self.forecasts[:, hour + 1 : hour + 1 + DAY] = [home.predict(DAY) for home in self.homes]
