@@ -7,8 +7,7 @@ import numpy as np
 import midge
 
 DAY = 24
-LEARNS_FROM = 28 * DAY
-"""Hours that a home remembers."""
+LEARNS_FROM = 28 * DAY  # hours
 TOPIC = "homeassistant/sensor/+/state"
 """What Home Assistant's statestream publishes."""
 READINGS, HOUR = ("load_energy", "load_temperature", "load_temperature_tomorrow"), "load_hour"
@@ -47,8 +46,8 @@ def inputs(readings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     day, weekday = 2 * np.pi * (hour % DAY) / DAY, (hour // DAY + 3) % 7  # 1970 began on a Thursday
     level, night = _mean(before), _mean(np.where((hour % DAY >= 1) & (hour % DAY < 5), before, np.nan))
     a_day = _mean(np.lib.stride_tricks.sliding_window_view(before, DAY).T)[-1]
-    of_load = [before, _mean(before.reshape(-1, DAY)).ravel(), np.append(np.full(DAY - 1, np.nan), a_day), night]
-    usual = _mean(warmth.reshape(-1, DAY)).ravel()
+    usual_load, usual = (_mean(each.reshape(-1, DAY)).ravel() for each in (before, warmth))
+    of_load = [before, usual_load, np.append(np.full(DAY - 1, np.nan), a_day), night]
     columns = [
         *(each / level - 1 for each in of_load),
         *(np.log(level), (expected - 5) / 10, (expected - warmth) / 10, (expected - usual) / 10, weekday >= 5),
