@@ -21,8 +21,8 @@ INPUTS = (
 MODEL = midge.MLP(len(INPUTS), hidden=(32, 16), outputs=1, task="regression")
 HEAD, OWN = ("layers.4.weight", "layers.4.bias"), ("own.weight", "own.bias")
 """The last layer, and what each home adds to it: that never leaves the home."""
-RECIPE = midge.Recipe(learning_rate=0.03, batch_size=64, local_steps=10)
-SHRINK = 1.0
+RECIPE = midge.Recipe(learning_rate=0.03, batch_size=64, local_steps=30)
+SHRINK = 0.3
 """Weight of the penalty on a home's own head: with little data it stays near the common one."""
 
 
