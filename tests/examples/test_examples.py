@@ -49,8 +49,8 @@ def test_engines_know_their_end() -> None:
 
 
 def test_homes_forecast_better_together() -> None:
-    """Homes whose updates reach no model in common are no better than alone (`server_rate=1e-3`)."""
-    found = json.loads(learns("homes", "--days", "5"))
+    """Fails if the homes share next to nothing (`server_rate=1e-3`: 0.617 kWh, where it should be 0.556)."""
+    found = json.loads(learns("homes", "--days", "4"))
     errors = {name: each["all"] for name, each in found.items()}
     assert errors["federated"] < 0.9 * errors["alone"]
     assert errors["federated"] < min(errors["same hour yesterday"], errors["same hour last week"])
