@@ -55,7 +55,8 @@ async def _run(aggregator, devices, seconds, enough, directory):
         await asyncio.gather(*training)
         server.stop()
         await serving
-    print(f"At the end: {in_words(found)}", flush=True)
+    if found:
+        print(f"At the end: {in_words(found)}", flush=True)
     return found
 
 

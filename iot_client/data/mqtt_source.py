@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from midge.broker.mqtt.connection import BrokerError, Connector, Delivery, Options
+from midge.broker import BrokerError, Connector, Delivery, Endpoint, Options, connector
 from midge.broker.mqtt.topic_filters import check_filter
 from midge.iot_client.data.intake import Intake
 from midge.iot_client.data.payloads import Record, fields_of, is_plain, place_of, records_of, spelled
@@ -42,19 +42,19 @@ class SensorTopic:
     """Follows a topic, or several by wildcards, over a connection of its own.
 
     Args:
-        connector: opens connections to the sensors' broker, which need not be the federation's.
+        broker: the sensors' broker, which need not be the federation's: its URL, or what opens connections to it.
         topic: a topic filter.
         classes: names of the classes if the label is one, in the order of the federation's model.
         hold: seconds for which a value is used for later rows.
         clock: seconds of a monotonic clock.
 
     Raises:
-        ValueError: it is not a topic filter.
+        ValueError: it is not a topic filter, or not a broker's URL.
     """
 
     def __init__(
         self,
-        connector: Connector,
+        broker: str | Connector,
         topic: str,
         *,
         classes: Sequence[str] = (),
@@ -62,7 +62,8 @@ class SensorTopic:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_filter(topic)
-        self._connector, self._topic, self._hold, self._clock = connector, topic, hold, clock
+        self._connector = connector(Endpoint.parse(broker)) if isinstance(broker, str) else broker
+        self._topic, self._hold, self._clock = topic, hold, clock
         self._classes = Classes(classes)
         self._last: dict[str, dict[str, tuple[float, Any]]] = {}
         """Time of arrival and value, by field and place."""

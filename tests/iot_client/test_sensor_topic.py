@@ -106,3 +106,8 @@ async def test_it_follows_across_a_broker_that_dies() -> None:
 def test_a_topic_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="#"):
         SensorTopic(Twin().connect, "a/#/b")
+
+
+def test_an_address_that_is_no_brokers_is_refused() -> None:
+    with pytest.raises(ValueError, match="http"):
+        SensorTopic("http://localhost", "a/b")
