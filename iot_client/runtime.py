@@ -31,8 +31,9 @@ from midge.iot_client.session.session import DeviceSession, SessionSettings
 from midge.iot_client.session.states import Link
 from midge.iot_client.shell import DeviceShell
 from midge.iot_client.state.local_tensors import Missing
+from midge.iot_client.state.model_keeper import ModelKeeper
 from midge.iot_client.state.outbox import OutboxFull
-from midge.iot_client.state.prediction import VerifiedModel
+from midge.iot_client.state.verified_model import VerifiedModel
 from midge.iot_client.training.fit import TrainingKilled
 from midge.iot_client.training.training_task import TrainingTask
 from midge.iot_client.training.update_encoder import EncodedUpdate, NoRows, TrainerError, Unfit
@@ -110,6 +111,8 @@ class DeviceRuntime:
         self._began, self._written_before = time.monotonic(), parts.budget.written
         self._reported_waiting = False
         """Whether the status gives the reason for not training."""
+        self._reported_keeping = 0
+        """The kept version in the last status."""
 
     async def run(self) -> None:
         """Take part until `connections.stop()`.
@@ -156,6 +159,8 @@ class DeviceRuntime:
         if samples is not None:
             found += [source.follow(samples) for source in self.parts.config.sources]
             found.append(self._watch_intake(samples))
+        if self.parts.predicting.keeper is not None:
+            found.append(self._try_models(self.parts.predicting.keeper))
         return found
 
     def start(self, work: Coroutine[Any, Any, T], /) -> asyncio.Task[T]:
@@ -203,6 +208,16 @@ class DeviceRuntime:
             if useless and self.session.link is not Link.DOWN:
                 self.greet()
 
+    async def _try_models(self, keeper: ModelKeeper) -> None:
+        """Try the model in use, and the one that would be without a test, on the rows that come."""
+        keeper.begin()
+        while True:
+            if keeper.due:
+                await asyncio.to_thread(self.parts.look_at_models)
+            if self.parts.predicting.keeps != self._reported_keeping and self.session.link is not Link.DOWN:
+                self.greet()
+            await asyncio.sleep(SOON)
+
     def look(self) -> None:
         """Check whether the device's own constraints keep it from training, or off its link. In the loop of `run`."""
         parts, session = self.parts, self.session
@@ -242,6 +257,7 @@ class DeviceRuntime:
             "waits": parts.waits,
             "aggregator": self.connections.aggregator,
             "version": 0 if announced is None else announced.version,
+            "keeps": parts.predicting.keeps,
             "holds": session.holding,
             "lost": parts.outbox.lost + session.unsure,
             "next": session.next,
@@ -263,7 +279,7 @@ class DeviceRuntime:
         self.look()
 
     def greet(self) -> None:
-        self._reported_waiting = bool(self.parts.waits)
+        self._reported_waiting, self._reported_keeping = bool(self.parts.waits), self.parts.predicting.keeps
         status = self.parts.topics.status(self.parts.config.name)
         self.publisher.send(status, hello_frame(self.parts, self.session, DeviceState.READY), retain=True)
 
@@ -361,7 +377,8 @@ class DeviceRuntime:
         self.put(ev.Fetched(ev.Base.of(announcement)))
         if self.parts.config.predict is not None:
             named = announcement.features
-            model = VerifiedModel("train", announcement.lineage, announcement.version, state, named)
+            lineage, version = announcement.lineage, announcement.version
+            model = VerifiedModel("train", lineage, version, state, named, announcement.generation)
             with suppress(Missing):  # the training reports it, with details
                 await asyncio.to_thread(self.parts.predicting.take, model, time.monotonic())
 

@@ -1,14 +1,14 @@
-"""A sign test of pairs that may be looked at after each of them: by the aggregator for a candidate, by a device for a model.
+"""A sign test of pairs that may be read after each of them; by which versions of a model are compared.
 
-A sign assumes nothing of a metric's scale or distribution. A fixed-sample p-value does not allow to look at it after each
-pair; an e-value does. Under H0, at most half of the pairs that are not equal are wins, the likelihood ratio of p > 1/2
-against 1/2 is a supermartingale for each p, and so is its mean over p uniform in (1/2, 1]:
+A sign assumes nothing of a metric's scale or distribution. A fixed-sample p-value may not be read after each pair; an
+e-value may. Under H0, at most half of the pairs that are not equal are wins, the likelihood ratio of p > 1/2 against
+1/2 is a supermartingale for each p, and so is its mean over p uniform in (1/2, 1]:
 
     e(k, n) = 2^(n+1) ∫ p^k (1 − p)^(n−k) dp   over 1/2 … 1   =   Σ_{i ≤ k} C(n+1, i) / ((n+1)·C(n, k))
 
-for k wins of n. By Ville's inequality P(e ≥ 1/α at any time) ≤ α: peeking costs nothing (Ramdas, Grünwald, Vovk, Shafer
-2023, "Game-theoretic statistics and safe anytime-valid inference", Statistical Science 38; the mixture is that of Robbins
-1970, Annals of Mathematical Statistics 41).
+for k wins of n. By Ville's inequality P(e ≥ 1/α at any time) ≤ α: peeking costs nothing (Ramdas, Grünwald, Vovk,
+Shafer 2023, "Game-theoretic statistics and safe anytime-valid inference", Statistical Science 38; the mixture is that
+of Robbins 1970, Annals of Mathematical Statistics 41).
 """
 
 from collections.abc import Collection
