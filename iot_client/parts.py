@@ -23,6 +23,8 @@ from midge.iot_client.state.prediction import Predicting
 from midge.iot_client.state.verified_model import VerifiedModel
 from midge.iot_client.training.throughput import Throughput
 from midge.wire.inert import inert
+from midge.wire.lineage import State
+from midge.wire.messages import Announcement
 from midge.wire.schema import Parameters
 from midge.wire.topics import Topics
 
@@ -155,6 +157,13 @@ class DeviceParts:
             kept=AliasModels(path, config.name),
         )
         return parts
+
+    def fetched(self, announcement: Announcement, state: State) -> None:
+        """Process a model that was fetched to train from; in a thread."""
+        told = announcement
+        model = VerifiedModel("train", told.lineage, told.version, state, told.features, told.generation)
+        with suppress(Missing):  # the training reports it, with details
+            self.predicting.take(model, time.monotonic())
 
     def _serve(self, parameters: Parameters, version: int) -> None:
         """Process a served model; in a thread."""

@@ -25,15 +25,13 @@ from midge.iot_client.connection.publisher import Publisher
 from midge.iot_client.connection.statistics_message import StatisticsSource
 from midge.iot_client.data.intake import SOON, IntakeWatch
 from midge.iot_client.data.samples import Samples
+from midge.iot_client.model_trials import try_models
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, SessionSettings
 from midge.iot_client.session.states import Link
 from midge.iot_client.shell import DeviceShell
-from midge.iot_client.state.local_tensors import Missing
-from midge.iot_client.state.model_keeper import ModelKeeper
 from midge.iot_client.state.outbox import OutboxFull
-from midge.iot_client.state.verified_model import VerifiedModel
 from midge.iot_client.training.fit import TrainingKilled
 from midge.iot_client.training.training_task import TrainingTask
 from midge.iot_client.training.update_encoder import EncodedUpdate, NoRows, TrainerError, Unfit
@@ -111,8 +109,6 @@ class DeviceRuntime:
         self._began, self._written_before = time.monotonic(), parts.budget.written
         self._reported_waiting = False
         """Whether the status gives the reason for not training."""
-        self._reported_keeping = 0
-        """The kept version in the last status."""
 
     async def run(self) -> None:
         """Take part until `connections.stop()`.
@@ -160,7 +156,7 @@ class DeviceRuntime:
             found += [source.follow(samples) for source in self.parts.config.sources]
             found.append(self._watch_intake(samples))
         if self.parts.predicting.keeper is not None:
-            found.append(self._try_models(self.parts.predicting.keeper))
+            found.append(try_models(self.parts, self.parts.predicting.keeper, self._greet_if_connected))
         return found
 
     def start(self, work: Coroutine[Any, Any, T], /) -> asyncio.Task[T]:
@@ -205,18 +201,8 @@ class DeviceRuntime:
                 log.warning("%s: no useful row comes. %s.", self.parts.config.name, each.words())
             if news:
                 self.parts.tell("intake", useless=bool(useless), sources=samples.received())
-            if useless and self.session.link is not Link.DOWN:
-                self.greet()
-
-    async def _try_models(self, keeper: ModelKeeper) -> None:
-        """Try the model in use, and the one that would be without a test, on the rows that come."""
-        keeper.begin()
-        while True:
-            if keeper.due:
-                await asyncio.to_thread(self.parts.look_at_models)
-            if self.parts.predicting.keeps != self._reported_keeping and self.session.link is not Link.DOWN:
-                self.greet()
-            await asyncio.sleep(SOON)
+            if useless:
+                self._greet_if_connected()
 
     def look(self) -> None:
         """Check whether the device's own constraints keep it from training, or off its link. In the loop of `run`."""
@@ -279,9 +265,13 @@ class DeviceRuntime:
         self.look()
 
     def greet(self) -> None:
-        self._reported_waiting, self._reported_keeping = bool(self.parts.waits), self.parts.predicting.keeps
+        self._reported_waiting = bool(self.parts.waits)
         status = self.parts.topics.status(self.parts.config.name)
         self.publisher.send(status, hello_frame(self.parts, self.session, DeviceState.READY), retain=True)
+
+    def _greet_if_connected(self) -> None:
+        if self.session.link is not Link.DOWN:
+            self.greet()
 
     def read_announcement(self) -> None:
         self.start(self.publisher.read_again())
@@ -376,11 +366,7 @@ class DeviceRuntime:
         failpoint("model.fetched")
         self.put(ev.Fetched(ev.Base.of(announcement)))
         if self.parts.config.predict is not None:
-            named = announcement.features
-            lineage, version = announcement.lineage, announcement.version
-            model = VerifiedModel("train", lineage, version, state, named, announcement.generation)
-            with suppress(Missing):  # the training reports it, with details
-                await asyncio.to_thread(self.parts.predicting.take, model, time.monotonic())
+            await asyncio.to_thread(self.parts.fetched, announcement, state)
 
     def train(self, announcement: Announcement, plan: Plan) -> None:
         self._training = self.start(self._train(announcement, plan))

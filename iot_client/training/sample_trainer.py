@@ -107,7 +107,7 @@ class SampleTrainer:
             return found
         if net.task != "regression":
             return np.asarray(found != y, np.float32)
-        errors: npt.NDArray[Any] = np.abs(found - y) / parameters["target_scale"]
+        errors = np.asarray(np.abs(found - y) / parameters["target_scale"], np.float32)
         return np.maximum(errors, np.float32(1e-3))
 
     def _checked(self, parameters: Parameters) -> MLP:
