@@ -156,7 +156,7 @@ class DeviceRuntime:
             found += [source.follow(samples) for source in self.parts.config.sources]
             found.append(self._watch_intake(samples))
         if self.parts.predicting.keeper is not None:
-            found.append(try_models(self.parts, self.parts.predicting.keeper, self._greet_if_connected))
+            found.append(try_models(self.parts, self.parts.predicting.keeper, self.greet))
         return found
 
     def start(self, work: Coroutine[Any, Any, T], /) -> asyncio.Task[T]:
@@ -202,7 +202,7 @@ class DeviceRuntime:
             if news:
                 self.parts.tell("intake", useless=bool(useless), sources=samples.received())
             if useless:
-                self._greet_if_connected()
+                self.greet()
 
     def look(self) -> None:
         """Check whether the device's own constraints keep it from training, or off its link. In the loop of `run`."""
@@ -265,13 +265,11 @@ class DeviceRuntime:
         self.look()
 
     def greet(self) -> None:
+        if self.session.link is Link.DOWN:
+            return  # it greets once it is connected
         self._reported_waiting = bool(self.parts.waits)
         status = self.parts.topics.status(self.parts.config.name)
         self.publisher.send(status, hello_frame(self.parts, self.session, DeviceState.READY), retain=True)
-
-    def _greet_if_connected(self) -> None:
-        if self.session.link is not Link.DOWN:
-            self.greet()
 
     def read_announcement(self) -> None:
         self.start(self.publisher.read_again())
