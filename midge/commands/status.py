@@ -129,7 +129,7 @@ def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:
         old = sum("heard" not in device for device in devices.values())
         some = "some " if old < len(devices) else ""
         note = [f"({some}as they said when they connected or left last)"] if old else []
-        keeping = [f"keeping {found['keeping']}"] if found["keeping"] else []
+        keeping = [f"keeping {found['keeping']}"] if found.get("keeping") else []
         yield "  ".join([f"devices     {len(devices)}", *told, *keeping, *note])
     for name, device in sorted(devices.items()):
         yield _device_line(name, device, now)
