@@ -1,7 +1,7 @@
 """How often devices of a healthy fleet keep an older model, and how many of them refuse a bad one.
 
-`python -m benchmarks.keeping digits FILE.npz …`: 20 devices with unequal shares of the classes; each version carries the
-updates of four of them. Every device tries every version on its own rows.
+`python -m benchmarks.keeping digits FILE.npz …`: 20 devices with unequal shares of the classes; each version carries
+the updates of four of them. Every device tries every version on its own rows.
 """
 
 import sys
