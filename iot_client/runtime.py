@@ -265,11 +265,10 @@ class DeviceRuntime:
         self.look()
 
     def greet(self) -> None:
-        if self.session.link is Link.DOWN:
-            return  # it greets once it is connected
-        self._reported_waiting = bool(self.parts.waits)
-        status = self.parts.topics.status(self.parts.config.name)
-        self.publisher.send(status, hello_frame(self.parts, self.session, DeviceState.READY), retain=True)
+        if self.session.link is not Link.DOWN:  # otherwise it greets once it is connected
+            self._reported_waiting = bool(self.parts.waits)
+            status = self.parts.topics.status(self.parts.config.name)
+            self.publisher.send(status, hello_frame(self.parts, self.session, DeviceState.READY), retain=True)
 
     def read_announcement(self) -> None:
         self.start(self.publisher.read_again())
