@@ -122,6 +122,11 @@ class Fleet:
         expected = dict.fromkeys(self.used(), version) | ({} if odd is None else {"odd": odd})
         await self.log.until(lambda: self.used() == expected)
 
+    async def refuse(self, bad: int, good: int) -> None:
+        """Wait until all but one have decided to keep the good version."""
+        await self.log.until(lambda: len(self.log.of("keeps", version=good, newer=bad)) == 5)
+        await self.use(good, odd=bad)
+
     def scraped(self) -> str:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(Exposition(self.server))
@@ -167,8 +172,7 @@ async def test_a_bad_champion_is_not_used_until_a_rollback_and_the_operator_sees
     fleet, look = Fleet(twin.connect, tmp_path), partial(describe_federation, twin.connect, Topics("f"))
     async with serving(fleet.server, *fleet.boards):
         good, bad = await fleet.promoted(GOOD), await fleet.promoted(BAD - GOOD, used=False)
-        await fleet.use(good, odd=bad)
-        await fleet.log.until(lambda: len(fleet.log.of("keeps", version=good, newer=bad)) == 5)
+        await fleet.refuse(bad, good)
         assert {board.predict(None) for board in fleet.boards} == {GOOD, BAD}
         found = await seen(
             lambda: describe_federation(twin.connect, Topics("f")), lambda found: len(keeping(found)) == 5
@@ -190,7 +194,7 @@ async def test_a_rollback_to_the_champion_ends_what_was_kept_before_it(tmp_path:
     fleet = Fleet(Twin().connect, tmp_path)
     async with serving(fleet.server, *fleet.boards):
         good, bad = await fleet.promoted(GOOD), await fleet.promoted(BAD - GOOD, used=False)
-        await fleet.use(good, odd=bad)
+        await fleet.refuse(bad, good)
         await fleet.order("rollback", bad)
         await fleet.use(bad)
 
@@ -201,7 +205,7 @@ async def test_a_restart_remembers_and_a_good_version_is_used_again(tmp_path: Pa
     async with serving(fleet.server):
         async with serving(*fleet.boards):
             good, bad = await fleet.promoted(GOOD), await fleet.promoted(BAD - GOOD, used=False)
-            await fleet.use(good, odd=bad)
+            await fleet.refuse(bad, good)
         names = [board.name for board in fleet.boards if board.name != "odd"]
         fleet.boards = [fleet.device(name, GOOD, **({"conditions": ()} if name == "trainer" else {})) for name in names]
         assert fleet.used() == dict.fromkeys(names, good), "at once, before anything is heard"
@@ -233,7 +237,7 @@ async def test_the_operator_sees_how_many_keep_their_model_over_mosquitto(tmp_pa
 
         async with serving(fleet.server, *fleet.boards):
             good, bad = await fleet.promoted(GOOD), await fleet.promoted(BAD - GOOD, used=False)
-            await fleet.use(good, odd=bad)
+            await fleet.refuse(bad, good)
             found = await seen(status, lambda found: found["keeping"] == 5)
             assert keeping(found) == dict.fromkeys(["trainer", "d0", "d1", "d2", "d3"], good)
             text = await midge("status", str(broker.endpoint), "--federation", "f")
