@@ -45,7 +45,7 @@ from midge.aggregator.store.store import Store, StoreError, StoreFull
 from midge.aggregator.upkeep import Upkeep
 from midge.broker.mqtt.connection import Delivery
 from midge.wire import chunks
-from midge.wire.messages import Hello
+from midge.wire.messages import DeviceState, Hello
 
 log = logging.getLogger("aggregator")
 
@@ -343,6 +343,7 @@ def _situation(core: AggregatorCore, roster: Roster, own: Sequence[str]) -> Flee
     waits = roster.waits
     there = [name for name, hello in roster.devices.items() if hello.state.live]
     able = [name for name in there if name not in waits]
+    present = [hello for hello in roster.devices.values() if hello.state.live or hello.state is DeviceState.SLEEPING]
     return FleetSituation(
         full=core.full,
         paused=core.paused,
@@ -355,6 +356,8 @@ def _situation(core: AggregatorCore, roster: Roster, own: Sequence[str]) -> Flee
         rest=core.steering.rest,
         unlike=core.unlike,
         own=own,
+        present=len(present),
+        keeping=sum(bool(hello.keeps) for hello in present),
         left_out=list(roster.sizes.left_out()),
     )
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from midge.iot_client.data.samples import Samples
-from midge.iot_client.state.prediction import Predicting, VerifiedModel
+from midge.iot_client.state.prediction import Predicting
+from midge.iot_client.state.verified_model import VerifiedModel
 from midge.iot_client.training.numpy_models import MLP
 from midge.iot_client.training.sample_trainer import SampleTrainer
 from midge.wire.lineage import on_grid

@@ -76,11 +76,25 @@ def row(name: str, device: Mapping[str, Any], log: DeviceLog, metric: str) -> tu
         None if score is None else float(f"{score:.6g}"),
         log.skew,
         share(capabilities.get("battery")),
+        device.get("keeps") or None,
         inert(device.get("why") or device.get("waits") or "")[:160],
     )
 
 
-COLUMNS = ("name", "state", "heard", "accepted", "updates", "refused", "version", "score", "skew", "battery", "why")
+COLUMNS = (
+    "name",
+    "state",
+    "heard",
+    "accepted",
+    "updates",
+    "refused",
+    "version",
+    "score",
+    "skew",
+    "battery",
+    "keeps",
+    "why",
+)
 
 
 def share(value: object) -> float | None:

@@ -19,6 +19,7 @@ from midge.wire import messages
 from midge.wire.errors import WireError
 from midge.wire.inert import inert, inert_all
 from midge.wire.messages import AggregatorState, Receipt, Verdict
+from midge.wire.plurals import counted
 from midge.wire.topics import Topics, is_name
 
 MOST = 20_000
@@ -237,6 +238,9 @@ class FederationState:
             self._tell("many", f"{self._flood - _AT_ONCE} more devices changed in the same second", now)
         self._flood = 0
         self._note_limit()
+        keeping = sum(bool(device.get("keeps")) for device in self.view.devices.values())
+        text = f"A newer model is worse on their own rows, so they keep the one in use: {counted(keeping, 'device')}."
+        self.notice("keeps", text if keeping else "")
 
     def _wrong(self, now: float) -> Iterable[str]:
         if self._broken or self._connected_at is None:

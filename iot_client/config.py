@@ -18,6 +18,8 @@ from midge.iot_client.data.samples import Samples, Source
 from midge.iot_client.session.timers import PATIENCE
 from midge.iot_client.state.local_tensors import Values
 from midge.iot_client.state.memory_outbox import AnyOutbox
+from midge.iot_client.state.model_comparison import KEEP, KeepRule
+from midge.iot_client.state.model_keeper import Losses
 from midge.iot_client.state.prediction import Predict
 from midge.iot_client.training.evaluation import Evaluate
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
@@ -66,6 +68,13 @@ class DeviceConfig:
     """Initial values of local tensors, or a function that makes them."""
     predict: Predict | None = None
     """Called by `predict` with all tensors of the newest verified model by name, and with its argument."""
+    losses: Losses | None = None
+    """Called with all tensors by name, and with rows and labels of the samples; returns the loss of each row, by which
+    models are compared. By default that of `train`, if it has one, as `SampleTrainer` does. It is called beside a
+    training, as `predict` is."""
+    keep: KeepRule | None = KEEP
+    """When the device goes on predicting with the model that it uses because a new one is worse on its samples; None
+    uses every new one. Needs `predict`, `samples` and `losses`."""
     samples: Samples | None = None
     """Rows of the device's data, for `observe` and the trainer."""
     sources: Sequence[Source] = ()

@@ -18,9 +18,13 @@ from midge.iot_client.connection.serve_channel import Serving
 from midge.iot_client.state.alias_models import AliasModel, AliasModels
 from midge.iot_client.state.local_tensors import LocalTensors, Missing
 from midge.iot_client.state.memory_outbox import AnyOutbox, outbox_at
-from midge.iot_client.state.prediction import Predicting, VerifiedModel
+from midge.iot_client.state.model_keeper import ModelKeeper
+from midge.iot_client.state.prediction import Predicting
+from midge.iot_client.state.verified_model import VerifiedModel
 from midge.iot_client.training.throughput import Throughput
 from midge.wire.inert import inert
+from midge.wire.lineage import State
+from midge.wire.messages import Announcement
 from midge.wire.schema import Parameters
 from midge.wire.topics import Topics
 
@@ -84,6 +88,8 @@ class DeviceParts:
     counters: Counters = field(default_factory=Counters)
     waits: str = ""
     """Why the device does not train now, as in its status; empty if it does."""
+    used_name: tuple[str, int] = "", 0
+    """The name whose version is used for predictions, and the version; empty if it is the newest."""
     withdrawn: str | None = None
     """The aggregator's reason for withdrawing the device, after which it never trains."""
 
@@ -119,7 +125,19 @@ class DeviceParts:
         personal = LocalTensors(beside("local.npz"), local)
         budget = Budget(beside("usage.json"), config.costs or Costs())
         duty = DutyCycle(config.duty)
+        tell = EventLog(config.name, config.on_event)
         predicting = Predicting(beside("model"), config.predict, personal.join, config.feature_names)
+        losses = config.losses if config.losses is not None else getattr(config.train, "losses", None)
+        if config.keep is not None and config.samples is not None and losses is not None:
+            predicting.keeper = ModelKeeper(
+                config.name,
+                beside("kept"),
+                config.keep,
+                samples=config.samples,
+                losses=losses,
+                join=predicting.joined,
+                tell=tell,
+            )
         predicting.restore()
         parts = cls(
             config=config,
@@ -135,18 +153,27 @@ class DeviceParts:
             ),
             personal=personal,
             predicting=predicting,
-            tell=EventLog(config.name, config.on_event),
+            tell=tell,
             kept=AliasModels(path, config.name),
         )
         return parts
+
+    def fetched(self, announcement: Announcement, state: State) -> None:
+        """Process a model that was fetched to train from; in a thread."""
+        told = announcement
+        model = VerifiedModel("train", told.lineage, told.version, state, told.features, told.generation)
+        with suppress(Missing):  # the training reports it, with details
+            self.predicting.take(model, time.monotonic())
 
     def _serve(self, parameters: Parameters, version: int) -> None:
         """Process a served model; in a thread."""
         if self.config.predict is not None and self.serving.state is not None:
             serving = self.serving
-            model = VerifiedModel("serve", serving.lineage, version, self.serving.state, serving.features)
+            model = VerifiedModel(
+                "serve", serving.lineage, version, self.serving.state, serving.features, serving.generation
+            )
             self.predicting.take(model, time.monotonic())
-        if not self.kept.in_force():
+        if not self.kept.in_force() and not self.predicting.keeps:
             self._hand_over(parameters, version)
 
     def _use(self, chosen: AliasModel | None) -> None:
@@ -154,12 +181,24 @@ class DeviceParts:
         model = None if chosen is None else chosen.model
         with suppress(Missing):  # the training reports it, with details
             self.predicting.prefer(model)
-        version = 0 if model is None else model.version
-        self.tell("alias", alias="" if chosen is None else chosen.alias.name, version=version)
+        if self.predicting.keeps:
+            return
+        name, version = "" if chosen is None else chosen.alias.name, 0 if model is None else model.version
+        if (name, version) == self.used_name:
+            return  # named again, in another generation
+        self.used_name = name, version
+        self.tell("alias", alias=name, version=version)
         if model is not None:
             self._hand_over(model.state.parameters(), model.version)
         elif (served := self.serving.state) is not None:
             self._hand_over(served.parameters(), self.serving.version)
+
+    def look_at_models(self) -> None:
+        """Judge by the rows that came whether another model is to be used; in a thread."""
+        with suppress(Missing):
+            used = self.predicting.look() and self.predicting.model
+            if used and used.channel == "serve":
+                self._hand_over(used.state.parameters(), used.version)
 
     def _hand_over(self, parameters: Parameters, version: int) -> None:
         if self.config.on_model is not None:

@@ -25,14 +25,13 @@ from midge.iot_client.connection.publisher import Publisher
 from midge.iot_client.connection.statistics_message import StatisticsSource
 from midge.iot_client.data.intake import SOON, IntakeWatch
 from midge.iot_client.data.samples import Samples
+from midge.iot_client.model_trials import try_models
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, SessionSettings
 from midge.iot_client.session.states import Link
 from midge.iot_client.shell import DeviceShell
-from midge.iot_client.state.local_tensors import Missing
 from midge.iot_client.state.outbox import OutboxFull
-from midge.iot_client.state.prediction import VerifiedModel
 from midge.iot_client.training.fit import TrainingKilled
 from midge.iot_client.training.training_task import TrainingTask
 from midge.iot_client.training.update_encoder import EncodedUpdate, NoRows, TrainerError, Unfit
@@ -156,6 +155,8 @@ class DeviceRuntime:
         if samples is not None:
             found += [source.follow(samples) for source in self.parts.config.sources]
             found.append(self._watch_intake(samples))
+        if self.parts.predicting.keeper is not None:
+            found.append(try_models(self.parts, self.parts.predicting.keeper, self.greet))
         return found
 
     def start(self, work: Coroutine[Any, Any, T], /) -> asyncio.Task[T]:
@@ -200,7 +201,7 @@ class DeviceRuntime:
                 log.warning("%s: no useful row comes. %s.", self.parts.config.name, each.words())
             if news:
                 self.parts.tell("intake", useless=bool(useless), sources=samples.received())
-            if useless and self.session.link is not Link.DOWN:
+            if useless:
                 self.greet()
 
     def look(self) -> None:
@@ -242,6 +243,7 @@ class DeviceRuntime:
             "waits": parts.waits,
             "aggregator": self.connections.aggregator,
             "version": 0 if announced is None else announced.version,
+            "keeps": parts.predicting.keeps,
             "holds": session.holding,
             "lost": parts.outbox.lost + session.unsure,
             "next": session.next,
@@ -263,9 +265,10 @@ class DeviceRuntime:
         self.look()
 
     def greet(self) -> None:
-        self._reported_waiting = bool(self.parts.waits)
-        status = self.parts.topics.status(self.parts.config.name)
-        self.publisher.send(status, hello_frame(self.parts, self.session, DeviceState.READY), retain=True)
+        if self.session.link is not Link.DOWN:  # otherwise it greets once it is connected
+            self._reported_waiting = bool(self.parts.waits)
+            status = self.parts.topics.status(self.parts.config.name)
+            self.publisher.send(status, hello_frame(self.parts, self.session, DeviceState.READY), retain=True)
 
     def read_announcement(self) -> None:
         self.start(self.publisher.read_again())
@@ -360,10 +363,7 @@ class DeviceRuntime:
         failpoint("model.fetched")
         self.put(ev.Fetched(ev.Base.of(announcement)))
         if self.parts.config.predict is not None:
-            named = announcement.features
-            model = VerifiedModel("train", announcement.lineage, announcement.version, state, named)
-            with suppress(Missing):  # the training reports it, with details
-                await asyncio.to_thread(self.parts.predicting.take, model, time.monotonic())
+            await asyncio.to_thread(self.parts.fetched, announcement, state)
 
     def train(self, announcement: Announcement, plan: Plan) -> None:
         self._training = self.start(self._train(announcement, plan))

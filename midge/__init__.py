@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from midge.iot_client.data.csv_source import CsvRows
     from midge.iot_client.data.mqtt_source import SensorTopic
     from midge.iot_client.data.samples import Samples
+    from midge.iot_client.state.model_comparison import KeepRule
     from midge.iot_client.training.autoencoder import Autoencoder
     from midge.iot_client.training.evaluation import Scores
     from midge.iot_client.training.fit import Fit, Recipe
@@ -58,6 +59,7 @@ _HOMES = {
     "Linear": "midge.iot_client.training.numpy_models",
     "Logistic": "midge.iot_client.training.numpy_models",
     "MLP": "midge.iot_client.training.numpy_models",
+    "KeepRule": "midge.iot_client.state.model_comparison",
     "Recipe": "midge.iot_client.training.fit",
     "Scores": "midge.iot_client.training.evaluation",
     "Aggregator": "midge.public_aggregator",
@@ -96,6 +98,7 @@ __all__ = [
     "Device",
     "Duty",
     "Fit",
+    "KeepRule",
     "Linear",
     "Logistic",
     "Moments",

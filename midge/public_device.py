@@ -18,6 +18,8 @@ from midge.iot_client.device import Device as DeviceService
 from midge.iot_client.session.timers import PATIENCE
 from midge.iot_client.state.local_tensors import Values
 from midge.iot_client.state.memory_outbox import AnyOutbox
+from midge.iot_client.state.model_comparison import KEEP, KeepRule
+from midge.iot_client.state.model_keeper import Losses
 from midge.iot_client.state.prediction import Predict
 from midge.iot_client.training.evaluation import Evaluate
 from midge.running import File, endpoint_of, run_script
@@ -65,6 +67,8 @@ class Device(DeviceService):
         on_model: OnModel | None = None,
         local: Values | None = None,
         predict: Predict | None = None,
+        losses: Losses | None = None,
+        keep: KeepRule | None = KEEP,
         samples: Samples | None = None,
         sources: Sequence[Source] = (),
         publish: PredictionTopic | None = None,
@@ -105,6 +109,8 @@ class Device(DeviceService):
                 on_model=on_model,
                 local=local,
                 predict=predict,
+                losses=losses,
+                keep=keep,
                 samples=samples,
                 sources=sources,
                 publish=publish,

@@ -66,6 +66,8 @@ class DeviceRow(Message):
     """Its newest results on its own data."""
     metrics_version: U63 = 0
     """The version that they were measured with."""
+    keeps: U63 = 0
+    """The version that it goes on using, because a newer one is worse on its own rows; 0 if it keeps none."""
 
 
 class Overview(Message):

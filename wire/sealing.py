@@ -50,10 +50,11 @@ class Details(Message):
     missing: U63 = 0
     capabilities: Capabilities = Field(default_factory=dict)
     waits: Sentence = ""
+    keeps: U63 = 0
 
 
 _DETAILS: Final[dict[str, frozenset[str]]] = {
-    "hello": frozenset({"capabilities", "waits"}),
+    "hello": frozenset({"capabilities", "waits", "keeps"}),
     "report": frozenset({"examples", "metrics"}),
     "statistics": frozenset({"missing"}),
 }

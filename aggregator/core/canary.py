@@ -4,16 +4,8 @@ Each device of the canary's share measures both models on the same rows, so that
 each other far more than two versions do (Demšar 2006, JMLR 7, section 3.1). A device counts once, by the sign of the
 difference: so no metric's scale or distribution is assumed, and a device that lies has one vote.
 
-The test is looked at after each device, and may end at any of them: no fixed-sample p-value allows that. So an e-value
-is used. Under H0, at most half of the devices are better off (of those that are not equal), the likelihood ratio of
-p > 1/2 against 1/2 is a supermartingale for each p, and so is its mean over p uniform in (1/2, 1]:
-
-    e(k, n) = 2^(n+1) ∫ p^k (1 − p)^(n−k) dp   over 1/2 … 1   =   Σ_{i ≤ k} C(n+1, i) / ((n+1)·C(n, k))
-
-for k of n devices better off. By Ville's inequality P(e ≥ 1/α at any time) ≤ α: peeking costs nothing (Ramdas,
-Grünwald, Vovk, Shafer 2023, "Game-theoretic statistics and safe anytime-valid inference", Statistical Science 38;
-the mixture is that of Robbins 1970, Annals of Mathematical Statistics 41). The same with k and n − k
-exchanged says that a candidate is worse.
+The test is looked at after each device, and may end at any of them: so it is `wire.sign_test`. The same with wins and
+losses exchanged says that a candidate is worse.
 
 A sign says nothing of how much is lost where something is lost. So a candidate is promoted only if the mean of the
 differences agrees, without the tenth that is best and the tenth that is worst: one device cannot turn that.
@@ -21,11 +13,11 @@ differences agrees, without the tenth that is best and the tenth that is worst: 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import comb
 from typing import Any, Literal
 
+from midge.wire.sign_test import e_value, trimmed_mean
+
 Finding = Literal["better", "worse", "open"]
-_TRIMMED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +71,10 @@ class CanaryTrial:
     def evidence(self) -> TrialEvidence:
         """What the pairs say."""
         if self._evidence is None:
-            gains = sorted(self._gains.values())
+            gains = self._gains.values()
             better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
             evidence = e_value(better, worse), e_value(worse, better)
-            self._evidence = TrialEvidence(len(gains), better, worse, *evidence, _trimmed_mean(gains))
+            self._evidence = TrialEvidence(len(gains), better, worse, *evidence, trimmed_mean(gains))
         return self._evidence
 
     def finding(self, alpha: float, least: int) -> Finding:
@@ -108,30 +100,9 @@ class CanaryTrial:
         self._gains, self._evidence = dict(state), None
 
 
-def e_value(wins: int, losses: int) -> float:
-    """The evidence against "a win is no more likely than a loss": exact, of whole numbers until the last division."""
-    n = wins + losses
-    term = total = 1
-    for i in range(wins):  # C(n+1, i+1) from C(n+1, i): a large trial is judged each second
-        term = term * (n + 1 - i) // (i + 1)
-        total += term
-    return _capped(total, (n + 1) * comb(n, wins))
-
-
-def _capped(dividend: int, divisor: int) -> float:
-    """The quotient, at most 10^12: more would say nothing, and may have no float."""
-    return 1e12 if dividend >= 10**12 * divisor else dividend / divisor
-
-
 def gain(candidate: Mapping[str, float], champion: Mapping[str, float], metric: str, *, lower: bool) -> float | None:
     """By how much a candidate is better in a metric; None if one of the two lacks it."""
     if metric not in candidate or metric not in champion:
         return None
     difference = champion[metric] - candidate[metric]
     return difference if lower else -difference
-
-
-def _trimmed_mean(each: list[float]) -> float:
-    out = int(_TRIMMED * len(each))
-    kept = each[out : len(each) - out]
-    return sum(kept) / len(kept) if kept else 0.0

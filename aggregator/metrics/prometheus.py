@@ -52,9 +52,10 @@ class Exposition:
             return  # scraped before it has begun
         core = aggregator.core
         states: dict[str, int] = {}
-        held = 0
+        held = keeping = 0
         for name, hello in list(aggregator.devices.items()):
             states[hello.state.value] = states.get(hello.state.value, 0) + 1
+            keeping += bool(hello.keeps)
             held += max(0, hello.next - max(hello.first, core.hi(name, hello.outbox) + 1))
         devices = GaugeMetricFamily("midge_devices", "Devices by reported state", labels=["state"])
         for state, number in states.items():
@@ -74,6 +75,7 @@ class Exposition:
             ("midge_buffered_updates", "Accepted updates that wait for their step", core.buffered),
             ("midge_outgoing_messages", "Messages that wait to be published", aggregator.outgoing),
             ("midge_outbox_updates", "Updates in the devices' outboxes, as reported, that are not settled", held),
+            ("midge_keeping_devices", "Devices that keep their model, as a newer one is worse on their rows", keeping),
             ("midge_chunk_bytes", "Bytes of a chunk, as the broker takes it", aggregator.federation.shelf.chunk),
             ("midge_last_release_timestamp_seconds", "When the newest version was released", core.released_at),
             ("midge_share", "Share of the devices that train from a version", core.steering.share),

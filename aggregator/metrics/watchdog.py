@@ -26,6 +26,8 @@ ALONE = 5.0
 _NAMED = 5
 """Devices that an alarm names."""
 _ALARMS = 16
+_KEEPING, _FEWEST_KEEPING = 0.25, 3
+"""Share and number of devices that refuse a model from which on the model is at fault: one device may be special."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,10 @@ class FleetSituation:
     """Devices whose updates are refused because of their inputs, each with why."""
     own: Sequence[str] = ()
     """Alarms about the aggregator's machine, as text: a clock that is wrong, credentials that expire soon."""
+    present: int = 0
+    """Number of devices that are online or asleep."""
+    keeping: int = 0
+    """Number of those that keep the model that they use, because a newer one is worse on their own rows."""
     left_out: Sequence[str] = ()
     """Devices that get no model, because they accept no part of it."""
 
@@ -176,6 +182,8 @@ class Watchdog:
             alarms.append(
                 f"No model for {_names(so.left_out)}: {few} less than the smallest part (see largest, smallest_chunk)"
             )
+        if so.keeping >= _FEWEST_KEEPING and so.keeping >= _KEEPING * so.present:
+            alarms.append("Many devices keep the model that they use: the newest is worse on their own rows")
         if so.unlike:
             why = next(iter(so.unlike.values()))
             alarms.append(

@@ -104,6 +104,7 @@ const table = new DeviceTable($("table"), {
       case "score": return [score(device.score)];
       case "skew": return [skew(device.skew), Math.abs(device.skew ?? 0) > 300 ? "warn" : "faint"];
       case "battery": return device.battery === null ? ["–", "faint"] : [`${Math.round(100 * device.battery)} %`, device.battery < 0.2 ? "warn" : ""];
+      case "keeps": return device.keeps === null ? ["–", "faint"] : [whole(device.keeps), "warn"];
       default: return [device.why, "faint", device.why];
     }
   },
@@ -304,6 +305,7 @@ async function drawDevice(name, focus = false) {
   );
   const battery = device.capabilities?.battery;
   if (typeof battery === "number") facts.append(fact("Battery", `${Math.round(100 * battery)} %`));
+  if (found.keeps) facts.append(fact("Keeps", `version ${found.keeps}`, "a newer one is worse on its own rows"));
   const explain = actions.find((each) => each.scope === "update");
   const receipts = found.receipts.toReversed().map(([t, seq, verdict, stale, weight, why]) => {
     const words = element("span", verdict === "accepted" ? "" : "warn", verdict.replaceAll("_", " "));

@@ -1,6 +1,6 @@
 // The table of devices: sorted, filtered, and only the rows in view are in the document.
 
-const NUMBERS = new Set(["heard", "accepted", "updates", "refused", "behind", "score", "skew", "battery"]);
+const NUMBERS = new Set(["heard", "accepted", "updates", "refused", "behind", "score", "skew", "battery", "keeps"]);
 
 export const COLUMNS = [
   // key, title, least width in pixels, order in which columns are left out on a narrow screen (0 never)
@@ -14,10 +14,11 @@ export const COLUMNS = [
   { key: "score", title: "Own score", width: 84, last: 3 },
   { key: "skew", title: "Clock", width: 76, last: 8 },
   { key: "battery", title: "Battery", width: 68, last: 5 },
+  { key: "keeps", title: "Keeps", width: 66, last: 3.5 },
   { key: "why", title: "Reason", width: 150, last: 9 },
 ];
 
-const OPTIONAL = ["accepted", "score", "skew", "battery", "why"];
+const OPTIONAL = ["accepted", "score", "skew", "battery", "keeps", "why"];
 const LAST = "\uffff";
 const GAP = 12, SIDES = 30, BEYOND = 6;
 
@@ -59,7 +60,7 @@ export class DeviceTable {
         this.ranked = false;
       }
       columns.forEach((column, place) => { device[column] = row[place]; });
-      device.words = `${device.name} ${device.state} ${device.why}`.toLowerCase();
+      device.words = `${device.name} ${device.state} ${device.keeps ? "keeps" : ""} ${device.why}`.toLowerCase();
       for (const key of OPTIONAL) {
         if (device[key] !== null && device[key] !== "") this.present.add(key);
       }

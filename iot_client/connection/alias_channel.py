@@ -49,8 +49,8 @@ class AliasChannel:
         """What each name stands for now."""
         self._news, self._chosen = asyncio.Event(), asyncio.Event()
         self._muted = self._at_work = False
-        self._used: tuple[bytes, int] | None = None
-        """Digest and version of what is used."""
+        self._used: tuple[bytes, int, int] | None = None
+        """Digest, version and generation of what is used."""
         self._boot: int | None = None
         """Of the aggregator."""
         self._measured: dict[int, float] = {}
@@ -156,7 +156,7 @@ class AliasChannel:
     def _choose(self) -> None:
         """Use what is in force now."""
         chosen = next(iter(self._kept.in_force()), None)
-        used = None if chosen is None else (chosen.alias.digest, chosen.alias.version)
+        used = None if chosen is None else (chosen.alias.digest, chosen.alias.version, chosen.alias.generation)
         if used != self._used:
             self._used = used
             self._use(chosen)

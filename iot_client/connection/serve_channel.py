@@ -30,7 +30,7 @@ class Serving:
         self.state: State | None = None
         """The newest served model; None before the first."""
         self.version = 0
-        self.lineage = b""
+        self.lineage, self.generation = b"", 0
         self.features: tuple[str, ...] = ()
         """Names of its inputs."""
         self._muted = False
@@ -78,5 +78,6 @@ class Serving:
             except ConnectionLost:
                 return
             self.version, self.lineage, self.features = wanted.version, wanted.lineage, wanted.features
+            self.generation = wanted.generation
             if self.on_model is not None:
                 await asyncio.to_thread(self.on_model, self.state.parameters(), wanted.version)

@@ -270,13 +270,25 @@ class Samples:
             rows = self._rows()
             if take:
                 self._taken = self.seen
-        self.clipped = 0
+        x, y, self.clipped = self._cut(rows)
+        return x, y
+
+    def newest(self, most: int) -> tuple[Array, npt.NDArray[Any], int]:
+        """The newest rows as `arrays` returns them, clipped by their own medians; and `seen` with the last of them."""
+        with self._lock:
+            rows, seen = self._rows(most), self.seen
+        x, y, _ = self._cut(rows)
+        return x, y, seen
+
+    def _cut(self, rows: Array) -> tuple[Array, npt.NDArray[Any], int]:
+        """Inputs and targets of rows, which are clipped in place, and the number of outliers."""
+        clipped = 0
         if self._clip is not None and len(rows):
-            self.clipped = _clip(rows[:, :-1] if self.kind == "classification" else rows, self._clip)
+            clipped = _clip(rows[:, :-1] if self.kind == "classification" else rows, self._clip)
         if self.label is None:
-            return rows, rows
+            return rows, rows, clipped
         y: npt.NDArray[Any] = rows[:, -1]
-        return rows[:, :-1], y.astype(np.int64) if self.kind == "classification" else y
+        return rows[:, :-1], y.astype(np.int64) if self.kind == "classification" else y, clipped
 
     def moments(self) -> dict[str, Moments]:
         """Normalisation statistics: of `input`, and for regression of `target`; none with fewer than `least` rows."""
@@ -293,10 +305,10 @@ class Samples:
             return None
         return f"statistics need {self._least} rows, and there are fewer{f': {self.trouble}' if self.trouble else ''}"
 
-    def _rows(self) -> Array:
-        """A copy of the kept rows, oldest first."""
-        at = self.seen % self.capacity
-        return self._ring[:at].copy() if self.seen < self.capacity else np.roll(self._ring, -at, axis=0)
+    def _rows(self, most: int | None = None) -> Array:
+        """A copy of the newest rows, oldest first; of all by default."""
+        count = len(self) if most is None else min(most, len(self))
+        return self._ring[np.arange(self.seen - count, self.seen) % self.capacity]
 
     # --------------------------------------------------------------------- the disk
 

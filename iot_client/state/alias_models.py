@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midge.iot_client.state import model_file
-from midge.iot_client.state.prediction import VerifiedModel
+from midge.iot_client.state.verified_model import VerifiedModel
 from midge.storage.files import atomic_write
 from midge.wire import lineage, messages
 from midge.wire.errors import WireError
@@ -38,7 +38,7 @@ class AliasModel:
         if self.state is None:
             return None
         told = self.alias
-        return VerifiedModel("serve", told.lineage, told.version, self.state, told.features)
+        return VerifiedModel("serve", told.lineage, told.version, self.state, told.features, told.generation, told.name)
 
 
 class AliasModels:

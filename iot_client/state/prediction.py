@@ -9,19 +9,17 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from midge.iot_client.state import model_file
 from midge.iot_client.state.local_tensors import Missing
+from midge.iot_client.state.model_keeper import ModelKeeper
+from midge.iot_client.state.verified_model import VerifiedModel, about, verified
 from midge.storage.files import atomic_write
-from midge.wire import lineage
 from midge.wire.errors import WireError
 from midge.wire.inputs import difference
-from midge.wire.lineage import State
 from midge.wire.schema import Parameters, Schema
-from midge.wire.topics import Channel
 
 log = logging.getLogger("iot_client")
 
@@ -38,18 +36,6 @@ class NoModel(RuntimeError):
     """There is no model to predict with."""
 
 
-@dataclass(frozen=True, slots=True)
-class VerifiedModel:
-    """A verified model."""
-
-    channel: Channel
-    lineage: bytes
-    version: int
-    state: State
-    features: tuple[str, ...] = ()
-    """Names of its inputs, in order; none if they have no names."""
-
-
 class Predicting:
     """The model in use.
 
@@ -64,14 +50,18 @@ class Predicting:
         self.path, self.predict, self._join, self._features = path, predict, join, tuple(features)
         self.model: VerifiedModel | None = None
         """The model in use."""
-        self.written = 0
-        """Bytes written to the disk, in whole pages."""
+        self._written = 0
         self._newest: VerifiedModel | None = None
         """The newest, served or fetched …"""
         self._preferred: VerifiedModel | None = None
         """… and the one that is used in its place."""
         self._parameters: Parameters | None = None
+        self.keeper: ModelKeeper | None = None
+        """Keeps the model in use while another one is worse; None uses what comes."""
+        self._choosing = threading.Lock()
+        """Held while it is decided which model is used, which may take long …"""
         self._lock = threading.Lock()
+        """… and while that changes."""
         self._saved_at = -math.inf
         self._unsaved = False
 
@@ -101,6 +91,9 @@ class Predicting:
                 self._switch(self._newest)
             except (WireError, Missing) as error:
                 log.warning("The model in %s is not used: %s.", self.path, error)
+        if self.keeper is not None and (kept := self.keeper.restore()) is not None:
+            with suppress(Missing):  # the training reports it, with details
+                self._switch(kept)
 
     def take(self, model: VerifiedModel, now: float) -> None:
         """Use a model, unless a served one takes precedence. Blocks while it is written.
@@ -110,16 +103,17 @@ class Predicting:
         """
         if self.predict is None:
             return
-        with self._lock:
+        with self._choosing:
             held = self._newest
             if held is not None and held.lineage == model.lineage and held.channel == "serve" != model.channel:
                 return
             if self._preferred is None:
-                self._switch(model)
-            self._newest, self._unsaved = model, True
-            if now - self._saved_at >= EVERY:
-                self._saved_at = now
-                self._save()
+                self._offer(model)
+            with self._lock:
+                self._newest, self._unsaved = model, True
+                if now - self._saved_at >= EVERY:
+                    self._saved_at = now
+                    self._save()
 
     def prefer(self, model: VerifiedModel | None) -> None:
         """Use this model whatever is newer; None uses the newest.
@@ -129,26 +123,63 @@ class Predicting:
         """
         if self.predict is None:
             return
-        with self._lock:
-            self._switch(model if model is not None else self._newest)
+        with self._choosing:
+            self._offer(model if model is not None else self._newest)
             self._preferred = model
 
+    def look(self) -> bool:
+        """Judge the models again by the rows that came; return whether another one is used now. Blocks meanwhile.
+
+        Raises:
+            Missing: a model has local tensors of which the device has no values.
+        """
+        with self._choosing:
+            offered = self._preferred or self._newest
+            if self.keeper is None or self.model is None or offered is None:
+                return False
+            if (chosen := self.keeper.look(self.model, offered)) is None:
+                return False
+            self._switch(chosen)
+            return True
+
+    @property
+    def written(self) -> int:
+        """Bytes written to the disk, in whole pages."""
+        return self._written + (0 if self.keeper is None else self.keeper.written)
+
+    @property
+    def keeps(self) -> int:
+        """The version that is kept because a newer one is worse here; 0 if none is."""
+        kept = None if self.keeper is None else self.keeper.kept
+        return 0 if kept is None else kept.model.version
+
+    def _offer(self, model: VerifiedModel | None) -> None:
+        """Use a model, unless the one in use is kept."""
+        if self.keeper is None or self.model is None or model is None or self.keeper.takes(self.model, model):
+            self._switch(model)
+
     def _switch(self, model: VerifiedModel | None) -> None:
-        self._parameters = None if model is None else self._joined(model)
-        self.model = model
+        parameters = None if model is None else self.joined(model)
+        with self._lock:
+            self._parameters, self.model = parameters, model
 
     def refresh(self) -> None:
         """Use the device's changed local tensors."""
         with self._lock:
             if self.model is not None and any(tensor.role == "local" for tensor in self.model.state.schema.tensors):
-                self._parameters = self._joined(self.model)
+                self._parameters = self.joined(self.model)
 
     def close(self) -> None:
         """Write the model if that was delayed."""
         with self._lock:
             self._save()
 
-    def _joined(self, model: VerifiedModel) -> Parameters:
+    def joined(self, model: VerifiedModel) -> Parameters:
+        """A model's tensors by name, with the device's local ones.
+
+        Raises:
+            Missing: it has local tensors of which the device has no values.
+        """
         return self._join(model.state.parameters(), model.state.schema)
 
     def _save(self) -> None:
@@ -161,18 +192,12 @@ class Predicting:
             log.warning("The model cannot be kept in %s (%s).", self.path, error.strerror)
             return
         self._unsaved = False
-        self.written += model_file.on_disk(data)
+        self._written += model_file.on_disk(data)
 
 
 def packed(model: VerifiedModel) -> bytes:
     """Encode a model as the bytes of its file."""
-    about = {
-        "channel": model.channel,
-        "lineage": model.lineage,
-        "version": model.version,
-        "features": list(model.features),
-    }
-    return model_file.encode(FORMAT, about, model.state)
+    return model_file.encode(FORMAT, about(model), model.state)
 
 
 def read(path: Path) -> VerifiedModel:
@@ -182,11 +207,4 @@ def read(path: Path) -> VerifiedModel:
         OSError: there is none.
         WireError: it is damaged, or of another format.
     """
-    header, body = model_file.read(path, FORMAT)
-    channel: Channel = "serve" if header.get("channel") == "serve" else "train"
-    try:
-        features = tuple(str(name) for name in header.get("features", ()))
-        state = lineage.decode_snapshot(body)
-        return VerifiedModel(channel, bytes(header["lineage"]), int(header["version"]), state, features)
-    except (KeyError, TypeError, ValueError) as error:
-        raise WireError("the file is broken") from error
+    return verified(*model_file.read(path, FORMAT))

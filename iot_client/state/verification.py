@@ -12,6 +12,7 @@ from midge.iot_client.data.samples_file import examine_samples
 from midge.iot_client.state import prediction
 from midge.iot_client.state.alias_models import read_alias
 from midge.iot_client.state.local_tensors import read_tensors
+from midge.iot_client.state.model_keeper import read_kept
 from midge.iot_client.state.outbox_files import OutboxFiles, examine, residual_path, strangers
 from midge.iot_client.state.outbox_state import FORMAT, Strangers
 from midge.storage.checked import Rotten
@@ -45,6 +46,7 @@ def verify(path: Path) -> list[CheckedFile]:
         "local.npz": read_tensors,
         "usage.json": read_usage,
         "model": prediction.read,
+        "kept": read_kept,
         **dict.fromkeys(ALIASES, read_alias),
         "samples": examine_samples,
     }

@@ -96,6 +96,20 @@ class SampleTrainer:
             found = (found > 0).astype(np.int64)
         return found if rows.ndim > 1 else found[0]
 
+    def losses(self, parameters: Parameters, x: npt.ArrayLike, y: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The loss of each row, of shape (n,), by which two models are compared.
+
+        A class is right or wrong (0 or 1). An error of a value is in deviations of the label, and does not matter below
+        a thousandth of one; without a label it is the anomaly score.
+        """
+        net, found = self._checked(parameters), self.predict(parameters, x)
+        if net.task == "reconstruction":
+            return found
+        if net.task != "regression":
+            return np.asarray(found != y, np.float32)
+        errors = np.asarray(np.abs(found - y) / parameters["target_scale"], np.float32)
+        return np.maximum(errors, np.float32(1e-3))
+
     def _checked(self, parameters: Parameters) -> MLP:
         net = model_of(parameters, self.samples.kind)
         names = self.samples.features

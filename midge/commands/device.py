@@ -11,6 +11,7 @@ from midge.commands.apps import load_app
 from midge.commands.arguments import like
 from midge.commands.gateway import add_gateway, gateway, refuse_options
 from midge.commands.guest import add_guest, make_guest
+from midge.commands.keeping import add_keeping, keep
 from midge.commands.parts import Problem, Subparsers, called, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.publishing import add_publishing, publish
@@ -70,6 +71,7 @@ def register(subparsers: Subparsers) -> None:
     add_guest(parser)
     add_gateway(parser)
     add_publishing(parser)
+    add_keeping(parser)
     parser.set_defaults(run=run)
 
 
@@ -146,6 +148,7 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
         app.config = replace(app.config, outbox=args.outbox)
     _trust(app, args, bundle)
     publish(app, args)
+    keep(app, args)
     make_guest(app, args)
     show = printer(args, "device", app.config.federation, app.name)
     app.config = replace(app.config, on_event=show, wait=app.config.wait or args.wait)

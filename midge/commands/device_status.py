@@ -78,6 +78,7 @@ def look(path: Path) -> dict[str, Any]:
         "held": [{"seq": seq, "base": _base(header), "bytes": size} for seq, header, size in rows],
         "verified": {channel: _verified(packed) for channel, packed in trusts.items()},
         "predicts": _model(path.with_name(f"{path.name}.model")),
+        "keeps": _kept(path.with_name(f"{path.name}.kept")),
         "names": {name: version for name in ALIASES if (version := _named(path.with_name(f"{path.name}.{name}")))},
         "samples": _samples(path.with_name(f"{path.name}.samples")),
         "month": usage(path, running),
@@ -148,6 +149,17 @@ def _named(path: Path) -> int:
     return 0
 
 
+def _kept(path: Path) -> dict[str, Any] | None:
+    """The model that is kept because a newer one is worse on the device's own rows."""
+    from midge.iot_client.state.model_keeper import read_kept  # noqa: PLC0415
+    from midge.wire.errors import WireError  # noqa: PLC0415
+
+    with suppress(OSError, WireError):
+        kept = read_kept(path)
+        return {"version": kept.model.version, "newer": kept.newer, "since": kept.since, "tried": kept.tried}
+    return None
+
+
 def _samples(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
@@ -189,6 +201,11 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         said.append("verified  nothing: no key is pinned, the broker is trusted (--release-key)")
     if (model := found["predicts"]) is not None:
         said.append(f"predicts  with version {model['version']} of the channel {model['channel']}")
+    if (kept := found.get("keeps")) is not None:
+        said.append(
+            f"keeps     version {kept['version']} since {day(kept['since'])}: version {kept['newer']} is worse on its "
+            "own rows"
+        )
     said += [f"{name:<9} version {version}, which goes before it" for name, version in found.get("names", {}).items()]
     said += [f"rows      {each['words']}" for each in (running or {}).get("intake", ())]
     if (samples := found["samples"]) is not None:

@@ -87,6 +87,7 @@ def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
 
     found = asyncio.run(describe_federation(connect, topics))
     absent = found["aggregator"] is None
+    found["keeping"] = sum(bool(device.get("keeps")) for device in found["devices"].values())
     found["alarm"] = alarm = asyncio.run(explain_missing(connect, topics)) if absent else alarm_of(found)
     if args.json:
         print(json.dumps(found))
@@ -128,7 +129,8 @@ def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:
         old = sum("heard" not in device for device in devices.values())
         some = "some " if old < len(devices) else ""
         note = [f"({some}as they said when they connected or left last)"] if old else []
-        yield "  ".join([f"devices     {len(devices)}", *told, *note])
+        keeping = [f"keeping {found['keeping']}"] if found.get("keeping") else []
+        yield "  ".join([f"devices     {len(devices)}", *told, *keeping, *note])
     for name, device in sorted(devices.items()):
         yield _device_line(name, device, now)
 
@@ -179,6 +181,8 @@ def _device_line(name: str, device: Mapping[str, Any], now: float) -> str:
     if device.get("metrics"):
         scores = ", ".join(f"{metric} {value:.4g}" for metric, value in device["metrics"].items())
         said.append(f"{scores} at version {device['metrics_version']}")
+    if device.get("keeps"):
+        said.append(f"KEEPS version {device['keeps']}")
     if device.get("why") or device.get("waits"):
         said.append(device.get("why") or device["waits"])
     if device["state"] == "sleeping" and device.get("wakes"):

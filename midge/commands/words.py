@@ -90,6 +90,12 @@ def sentence(event: Mapping[str, Any]) -> str:
             return "Predicts with the newest model: no registered version has a name."
         case {"event": "alias", "device": _, "alias": alias, "version": version}:
             return f"Predicts with the {alias}, version {version}."
+        case {"event": "keeps", "version": version, "newer": newer, "why": why}:
+            return f"Keeps version {version} for predictions: version {newer} is worse here, {why}."
+        case {"event": "keeps_no_more", "version": version, "why": why}:
+            return f"Keeps version {version} no more: {why}."
+        case {"event": "losses_failed", "why": why}:
+            return f"New models are used untried: {why}"
         case {"event": "alias", "champion": champion, "candidate": candidate, "share": share, "why": why, **rest}:
             back = "" if rest.get("rolled_back") is None else f"Rolled back to version {rest['rolled_back']}. "
             tried = f", and {share:.0%} of the devices try version {candidate}" if candidate else ""

@@ -42,6 +42,13 @@ OPTIONS: Final[Mapping[str, Table]] = {
         "password_file": "publish_password_file",
         "alarm": "alarm",
     },
+    "keep": {
+        "rows": "try_rows",
+        "margin": "try_margin",
+        "alpha": "try_alpha",
+        "limit": "try_limit",
+        "off": "take_any_model",
+    },
     "log": {"json_lines": "json", "format": "log"},
 }
 """Tables with options of `midge device`: a new option that belongs into the file is one word here."""
@@ -67,6 +74,7 @@ TEXTS: Final = {
     "sleep": "When it sleeps.",
     "process": "Training in a process of its own.",
     "predictions": "What it predicts: for each row that comes, as JSON.",
+    "keep": "When it goes on using its model because a new one is worse on its own rows.",
     "log": "What is printed.",
 }
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midge.aggregator.core.canary import CanaryTrial, e_value, gain
+from midge.aggregator.core.canary import CanaryTrial, gain
+from midge.wire.sign_test import e_value
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (3, 0), (7, 0), (5, 4), (0, 6), (60, 40)])

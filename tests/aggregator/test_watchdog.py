@@ -95,6 +95,12 @@ def test_refusals_for_now_are_no_fault_of_the_device() -> None:
     assert not fleet.activity.refused_always
 
 
+def test_many_devices_that_keep_their_model_make_an_alarm_and_few_or_special_ones_none() -> None:
+    for present, keeping, alarm in [(4, 3, True), (12, 3, True), (13, 3, False), (2, 2, False), (400, 99, False)]:
+        watched = Watched(present=present, keeping=keeping)
+        assert bool(watched.run(1).alarms) is alarm, (present, keeping)
+
+
 def test_many_refused_devices_make_one_alarm_with_some_of_their_names() -> None:
     fleet = Watched(devices=200)
     for name in fleet.names[:100]:

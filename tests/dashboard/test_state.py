@@ -168,6 +168,20 @@ def test_a_clock_is_compared_when_its_device_speaks_and_not_by_what_is_retained(
     json.dumps(fed.state.device("c"), allow_nan=False)
 
 
+def test_devices_that_keep_an_older_model_are_shown_and_counted() -> None:
+    """Seen to fail on a row without the version, and on a count that stays."""
+    fed = Fed(0)
+    fed.hello("a", NOW, keeps=41)
+    fed.hello("b", NOW)
+    fed.state.tick(NOW)
+    assert [fed.row(name)["keeps"] for name in "ab"] == [41, None]
+    assert [text for text in fed.state.head(NOW)["notices"] if text.endswith("in use: 1 device.")]
+    fed.hello("a", NOW + 1)
+    fed.state.tick(NOW + 1)
+    assert fed.row("a")["keeps"] is None
+    assert not [text for text in fed.state.head(NOW + 1)["notices"] if "in use" in text]
+
+
 def test_a_brokers_limit_that_cuts_models_smaller_is_shown() -> None:
     fed = Fed()
     fed.begin()

@@ -57,9 +57,9 @@ def test_the_pages_rules_are_rules() -> None:
 
 
 def test_the_pages_numbers_are_those_of_the_code() -> None:
-    from midge.aggregator.core.canary import e_value
     from midge.aggregator.store.model_orders import LONGEST
     from midge.iot_client.connection.alias_channel import EVERY
+    from midge.wire.sign_test import e_value
 
     rules = midge.RegistryPolicy()
     assert f"At most {rules.keep}\nare kept" in PAGE and f"from fewer than {rules.devices}" in PAGE

@@ -15,7 +15,8 @@ from midge.iot_client.board.usage_budget import Budget, Costs
 from midge.iot_client.data.samples import Samples
 from midge.iot_client.state.local_tensors import LocalTensors
 from midge.iot_client.state.outbox import Outbox
-from midge.iot_client.state.prediction import Predicting, VerifiedModel
+from midge.iot_client.state.prediction import Predicting
+from midge.iot_client.state.verified_model import VerifiedModel
 from midge.wire.lineage import on_grid
 from midge.wire.schema import Schema, Tensor
 from tests.iot_client.test_outbox_rot import memory

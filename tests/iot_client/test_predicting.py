@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from midge.iot_client.data.samples import Samples
-from midge.iot_client.state.prediction import NoModel, Predicting, VerifiedModel
+from midge.iot_client.state.prediction import NoModel, Predicting
+from midge.iot_client.state.verified_model import VerifiedModel
 from midge.iot_client.training.fit import Recipe
 from midge.iot_client.training.numpy_models import MLP, Linear
 from midge.iot_client.training.sample_trainer import SampleTrainer, model_of

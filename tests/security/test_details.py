@@ -127,3 +127,11 @@ def test_a_greeting_is_heeded_whatever_is_hidden_in_it_and_a_report_is_not() -> 
             credentials.shown("a", report)
     later = Credentials(Topics("f"), seal_keys=(own, lost))
     assert later.shown("a", report) == MESSAGES[1]
+
+
+def test_the_version_that_a_device_keeps_is_sealed_too() -> None:
+    key = sealing.derive(signing.new_key())
+    said = Hello(state=DeviceState.READY, outbox=7, keeps=41)
+    hidden = sealing.hide("f", "a", said, sealing.public(key))
+    assert hidden.keeps == sealing.withheld(said).keeps == 0
+    assert sealing.shown("f", "a", hidden, key) == said

@@ -163,3 +163,5 @@ class Hello(Message):
     """The scheme by which the device wants receipts signed: `p256`, `hmac`; empty is the federation's release key."""
     largest: U32 = 0
     """Most bytes of body in a message to the device; 0 sets no limit."""
+    keeps: U63 = 0
+    """The version that the device goes on using, because a newer one is worse on its own rows; 0 if it keeps none."""
