@@ -15,7 +15,7 @@ _LOOK = 1.0
 _LONGEST = 10.0
 """Seconds after the last look from which on nothing was served: the aggregator waits for at most five."""
 _SOONEST, _LATEST, _SHARE = 60.0, 600.0, 10.0
-"""Seconds between two writes: a tenth of the process's age within these bounds, so that a short run is seen at once …"""
+"""Seconds between two writes: a tenth of the process's age within these bounds, so that a short run is seen soon …"""
 _RESTING = 3600.0
 """… and this many if no update or score has come since."""
 _LONGEST_NAME = 64

@@ -6,6 +6,7 @@ it, and records after that are counted again at the next start. The rest (scores
 observed since the last write. No row names a device.
 """
 
+import itertools
 import math
 import sqlite3
 from collections import Counter
@@ -26,7 +27,7 @@ CREATE TABLE IF NOT EXISTS history (
     PRIMARY KEY (began, seconds)
 ) WITHOUT ROWID;
 """
-TIERS = ((60, 3 * 3600), (600, 2 * 86_400), (3600, 60 * 86_400), (86_400, 3650 * 86_400))
+TIERS = ((10, 20 * 60), (60, 3 * 3600), (600, 2 * 86_400), (3600, 60 * 86_400), (86_400, 3650 * 86_400))
 """Seconds of a period, and the age from which on it is merged into the next longer one; the last are deleted."""
 METRICS = 16
 """Most metrics of each kind that are kept."""
@@ -156,7 +157,7 @@ class Period:
                     seconds,
                     lsn,
                     Counter(verdicts),
-                    Counter({tau: number for tau, number in staleness}),
+                    Counter(dict(staleness)),
                     steps,
                     releases,
                     version,
@@ -216,7 +217,7 @@ class HistoryTable:
     def write(self, db: sqlite3.Connection) -> None:
         """Write what is new, and merge old periods. Call `written` once that is durable."""
         _put(db, self._unwritten)
-        for (width, age), (longer, _) in zip(TIERS[:-1], TIERS[1:], strict=True):
+        for (width, age), (longer, _) in itertools.pairwise(TIERS):
             before = int(self._at - age) // longer * longer
             _merge(db, width, longer, before)
         db.execute("DELETE FROM history WHERE began < ?", (int(self._at - TIERS[-1][1]),))

@@ -1,6 +1,7 @@
 """Axis scales: from values to positions, with tick marks."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -77,6 +78,17 @@ def of_time(end: float, *, count: int = 6) -> AxisScale:
     return AxisScale(0.0, end, ticks, lambda value: plain(value / unit))
 
 
+def of_dates(start: float, end: float, *, count: int = 6) -> AxisScale:
+    """From `start` to `end` in seconds since 1970, with ticks at round times in UTC."""
+    end = max(end, start + 1)
+    step = next((step for step in _TIMES if (end - start) / step <= count), None)
+    step = step or 86400 * math.ceil((end - start) / 86400 / count)
+    form = "%H:%M:%S" if step < 60 else "%H:%M" if step < 86400 else "%-d %b" if step < 31 * 86400 else "%b %Y"
+    first = math.ceil(start / step) * step
+    ticks = tuple(float(tick) for tick in range(first, math.floor(end) + 1, step))
+    return AxisScale(start, end, ticks, lambda value: time.strftime(form, time.gmtime(value)))
+
+
 def unit_of_time(scale: AxisScale) -> str:
     """The unit of the ticks of `of_time`."""
     step = scale.ticks[1] - scale.ticks[0] if len(scale.ticks) > 1 else 1
@@ -92,6 +104,13 @@ def of_counts(high: float, *, count: int = 5, tight: bool = False) -> AxisScale:
 def of_bytes(end: float, *, count: int = 5) -> AxisScale:
     """From 0 to `end` bytes, with round ticks."""
     return linear(0, end if end > 0 else 1.0, size, count=count, tight=True)
+
+
+def round_interval(seconds: float, multiple: int = 1) -> int:
+    """A round interval of at least that many seconds that is a multiple of another."""
+    found = next((step for step in _TIMES if step >= seconds and step % multiple == 0), None)
+    longest = max(multiple, _TIMES[-1])
+    return found or longest * math.ceil(seconds / longest)
 
 
 def bins(largest: int, most: int = 30) -> int:

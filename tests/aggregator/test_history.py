@@ -1,5 +1,6 @@
 """The history in a store: what was decided is counted once, old periods are merged, and damage costs nothing else."""
 
+import itertools
 import random
 import shutil
 import sqlite3
@@ -119,7 +120,7 @@ def test_old_periods_are_merged_without_a_loss_and_stay_few(tmp_path: Path) -> N
     found = Counter(period.seconds for period in periods)
     assert 0 < found[60] < 30 and 250 < found[600] < 330 and 1300 < found[3600] < 1500 and 0 < found[86_400] < 9
     assert [period.began for period in periods] == sorted(period.began for period in periods)
-    for before, after in zip(periods[:-1], periods[1:], strict=True):
+    for before, after in itertools.pairwise(periods):
         assert before.began + before.seconds <= after.began, "no two of them overlap"
 
 
@@ -181,7 +182,7 @@ def test_a_salvaged_store_goes_on_counting(tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "store", tmp_path / "copy")
     with closing(sqlite3.connect(tmp_path / "copy" / "store.db", isolation_level=None)) as db:
         newest = "(SELECT max(lsn) FROM journal WHERE kind = 'update')"
-        db.execute(f"UPDATE journal SET record = substr(record, 1, 20) WHERE lsn = {newest}")  # noqa: S608
+        db.execute(f"UPDATE journal SET record = substr(record, 1, 20) WHERE lsn = {newest}")
     salvage(tmp_path / "copy", tmp_path / "new", "who")
     with rig(tmp_path / "new") as life:
         assert counted(life.store) == {"accepted": 5}
