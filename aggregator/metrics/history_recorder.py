@@ -65,7 +65,7 @@ class HistoryRecorder:
         period.bytes_out += moved[1] - self._bytes[1]
         self._bytes = moved
         for verdict, number in self._meters.verdicts.items():
-            if verdict not in _FINAL:
+            if verdict not in _FINAL and number != self._verdicts[verdict]:
                 period.verdicts[verdict] += number - self._verdicts[verdict]
                 self._verdicts[verdict] = number
         if lsn != self._lsn:

@@ -234,7 +234,7 @@ def _scores(history: HistoryView, metric: str, marks: Sequence[tuple[float, str]
         history.x(room),
         _score_scale(metric, values),
         x_name="time (UTC)",
-        y_name=name_of(metric),
+        y_name="",
         right=learning.LABELS,
     )
     for time_, words in marks:
@@ -457,10 +457,9 @@ def _device(one: DeviceSummary, version: int) -> tuple[str, ...]:
 def _activity(found: StoreSummary, room: Size) -> Plot | None:
     """By number of days since its last accepted message, the devices."""
     heard = [one.heard for one in found.devices if one.heard]
-    if not heard:
+    days = [int((max(heard) - at) / DAY) for at in heard]
+    if not any(days):  # one bar says nothing
         return None
-    newest = max(heard)
-    days = [int((newest - at) / DAY) for at in heard]
     return _histogram(days, "days since a device was last heard", "devices", room)
 
 
