@@ -196,12 +196,8 @@ def _heard_since(found: StoreSummary, since: float) -> int:
 
 def _share_served(history: HistoryView) -> float | None:
     """Share of the time since the first look at the health; None if it was never looked at."""
-    looked = [one for one in history.periods if one.states]
-    if not looked:
-        return None
-    first = looked[0]
-    span = history.end - first.began - max(0.0, first.seconds - sum(first.states.values()))
-    return min(1.0, history.served / span) if span > 0 else None
+    began = next((one.began for one in history.periods if one.states), None)
+    return None if began is None else min(1.0, history.served / (history.end - began))
 
 
 def _learned(found: StoreSummary, history: HistoryView) -> Section | None:
