@@ -6,13 +6,13 @@ it, and records after that are counted again at the next start. The rest (scores
 observed since the last write. No row names a device.
 """
 
-import itertools
 import math
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from midge.aggregator.core import records as rec
@@ -28,7 +28,10 @@ CREATE TABLE IF NOT EXISTS history (
 ) WITHOUT ROWID;
 """
 TIERS = ((10, 20 * 60), (60, 3 * 3600), (600, 2 * 86_400), (3600, 60 * 86_400), (86_400, 3650 * 86_400))
-"""Seconds of a period, and the age from which on it is merged into the next longer one; the last are deleted."""
+"""Seconds of a period, and the age from which on it is merged into the next longer one; the last are deleted. The
+shortest are for the beginning of a history, in which much happens."""
+_MERGE_EVERY = 3600.0
+"""Seconds between two merges, which write several pages for a few rows."""
 METRICS = 16
 """Most metrics of each kind that are kept."""
 _DIGITS = 4
@@ -179,15 +182,16 @@ class HistoryTable:
         self._closed: list[Period] = []
         """Periods that are over and not written yet."""
         self._current = Period(0, TIERS[0][0])
-        self._at = 0.0
+        self._first = self._at = self._merged = 0.0
+        """When it began, the newest time, and when old periods were last merged; 0 if no time is known."""
 
     def load(self) -> None:
         """Continue the newest period, and count the records after it. Damaged ones are passed over."""
         periods = [period for _, period in rows(self._query) if period is not None]
         mark = max((period.lsn for period in periods), default=0)
-        if periods and periods[-1].seconds == TIERS[0][0]:
+        if periods:
             self._current = periods[-1]
-            self._at = float(self._current.began)
+            self._first, self._at = float(periods[0].began), float(self._current.began)
         for _, kind, packed in self._query(_RECORDS, (mark,)):
             with suppress(WireError, TypeError):
                 self.take(rec.unpack(kind, packed))
@@ -200,14 +204,19 @@ class HistoryTable:
 
     def follow(self, at: float) -> Period:
         """The current period at a time, in seconds since 1970; it never goes back."""
-        if at > max(self._at, SANE):
-            self._at = at
-            began = int(at) // self._current.seconds * self._current.seconds
-            if self._current.began == 0:  # records from before any time was known
-                self._current.began = began
-            elif began != self._current.began:
-                self._closed.append(self._current)
-                self._current = Period(began, self._current.seconds, self._current.lsn)
+        if at <= max(self._at, SANE):
+            return self._current
+        self._at = at
+        short, usual = TIERS[0][0], TIERS[1][0]
+        if self._current.began == 0:  # records from before any time was known
+            self._current.began = int(at) // short * short
+            self._first = self._first or float(self._current.began)
+        elif at >= (end := self._current.began + self._current.seconds):
+            self._closed.append(self._current)
+            began = int(at) // usual * usual
+            # Short ones only at first: merging them costs more writes than all others.
+            width = usual if began >= max(end, self._first + TIERS[0][1]) else short
+            self._current = Period(int(at) // width * width, width, self._current.lsn)
         return self._current
 
     @property
@@ -217,9 +226,11 @@ class HistoryTable:
     def write(self, db: sqlite3.Connection) -> None:
         """Write what is new, and merge old periods. Call `written` once that is durable."""
         _put(db, self._unwritten)
-        for (width, age), (longer, _) in itertools.pairwise(TIERS):
-            before = int(self._at - age) // longer * longer
-            _merge(db, width, longer, before)
+        if self._at < self._merged + _MERGE_EVERY:
+            return
+        self._merged = self._at
+        for (width, age), (longer, _) in pairwise(TIERS):
+            _merge(db, width, longer, int(self._at - age) // longer * longer)
         db.execute("DELETE FROM history WHERE began < ?", (int(self._at - TIERS[-1][1]),))
 
     def written(self) -> None:

@@ -1,5 +1,6 @@
 """Axis scales: from values to positions, with tick marks."""
 
+import calendar
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from midge.sensor_fleet.report.quantities import plain, significant, size, whole
 
 _TIMES: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 """Round intervals of time, in seconds."""
+_MONTHS_FROM: Final = 20 * 86400.0
+"""Seconds between two ticks from which on they are at the beginnings of months."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +82,29 @@ def of_time(end: float, *, count: int = 6) -> AxisScale:
 
 
 def of_dates(start: float, end: float, *, count: int = 6) -> AxisScale:
-    """From `start` to `end` in seconds since 1970, with ticks at round times in UTC."""
+    """From `start` to `end` in seconds since 1970, with ticks at round times in UTC: of a long time, months."""
     end = max(end, start + 1)
-    step = next((step for step in _TIMES if (end - start) / step <= count), None)
-    step = step or 86400 * math.ceil((end - start) / 86400 / count)
-    form = "%H:%M:%S" if step < 60 else "%H:%M" if step < 86400 else "%-d %b" if step < 31 * 86400 else "%b %Y"
-    first = math.ceil(start / step) * step
-    ticks = tuple(float(tick) for tick in range(first, math.floor(end) + 1, step))
-    return AxisScale(start, end, ticks, lambda value: time.strftime(form, time.gmtime(value)))
+    each = (end - start) / count
+    if each > _MONTHS_FROM:
+        form, ticks = "%b %Y", _months(start, end, math.ceil(each / (30 * 86400)))
+    else:
+        step = round_interval(each)
+        form = "%H:%M:%S" if step < 60 else "%H:%M" if step < 86400 else "%-d %b"
+        ticks = [float(tick) for tick in range(math.ceil(start / step) * step, math.floor(end) + 1, step)]
+    return AxisScale(start, end, tuple(ticks), lambda value: time.strftime(form, time.gmtime(value)))
+
+
+def _months(start: float, end: float, stride: int) -> list[float]:
+    """Beginnings of every `stride`-th month."""
+    first = time.gmtime(start)
+    months = range(12 * first.tm_year + first.tm_mon, 12 * (first.tm_year + 200), stride)
+    found: list[float] = []
+    for month in months:
+        at = float(calendar.timegm((month // 12, month % 12 + 1, 1, 0, 0, 0)))
+        if at > end:
+            break
+        found.append(at)
+    return found
 
 
 def unit_of_time(scale: AxisScale) -> str:

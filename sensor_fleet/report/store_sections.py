@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any, Final
 
-from midge.aggregator.store.history import Period, total
+from midge.aggregator.store.history import FederatedScore, Period, Scores, total
 from midge.aggregator.store.summary import DeviceSummary, StoreSummary
 from midge.sensor_fleet.progress import FINAL, quantile
 from midge.sensor_fleet.report import learning, scales
@@ -25,7 +25,9 @@ ROWS: Final = 40
 VERSIONS: Final = 20
 """Most registered versions in the table, and marked in a figure."""
 _BARS: Final = 60
-"""Most bars of a figure."""
+"""Most bars of a figure …"""
+_POINTS: Final = 240
+"""… and most points of a line."""
 _INKS: Final = 8
 """Colours of layers; the style sheet has as many."""
 _STATES: Final = (*(state.value for state in HealthState), "not served")
@@ -124,10 +126,14 @@ class HistoryView:
 
     @cached_property
     def bins(self) -> list[Bin]:
-        """Periods by equal bins; those without any are left out."""
+        """Periods by equal bins, for bars; those without any are left out."""
+        return self.divided(_BARS)
+
+    def divided(self, most: int) -> list[Bin]:
+        """Periods by equal bins, about `most` or fewer."""
         if not self.periods:
             return []
-        width = scales.round_interval((self.end - self.began) / _BARS, max(one.seconds for one in self.periods))
+        width = scales.round_interval((self.end - self.began) / most, max(one.seconds for one in self.periods))
         found: dict[int, list[Period]] = {}
         for one in self.periods:
             found.setdefault(one.began // width, []).append(one)
@@ -220,8 +226,13 @@ def _learned(found: StoreSummary, history: HistoryView) -> Section | None:
 
 
 def _scores(history: HistoryView, metric: str, marks: Sequence[tuple[float, str]], room: Size) -> Plot:
-    own = [(one, one.evaluation[metric]) for one in history.periods if metric in one.evaluation]
-    theirs = [(one, one.federated[metric]) for one in history.periods if metric in one.federated]
+    fine = history.divided(_POINTS)
+    own: list[tuple[Bin, Scores | FederatedScore]] = [
+        (one, one.period.evaluation[metric]) for one in fine if metric in one.period.evaluation
+    ]
+    theirs: list[tuple[Bin, Scores | FederatedScore]] = [
+        (one, one.period.federated[metric]) for one in fine if metric in one.period.federated
+    ]
     values = [value for _, one in own for value in (one.low, one.high)]
     values += [value for _, one in theirs for value in (one.mean, one.low, one.high)]
     plot = Plot(
@@ -237,16 +248,17 @@ def _scores(history: HistoryView, metric: str, marks: Sequence[tuple[float, str]
         if plot.x.holds(time_):
             plot.rule(plot.x(time_), plot.top, plot.x(time_), plot.bottom, "line target")
             plot.path(f"M{plot.x(time_):.1f} {plot.top:.1f}h0", "line target", words)
-    plot.ranges([(one.began, one.began + one.seconds, band.low, band.high) for one, band in theirs], "alone")
-    plot.ranges([(one.began, one.began + one.seconds, band.low, band.high) for one, band in own], "fleet faded")
+    plot.ranges([(one.began, one.end, band.low, band.high) for one, band in theirs], "alone")
+    plot.ranges([(one.began, one.end, band.low, band.high) for one, band in own], "fleet faded")
     labels = []
-    for points, name, ink in (
-        ([(one.began + one.seconds / 2, band.mean) for one, band in theirs], "on devices", "alone"),
-        ([(one.began + one.seconds / 2, band.mean) for one, band in own], "evaluation", "fleet"),
+    newest = history.whole.federated.get(metric)
+    for points, name, last, ink in (
+        (theirs, "on devices", None if newest is None else newest.mean, "alone"),
+        (own, "evaluation", history.value(metric), "fleet"),
     ):
-        if points:
-            plot.line(points, ink)
-            labels.append(Label(points[-1][1], name, score(points[-1][1], metric), ink))
+        if points and last is not None:
+            plot.line([((one.began + one.end) / 2, band.mean) for one, band in points], ink)
+            labels.append(Label(points[-1][1].mean, name, score(last, metric), ink))
     plot.labels(labels)
     return plot
 

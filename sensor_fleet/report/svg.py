@@ -133,7 +133,11 @@ class Plot(Drawing):
         """A line through the finite points; those beyond the axis are drawn at its edge, and marked there."""
         placed = finite(points)
         self.path(_polyline([(self.x(x), self.y(y)) for x, y in placed]), f"line {classes}")
-        beyond = sorted({(round(self.x(x) / _APART), y > self.y.high) for x, y in placed if not self.y.holds(y)})
+        self._mark_beyond(placed)
+
+    def _mark_beyond(self, points: Iterable[Point]) -> None:
+        """Mark points beyond the axis at its edge; of those that would overlap, one."""
+        beyond = sorted({(round(self.x(x) / _APART), y > self.y.high) for x, y in points if not self.y.holds(y)})
         for place, above in beyond:
             x, y, way = place * _APART, self.top if above else self.bottom, -1 if above else 1
             self.path(f"M{_n(x - 4)} {_n(y)}h8l-4 {_n(7.0 * way)}z", "beyond", "beyond the axis")
@@ -193,10 +197,12 @@ class Plot(Drawing):
 
     def ranges(self, spans: Iterable[tuple[float, float, float, float]], classes: str) -> None:
         """Ranges of values over stretches of x: (from, to, low, high)."""
-        boxes = [
-            (self.x(a), self.y(high), self.x(b) - self.x(a), self.y(low) - self.y(high)) for a, b, low, high in spans
-        ]
-        self.path(rectangles((x, y, width, max(1.0, height)) for x, y, width, height in boxes), classes)
+        boxes = []
+        for start, end, low, high in spans:
+            left, right, top, bottom = self.x(start), self.x(end), self.y(high), self.y(low)
+            boxes.append((left, top, right - left, max(1.0, bottom - top)))
+            self._mark_beyond(finite([((start + end) / 2, low), ((start + end) / 2, high)]))
+        self.path(rectangles(boxes), classes)
 
     def point(self, x: float, y: float, classes: str, *, radius: float = 3.5, title: str = "") -> None:
         if math.isfinite(x) and math.isfinite(y):

@@ -126,6 +126,8 @@ def test_values_beyond_the_axis_are_marked_at_its_edge() -> None:
     marks = [path for path in ET.fromstring(str(plot)).iter("path") if path.get("class") == "beyond"]
     assert len(marks) == 2, "one above, of two that lie on each other, and one below"
     assert all(mark.find("title") is not None for mark in marks)
+    plot.ranges([(9, 10, 0.5, 3.0)], "fleet faded")
+    assert str(plot).count('class="beyond"') == 3, "a band that is cut as well"
     inside = Plot((300, 200), "", scales.of_time(10), scales.linear(0, 1), x_name="", y_name="")
     inside.line([(1, 0.0), (2, 1.0)], "raw")
     assert "beyond" not in str(inside)
