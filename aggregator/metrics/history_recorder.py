@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from midge.aggregator.metrics.counters import Meters
 from midge.aggregator.metrics.device_metrics import Spread
-from midge.aggregator.store.history import METRICS, FederatedScore, Scores
+from midge.aggregator.store.history import METRICS, FederatedScore, ScoreRange
 from midge.aggregator.store.store import Store
 from midge.wire.messages import Verdict
 
@@ -80,7 +80,7 @@ class HistoryRecorder:
         period = self._history.follow(self._wall())
         for name, value in metrics.items():
             if math.isfinite(value) and len(name) <= _LONGEST_NAME:
-                period.score(name, Scores(1, value, value, value))
+                period.score(name, ScoreRange(1, value, value, value))
         self._changed = True
 
     def combined(self, metrics: Mapping[str, Spread], devices: int) -> None:

@@ -41,7 +41,7 @@ _ALL = "SELECT began, seconds, lsn, data, crc FROM history"
 
 
 @dataclass(slots=True)
-class Scores:
+class ScoreRange:
     """The values of one metric in a period."""
 
     number: int = 0
@@ -49,7 +49,7 @@ class Scores:
     low: float = math.inf
     high: float = -math.inf
 
-    def add(self, other: "Scores") -> None:
+    def add(self, other: "ScoreRange") -> None:
         """Add later values."""
         self.number += other.number
         self.mean += (other.mean - self.mean) * other.number / self.number
@@ -91,7 +91,7 @@ class Period:
     """The most devices that were connected at a time."""
     states: dict[str, float] = field(default_factory=dict)
     """Seconds in each state of health; what is missing was not served."""
-    evaluation: dict[str, Scores] = field(default_factory=dict)
+    evaluation: dict[str, ScoreRange] = field(default_factory=dict)
     """Results of the aggregator's own evaluation, by metric."""
     federated: dict[str, FederatedScore] = field(default_factory=dict)
 
@@ -127,10 +127,10 @@ class Period:
             self.score(name, scores)
         self.federated = {**self.federated, **later.federated}
 
-    def score(self, name: str, scores: Scores) -> None:
+    def score(self, name: str, scores: ScoreRange) -> None:
         """Add results of a metric."""
         if name in self.evaluation or len(self.evaluation) < METRICS:
-            self.evaluation.setdefault(name, Scores()).add(scores)
+            self.evaluation.setdefault(name, ScoreRange()).add(scores)
 
     def row(self) -> tuple[Any, ...]:
         """The row in the table."""
@@ -168,7 +168,7 @@ class Period:
                     down,
                     devices,
                     states,
-                    {name: Scores(*scores) for name, scores in own.items()},
+                    {name: ScoreRange(*scores) for name, scores in own.items()},
                     {name: FederatedScore(*score) for name, score in theirs.items()},
                 )
         return None
@@ -179,6 +179,8 @@ class HistoryTable:
 
     def __init__(self, query: Query) -> None:
         self._query = query
+        self.pending: list[rec.Record] = []
+        """Durable records that are not counted yet: they are counted at the next look."""
         self._closed: list[Period] = []
         """Periods that are over and not written yet."""
         self._current = Period(0, TIERS[0][0])
@@ -194,16 +196,22 @@ class HistoryTable:
             self._first, self._at = float(periods[0].began), float(self._current.began)
         for _, kind, packed in self._query(_RECORDS, (mark,)):
             with suppress(WireError, TypeError):
-                self.take(rec.unpack(kind, packed))
-
-    def take(self, record: rec.Record) -> None:
-        """Count a durable record, at the newest known time."""
-        if isinstance(record, rec.ReleaseRecord):
-            self.follow(record.at)
-        self._current.count(record)
+                self.pending.append(rec.unpack(kind, packed))
 
     def follow(self, at: float) -> Period:
         """The current period at a time, in seconds since 1970; it never goes back."""
+        self._count()
+        return self._advance(at)
+
+    def _count(self) -> None:
+        """Count the pending records, at the newest known time."""
+        pending, self.pending = self.pending, []
+        for record in pending:
+            if isinstance(record, rec.ReleaseRecord):
+                self._advance(record.at)
+            self._current.count(record)
+
+    def _advance(self, at: float) -> Period:
         if at <= max(self._at, SANE):
             return self._current
         self._at = at
@@ -225,6 +233,7 @@ class HistoryTable:
 
     def write(self, db: sqlite3.Connection) -> None:
         """Write what is new, and merge old periods. Call `written` once that is durable."""
+        self._count()
         _put(db, self._unwritten)
         if self._at < self._merged + _MERGE_EVERY:
             return
@@ -239,6 +248,7 @@ class HistoryTable:
 
     def periods(self) -> list[Period]:
         """All periods, oldest first, with what is not written yet."""
+        self._count()
         found = {(period.began, period.seconds): period for _, period in rows(self._query) if period is not None}
         found |= {(period.began, period.seconds): period for period in self._unwritten}
         return [found[place] for place in sorted(found)]

@@ -231,8 +231,7 @@ class Store(StoreDatabase):
         except BaseException:
             self._journal.cut(mark)
             raise
-        for entry in entries:
-            self.history.take(entry.record)
+        self.history.pending += (entry.record for entry in entries)
         updates = self._noted.updates + sum(isinstance(entry.record, rec.UpdateRecord) for entry in entries)
         # Not within the block above: a failing witness must not cut off bodies of committed records.
         self._note(replace(self._noted, lsn=entries[-1].record.lsn, crc=crc, updates=updates))

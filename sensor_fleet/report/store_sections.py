@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any, Final
 
-from midge.aggregator.store.history import FederatedScore, Period, Scores, total
+from midge.aggregator.store.history import FederatedScore, Period, ScoreRange, total
 from midge.aggregator.store.summary import DeviceSummary, StoreSummary
 from midge.sensor_fleet.progress import FINAL, quantile
 from midge.sensor_fleet.report import learning, scales
@@ -227,10 +227,10 @@ def _learned(found: StoreSummary, history: HistoryView) -> Section | None:
 
 def _scores(history: HistoryView, metric: str, marks: Sequence[tuple[float, str]], room: Size) -> Plot:
     fine = history.divided(_POINTS)
-    own: list[tuple[Bin, Scores | FederatedScore]] = [
+    own: list[tuple[Bin, ScoreRange | FederatedScore]] = [
         (one, one.period.evaluation[metric]) for one in fine if metric in one.period.evaluation
     ]
-    theirs: list[tuple[Bin, Scores | FederatedScore]] = [
+    theirs: list[tuple[Bin, ScoreRange | FederatedScore]] = [
         (one, one.period.federated[metric]) for one in fine if metric in one.period.federated
     ]
     values = [value for _, one in own for value in (one.low, one.high)]

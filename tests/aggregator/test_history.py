@@ -16,7 +16,7 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.metrics.device_metrics import Spread
 from midge.aggregator.publish.outlet import Outlet
-from midge.aggregator.store.history import Period, Scores, rounded, rows, total
+from midge.aggregator.store.history import Period, ScoreRange, rounded, rows, total
 from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.salvage import salvage
 from midge.aggregator.store.store import Store
@@ -106,7 +106,7 @@ def test_old_periods_are_merged_without_a_loss_and_stay_few(tmp_path: Path) -> N
             period.verdicts.update({"accepted": 3, "stale": 1})
             period.staleness.update({0: 1, rounded(17): 2})
             period.states["learning"] = 60.0
-            period.score("accuracy", Scores(1, value := 0.5 + place % 7 / 100, value, value))
+            period.score("accuracy", ScoreRange(1, value := 0.5 + place % 7 / 100, value, value))
             if place % 6 == 5:
                 store.write_history()
         periods = store.history.periods()
@@ -218,7 +218,7 @@ def test_what_the_journal_does_not_have_is_observed_by_the_second(tmp_path: Path
     assert found.states == {"waiting": pytest.approx(69.0)}
     assert (found.bytes_in, found.bytes_out) == (6900, 0)
     assert found.verdicts["duplicate"] == 69
-    assert found.evaluation == {"accuracy": Scores(1, 0.5, 0.5, 0.5)}
+    assert found.evaluation == {"accuracy": ScoreRange(1, 0.5, 0.5, 0.5)}
     assert (found.federated["loss"].low, found.federated["loss"].devices) == (0.2, 7)
 
 
@@ -229,7 +229,7 @@ def test_a_staleness_keeps_four_digits(given: int, kept: int) -> None:
 
 def test_a_row_says_what_its_period_says() -> None:
     period = Period(60, 60, 7, Counter(accepted=2), Counter({3: 2}), 1, 1, 9, 10, 20, 4, {"learning": 60.0})
-    period.score("loss", Scores(1, 2.0, 2.0, 2.0))
+    period.score("loss", ScoreRange(1, 2.0, 2.0, 2.0))
     assert Period.of(period.row()) == period
     row = period.row()
     for place in range(len(row)):

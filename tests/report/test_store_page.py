@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from midge.__main__ import main
-from midge.aggregator.store.history import FederatedScore, Period, Scores
+from midge.aggregator.store.history import FederatedScore, Period, ScoreRange
 from midge.aggregator.store.registered import note_federation
 from midge.aggregator.store.summary import StoreSummary, summarise
 from midge.sensor_fleet.report.store_sections import ROWS, HistoryView, sections, store_page
@@ -30,7 +30,7 @@ def lived(life: Rig, hours: int = 6, name: str = "pump") -> None:
             life.send(f"{name}-{number}", hour + 1, np.full(4, math.nan if bad else 0.01, np.float32))
             period.states = {"learning": 8.0, "stalled": 2.0}
             period.bytes_in, period.bytes_out, period.devices = 1000, 5000, 3
-            period.score("accuracy", Scores(1, value := 0.5 + hour / 20, value, value))
+            period.score("accuracy", ScoreRange(1, value := 0.5 + hour / 20, value, value))
             period.federated["loss"] = FederatedScore(1.0 / (hour + 1), 0.1, 2.0, 3)
     life.store.write_history()
     with life.store.transaction() as db:
@@ -146,7 +146,7 @@ def test_names_in_a_store_are_text(found: StoreSummary) -> None:
     one = found.devices[0]
     for period in found.periods:
         period.verdicts = type(period.verdicts)({hostile: 3})
-        period.evaluation = {hostile: Scores(1, 1.0, 1.0, 1.0)}
+        period.evaluation = {hostile: ScoreRange(1, 1.0, 1.0, 1.0)}
     bad = type(one)(hostile, one.heard, 1, 1, 5, 5, hostile, hostile)
     made = StoreSummary(
         found.directory,
@@ -184,6 +184,6 @@ def test_a_large_fleet_is_shown_in_part_those_with_problems_first(tmp_path: Path
 
 
 def test_values_that_are_not_finite_leave_gaps(found: StoreSummary) -> None:
-    found.periods[0].evaluation["accuracy"] = Scores(1, math.inf, math.inf, math.inf)
+    found.periods[0].evaluation["accuracy"] = ScoreRange(1, math.inf, math.inf, math.inf)
     page = Page(store_page(found))
     assert not any("inf" in (element.get("d") or "") for drawing in page.drawings for element in drawing.iter())
