@@ -126,7 +126,7 @@ class HistoryView:
 
     @cached_property
     def bins(self) -> list[Bin]:
-        """Periods by equal bins, for bars; those without any are left out."""
+        """Periods by equal bins, for bars."""
         return self.divided(_BARS)
 
     def divided(self, most: int) -> list[Bin]:
@@ -137,7 +137,8 @@ class HistoryView:
         found: dict[int, list[Period]] = {}
         for one in self.periods:
             found.setdefault(one.began // width, []).append(one)
-        return [Bin(place * width, (place + 1) * width, total(ones)) for place, ones in sorted(found.items())]
+        places = range(min(found), max(found) + 1)  # also where nothing was served
+        return [Bin(place * width, (place + 1) * width, total(found.get(place, ()))) for place in places]
 
     @property
     def width(self) -> float:

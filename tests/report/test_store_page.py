@@ -86,6 +86,9 @@ def test_bars_add_up_to_what_was_decided(found: StoreSummary) -> None:
     history = HistoryView(found.periods)
     assert sum(one.period.verdicts["accepted"] for one in history.bins) == found.verdicts["accepted"] == 13
     assert all(one.end - one.began == history.width for one in history.bins)
+    assert [one.began for one in history.bins] == [
+        history.bins[0].began + place * history.width for place in range(len(history.bins))
+    ], "where nothing was served there is an empty bin, and no line between its neighbours"
     mixed = HistoryView([Period(600 * (place + 1), 600) for place in range(72)] + [Period(44_400, 60)])
     assert mixed.width == 1800, "of twelve hours; in bins of fifteen minutes, each second one had two periods"
 
