@@ -9,7 +9,7 @@ from itertools import islice
 
 from midge.aggregator.config import Evaluate
 from midge.aggregator.federation import FederationRuntime
-from midge.aggregator.metrics.device_metrics import Reports, Spread
+from midge.aggregator.metrics.device_metrics import Spread
 
 log = logging.getLogger("aggregator")
 
@@ -65,6 +65,7 @@ class VersionEvaluator:
             try:
                 self.metrics = _numbers(await asyncio.to_thread(evaluate, published))
                 federation.registry.evaluated(version, self.metrics)
+                federation.history.evaluated(self.metrics)
                 await self._evaluate_registered(federation, evaluate)
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"
@@ -84,13 +85,15 @@ class VersionEvaluator:
             federation.registry.evaluated(version, None)  # unless it succeeds
             federation.registry.evaluated(version, _numbers(await asyncio.to_thread(evaluate, dict(parameters))))
 
-    def combine(self, reports: Reports, version: int, now: float) -> None:
+    def combine(self, federation: FederationRuntime, now: float) -> None:
         """Report the combined results of devices on their own data, now and then."""
+        reports = federation.reports
         if reports.new and now >= self._combined_at + _REPORTS_EVERY:
             self._combined_at = now
             self.federated = reports.combined()
             found = {name: spread.packed() for name, spread in self.federated.items()}
-            self._tell("federated_evaluation", version=version, devices=len(reports), metrics=found)
+            federation.history.combined(self.federated, len(reports))
+            self._tell("federated_evaluation", version=federation.core.version, devices=len(reports), metrics=found)
 
 
 def _numbers(found: object) -> dict[str, float]:

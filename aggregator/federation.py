@@ -25,6 +25,7 @@ from midge.aggregator.issuing import IssuedNumbers
 from midge.aggregator.metrics.credential_alarms import CredentialAlarms
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
+from midge.aggregator.metrics.history_recorder import HistoryRecorder
 from midge.aggregator.metrics.watchdog import FleetSituation, Watchdog
 from midge.aggregator.model.export import write_model
 from midge.aggregator.observations import Observations
@@ -105,6 +106,7 @@ class FederationRuntime:
             )
             self._observed = Observations(outlet.tell, Bounds().devices)
             self.watchdog = Watchdog(self._observed.activity, now)
+            self.history = HistoryRecorder(self.store, outlet.meters, self.issuer.dating.now, now)
             self.admission = Admission(config.limits)
             self._ingress = IngressFilter(
                 self.admission,
@@ -173,6 +175,7 @@ class FederationRuntime:
             if not failed:
                 self.issued.write()
                 self.upkeep.close(self.core, self.engine)
+                self.store.write_history()
         except StoreFull as error:
             log.warning("%s No checkpoint was written; the journal has everything.", error)
         finally:
@@ -274,6 +277,8 @@ class FederationRuntime:
             self.processor.fitting.look(now)
             self.registry.look(self.engine, self.processor, now)
             self.upkeep.tend(self.core, self.engine, self.processor, now)
+            state, devices = self.watchdog.finding.state.value, self.core.steering.live
+            self.history.look(now, lsn=self.core.lsn, state=state, devices=devices)
         except StoreFull as error:
             self._handle_full_disk(str(error), now)
 

@@ -342,7 +342,7 @@ class Aggregator:
         self._outgoing.answer(
             health.answers(lambda: _overview(self._status.status(), self.evaluation, self.meters), now)
         )
-        self.evaluation.combine(self.federation.reports, self.core.version, now)
+        self.evaluation.combine(self.federation, now)
 
     def _asked(self, connection: Connection, batch: list[Delivery]) -> list[Delivery]:
         """Process requests for an overview; return the devices' messages."""

@@ -12,7 +12,8 @@ HELD = 5
 """Number of evaluations over which a target must be held: their mean counts, not a single value."""
 METRICS = {"accuracy": 1, "rmse": -1}
 """The metrics that a target can be set for: 1 if higher is better, −1 if lower."""
-_FINAL = tuple(verdict.value for verdict in Verdict if verdict.final)
+FINAL = tuple(verdict.value for verdict in Verdict if verdict.final)
+"""Verdicts that settle an update."""
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ class Progress:
         """Restore counts from the aggregator's journal: a killed one may have decided what it did not report."""
         self.version, self.step = event["version"], event["step"]
         self.digest = event.get("digest", "")
-        counts = Counter({verdict: event.get("counts", {}).get(verdict, 0) for verdict in _FINAL})
+        counts = Counter({verdict: event.get("counts", {}).get(verdict, 0) for verdict in FINAL})
         self.updates |= counts  # the maximum of both
 
     def _evaluated(self, event: Mapping[str, Any]) -> None:
@@ -83,7 +84,7 @@ class Progress:
     @property
     def settled(self) -> int:
         """Number of updates with a final verdict, as far as reported."""
-        return sum(self.updates[verdict] for verdict in _FINAL)
+        return sum(self.updates[verdict] for verdict in FINAL)
 
     @property
     def reached(self) -> bool:

@@ -37,6 +37,7 @@ _COLUMNS = {
     "frames": "version, span, data, parts, offered, digest, crc",
     "forgotten": "hash",
     "seen": "device, at, version",
+    "history": "began, seconds, lsn, data, crc",
 }
 _AHEAD = 4096
 """Records that the journal may be ahead of the witness: more than one commit has."""

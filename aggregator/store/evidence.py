@@ -24,6 +24,7 @@ from midge.aggregator.model.model import REGISTERED
 from midge.aggregator.store import meta_table
 from midge.aggregator.store.device_erasure import intact
 from midge.aggregator.store.frame_table import checksums
+from midge.aggregator.store.history import Period
 from midge.aggregator.store.journal import checksum
 from midge.aggregator.store.reading import reading
 from midge.aggregator.store.segments import Segments
@@ -86,7 +87,7 @@ class Evidence:
     checkpoints: list[Kept] = field(default_factory=list)
     """Newest first."""
     beside: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
-    """Rows of the tables beside the journal, by table: withdrawn devices, and when each was last active."""
+    """Rows of the tables beside the journal, by table: withdrawn devices, when each was last active, the history."""
     log: Log = field(default_factory=lambda: Log((), 0))
     newest: int = 0
     """The highest lsn that any part refers to."""
@@ -103,6 +104,8 @@ class Evidence:
     """Rows of registered versions that are whole, by version."""
     damaged_names: int = 0
     """Damaged entries of withdrawn devices."""
+    damaged_history: int = 0
+    """Damaged periods of the history."""
     damaged_meta: list[str] = field(default_factory=list)
     stored: tuple[str, ...] = ()
     """Files of checkpoints in the database."""
@@ -127,11 +130,14 @@ def gather(directory: Path, *, own: bool = False) -> Evidence:
             with _looking_into(path) as db:
                 for row in _each(db, "SELECT * FROM checkpoints"):
                     stored.setdefault(str(row["file"]), dict(row))
-                for table in ("forgotten", "seen"):
+                for table in ("forgotten", "seen", "history"):
                     rows = [tuple(row) for row in _each(db, f"SELECT * FROM {table}")]  # noqa: S608 - a constant
                     if table == "forgotten":
                         found.damaged_names = max(found.damaged_names, sum(not intact(row[0]) for row in rows))
                         rows = [row for row in rows if intact(row[0])]
+                    if table == "history":
+                        found.damaged_history = sum(Period.of(row) is None for row in rows)
+                        rows = [row for row in rows if Period.of(row) is not None]
                     if len(rows) > len(found.beside.get(table, ())):
                         found.beside[table] = rows
                 _read_rows(db, directory, found)

@@ -11,7 +11,7 @@ from midge.aggregator.model.model import REGISTERED
 from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.store import Store, StoreError
 
-_FEDERATION = "federation"
+FEDERATION = "federation"
 """Name in the metadata."""
 
 
@@ -27,8 +27,8 @@ def snapshot_of(store: Store, registered: Registered) -> bytes | None:
     return data
 
 
-def read_registry(store: Store) -> Registry:
-    """What the journal of an open store says about its registered versions.
+def read_core(store: Store) -> AggregatorCore:
+    """The numbers of an open store, from its newest checkpoint and the journal after it.
 
     Raises:
         StoreError: it is empty or damaged.
@@ -40,7 +40,7 @@ def read_registry(store: Store) -> Registry:
     core.load(store.newest_checkpoint().core)
     for entry in store.entries(after=core.lsn):
         core.replay(rec.clamped(entry.record, core.generation, core.version))
-    return core.registry
+    return core
 
 
 def registered_in(directory: Path) -> tuple[str, Registry, dict[int, bytes | None]]:
@@ -50,14 +50,14 @@ def registered_in(directory: Path) -> tuple[str, Registry, dict[int, bytes | Non
         StoreError: it cannot be read.
     """
     with ReadOnlyStore(directory) as store:
-        registry = read_registry(store)
+        registry = read_core(store).registry
         snapshots = {version: snapshot_of(store, each) for version, each in registry.versions.items()}
-        rows = store.query("SELECT value FROM meta WHERE name = ?", (_FEDERATION,))
+        rows = store.query("SELECT value FROM meta WHERE name = ?", (FEDERATION,))
         return str(rows[0][0]) if rows else "", registry, snapshots
 
 
 def note_federation(store: Store, federation: str) -> None:
     """Keep the federation's name with the store, so that its versions can be listed without its program."""
-    rows = store.query("SELECT value FROM meta WHERE name = ?", (_FEDERATION,))
+    rows = store.query("SELECT value FROM meta WHERE name = ?", (FEDERATION,))
     if not rows or rows[0][0] != federation:
-        store.set_constant(_FEDERATION, federation)
+        store.set_constant(FEDERATION, federation)

@@ -24,6 +24,7 @@ from midge.aggregator.store.consistency import CHANGES, WITNESSED, Note, noted
 from midge.aggregator.store.device_erasure import FORGOTTEN, SEEN
 from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreInUse, making
 from midge.aggregator.store.evidence import COLUMNS, Evidence, Kept, Row, gather
+from midge.aggregator.store.history import Period
 from midge.aggregator.store.journal import checksum
 from midge.aggregator.store.meta_table import row_checksum
 from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME
@@ -256,6 +257,10 @@ def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pat
             db.execute(statement)
             for row in evidence.beside.get(table, ()):
                 db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+        history = [period for row in evidence.beside.get("history", ()) if (period := Period.of(row)) is not None]
+        for period in history:
+            period.lsn = min(period.lsn, end)  # otherwise the next records would count as known
+        db.executemany("INSERT INTO history VALUES (?, ?, ?, ?, ?)", [period.row() for period in history])
         db.execute("COMMIT")
     segments = {segment_file(row[5]) for row in rows if row[5] is not None}
     for name in [kept.file, *sorted(segments)]:

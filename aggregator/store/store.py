@@ -32,6 +32,8 @@ from midge.aggregator.store.consistency import (
 from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreFull, StoreInUse
 from midge.aggregator.store.frame_table import TABLE as FRAMES
 from midge.aggregator.store.frame_table import FrameTable, Published
+from midge.aggregator.store.history import TABLE as HISTORY
+from midge.aggregator.store.history import HistoryTable
 from midge.aggregator.store.journal import Entry, JournalTable, decided_before
 from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME, MIDGE_NAME, migrate, version
 from midge.aggregator.store.store_database import StoreDatabase
@@ -57,6 +59,7 @@ CREATE TABLE IF NOT EXISTS journal (
 );
 {CHECKPOINTS}
 {FRAMES}
+{HISTORY}
 """
 
 
@@ -69,6 +72,7 @@ class Store(StoreDatabase):
         self._journal = JournalTable(self.directory, self.query)
         self._frames = FrameTable(self.query)
         self._checkpoints = CheckpointTable(self.directory, self.query)
+        self.history = HistoryTable(self.query)
         self._witness = CommitWitness(self.directory / WITNESS)
         self._noted = Note(b"", 0, 0, 0, 0)
         """The newest commit; recorded in the witness before anything is sent."""
@@ -126,6 +130,7 @@ class Store(StoreDatabase):
         crc = self.query("SELECT crc FROM journal WHERE lsn = ?", (lsn,))
         updates = decided_before(self.query, lsn + 1)
         self._note(Note(self.lineage, lsn, crc[0][0] if crc else 0, updates, int(meta.get(CHANGES, 0))))
+        self.history.load()
 
     def _note(self, note: Note) -> None:
         """Record a commit in the witness, before anything of it is sent.
@@ -226,6 +231,7 @@ class Store(StoreDatabase):
         except BaseException:
             self._journal.cut(mark)
             raise
+        self.history.pending += (entry.record for entry in entries)
         updates = self._noted.updates + sum(isinstance(entry.record, rec.UpdateRecord) for entry in entries)
         # Not within the block above: a failing witness must not cut off bodies of committed records.
         self._note(replace(self._noted, lsn=entries[-1].record.lsn, crc=crc, updates=updates))
@@ -311,6 +317,8 @@ class Store(StoreDatabase):
             self._checkpoints.write(
                 db, checkpoint, oldest_body=oldest_body, oldest_base=oldest_base, updates=self._noted.updates
             )
+            self.history.write(db)
+        self.history.written()
         failpoint("checkpoint.entered")
         self._prune(checkpoint.registered)
 
@@ -324,6 +332,13 @@ class Store(StoreDatabase):
         self._journal.pruned(pruning.needed)
         failpoint("checkpoint.pruned")
         self._checkpoints.removed(pruning)
+
+    def write_history(self) -> None:
+        """Make the history durable, also between checkpoints. Its loss costs no update, so no witness has to know."""
+        with self._writing() as db:
+            self.history.write(db)
+            failpoint("history.within")
+        self.history.written()
 
     def keep_newest_checkpoint(self) -> int:
         """Delete all checkpoints but the newest; return their number."""

@@ -11,6 +11,7 @@ from midge.aggregator.store.errors import StoreError
 from midge.aggregator.store.evidence import Evidence, gather
 from midge.aggregator.store.manifest import MANIFEST, read_backup
 from midge.aggregator.store.salvage import Loss, loss_of, note_of
+from midge.wire.plurals import counted
 
 _TIMES = 3
 """Reads of a running store: what is removed between two reads is missing at one of them, and not damaged."""
@@ -67,6 +68,7 @@ def _parts(directory: Path, evidence: Evidence) -> Iterator[PartVerdict]:
     yield _frames(evidence)
     yield _registered(evidence)
     yield _metadata(evidence, loss)
+    yield _history(evidence)
     found = [compared.refusal] if compared.refusal else list(compared.warnings)
     yield _part("witness", 1, found, compared.at_stake, SALVAGE if compared.refusal else LATER)
     yield _audit_log(directory)
@@ -137,6 +139,14 @@ def _metadata(evidence: Evidence, loss: Loss) -> PartVerdict:
     if evidence.schema is None or not isinstance(evidence.meta.get("lineage"), bytes):
         found.append("the model's description or the lineage cannot be read")
     return _part("metadata", len(evidence.meta), found, loss.updates, SALVAGE)
+
+
+def _history(evidence: Evidence) -> PartVerdict:
+    damaged = evidence.damaged_history
+    found = [f"{counted(damaged, 'period')} are damaged" if damaged > 1 else "a period is damaged"] if damaged else []
+    checked = damaged + len(evidence.beside.get("history", ()))
+    advice = "no update is lost: midge report leaves these periods out"
+    return PartVerdict("history", checked, damaged, 0, tuple(found), advice if damaged else "")
 
 
 def _manifest(directory: Path) -> PartVerdict:

@@ -9,7 +9,7 @@ from midge.sensor_fleet.report import learning, scales
 from midge.sensor_fleet.report.html import FULL, Section, Size, drawn, page
 from midge.sensor_fleet.report.quantities import MISSING, duration, energy, score, size
 from midge.sensor_fleet.report.repeat import flat_setting
-from midge.sensor_fleet.report.run import Evaluation, Run, finite_number
+from midge.sensor_fleet.report.run import Run, finite_number
 from midge.sensor_fleet.report.svg import Label, Plot, Point, thinned
 from midge.sensor_fleet.report.traffic import traffic_of
 from midge.wire.plurals import counted
@@ -55,24 +55,41 @@ def _head(runs: Sequence[Run], names: Sequence[str]) -> Section:
     title = f"{', '.join(names[:-1])} and {names[-1]}"
     shortest = min(run.seconds for run in runs)
     common = shortest if max(run.seconds for run in runs) > _ALIKE * shortest else None
-    values = [run.value if common is None else run.value_at(common) for run in runs]
+    least = _common_bytes(runs)
+    return Section(
+        "comparison_head",
+        {
+            "headline": title if len(title) <= _TITLE else f"{len(names)} runs side by side",
+            "other_settings": any(name != "seed" for name, *_ in differences(runs)),
+            "kinds": len({run.metric for run in runs}) > 1,
+            "data": len({str(flat_setting(run).get("data")) for run in runs}) > 1,
+            "common": common,
+            "least": least,
+            "apart": _fleets_apart(runs),
+            "unfinished": [name for run, name in zip(runs, names, strict=True) if not run.finished],
+            "ranked": _ranked(runs, names, [run.value if common is None else run.value_at(common) for run in runs]),
+            "by_bytes": [] if least is None else _ranked(runs, names, [run.value_within(least) for run in runs]),
+        },
+    )
+
+
+def _common_bytes(runs: Sequence[Run]) -> float | None:
+    """The most bytes per device that every run had moved at an evaluation; None if one did not record them."""
+    ends = [run.moved(run.evaluations[-1]) if run.evaluations else None for run in runs]
+    known = [end for end in ends if end is not None]
+    return min(known) if len(known) == len(runs) else None
+
+
+def _ranked(
+    runs: Sequence[Run], names: Sequence[str], values: Sequence[float | None]
+) -> list[tuple[float, float, Run, str]]:
+    """The runs with a value, the best first: (order, value, run, name)."""
     known = [
         (value * run.better, value, run, name)
         for value, run, name in zip(values, runs, names, strict=True)
         if value is not None
     ]
-    return Section(
-        "comparison_head",
-        {
-            "headline": title if len(title) <= _TITLE else f"{len(names)} runs side by side",
-            "kinds": len({run.metric for run in runs}) > 1,
-            "data": len({str(flat_setting(run).get("data")) for run in runs}) > 1,
-            "common": common,
-            "apart": _fleets_apart(runs),
-            "unfinished": [name for run, name in zip(runs, names, strict=True) if not run.finished],
-            "ranked": sorted(known, key=lambda one: one[0], reverse=True),
-        },
-    )
+    return sorted(known, key=lambda one: one[0], reverse=True)
 
 
 def _fleets_apart(runs: Sequence[Run]) -> str:
@@ -166,17 +183,13 @@ def _over_time(chosen: Sequence[tuple[int, Run, str]], room: Size) -> Plot:
 def _over_bytes(chosen: Sequence[tuple[int, Run, str]], room: Size) -> Plot | None:
     lines = []
     for place, run, name in chosen:
-        bytes_then = [_moved(one) for one in run.evaluations]
-        if run.size and bytes_then and all(moved is not None for moved in bytes_then):
-            lines.append((place, run, name, [(moved or 0.0) / run.size for moved in bytes_then]))
+        bytes_then = [run.moved(one) for one in run.evaluations]
+        if bytes_then and all(moved is not None for moved in bytes_then):
+            lines.append((place, run, name, [moved or 0.0 for moved in bytes_then]))
     if not lines:
         return None
     x = scales.of_bytes(1.02 * max(moved[-1] for *_, moved in lines), count=4 if room[0] > 500 else 2)
     return _plot(lines, room, x, "sent and received per device")
-
-
-def _moved(evaluation: Evaluation) -> float | None:
-    return None if evaluation.up is None or evaluation.down is None else evaluation.up + evaluation.down
 
 
 def _plot(lines: Sequence[tuple[int, Run, str, list[float]]], room: Size, x: scales.AxisScale, x_name: str) -> Plot:
@@ -208,7 +221,7 @@ def _staleness(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
             name,
             sum(tau * number for tau, number in run.taus.items()) / run.accepted_count,
             max(run.taus),
-            drawn(partial(learning.staleness, run)),
+            drawn(partial(learning.staleness, run.taus)),
         )
         for run, name in zip(runs, names, strict=True)
         if run.taus
@@ -216,12 +229,20 @@ def _staleness(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
     return Section("comparison_staleness", {"found": found}) if found else None
 
 
-def _differences(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
+def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """The settings that are not the same in all runs: the name, and the value in each; none if a run has no record."""
+    return [row for row in _settings(runs) if len(set(row[1:])) > 1]
+
+
+def _settings(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     settings = [flat_setting(run) for run in runs]
-    if not all(settings):
+    everything = dict.fromkeys(name for setting in settings for name in setting) if all(settings) else ()
+    return [(name, *(setting.get(name, MISSING) for setting in settings)) for name in everything]
+
+
+def _differences(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
+    rows, different = _settings(runs), differences(runs)
+    if not rows:
         return None
-    everything = list(dict.fromkeys(name for setting in settings for name in setting))
-    rows = [(name, *(setting.get(name, MISSING) for setting in settings)) for name in everything]
-    different = [row for row in rows if len(set(row[1:])) > 1]
     same = len(rows) - len(different)
     return Section("comparison_settings", {"names": names, "different": different, "same": same})

@@ -84,7 +84,7 @@ def sections(run: Run) -> Iterator[Section | None]:
     if boards or left_out:
         yield Section("fleet_boards", {"boards": boards, "left_out": left_out})
     if run.taus:
-        of_all, by_class = partial(learning.staleness, run), partial(_spans, [one for one in found if one.taus])
+        of_all, by_class = partial(learning.staleness, run.taus), partial(_spans, [one for one in found if one.taus])
         yield Section("fleet_staleness", {"staleness": drawn(of_all), "by_class": drawn(by_class)})
     if found:
         yield Section("fleet_fairness", {"run": run, "classes": found, "size": number})

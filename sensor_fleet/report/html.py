@@ -66,7 +66,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    names = ("brief", "duration", "energy", "measured", "percent", "score", "size", "times", "whole", "years")
+    names = ("brief", "date", "duration", "energy", "measured", "percent", "score", "size", "times", "whole", "years")
     found.filters |= {name: getattr(quantities, name) for name in names}
     found.filters |= {"counted": counted, "number": finite_number, "mapping": mapping}
     return found

@@ -119,18 +119,18 @@ def over_bytes(run: Run, room: Size) -> Plot | None:
     return plot
 
 
-def staleness(run: Run, room: Size) -> Plot | None:
-    """Histogram of the staleness of accepted updates."""
-    if not run.taus:
+def staleness(taus: Counter[int], room: Size) -> Plot | None:
+    """Histogram of the staleness of accepted updates, from their numbers by steps."""
+    if not taus:
         return None
-    median, ninth, most = (quantile(run.taus, share) for share in (0.5, 0.9, 1.0))
+    median, ninth, most = (quantile(taus, share) for share in (0.5, 0.9, 1.0))
     width = scales.bins(most, 30 if room[0] > 400 else 22)
     counts: Counter[int] = Counter()
-    for tau, number in run.taus.items():
+    for tau, number in taus.items():
         counts[tau // width] += number
     plot = Plot(
         room,
-        f"Staleness of {counted(run.accepted_count, 'accepted update')}: median {median} steps, at most {most}.",
+        f"Staleness of {counted(taus.total(), 'accepted update')}: median {median} steps, at most {most}.",
         scales.of_counts((max(counts) + 1) * width, tight=True),
         scales.of_counts(max(counts.values()) * 1.25, tight=True),
         x_name="steps stale",

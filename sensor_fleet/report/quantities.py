@@ -1,6 +1,7 @@
 """Formatting of numbers for readers."""
 
 import math
+import time
 from typing import Final
 
 MISSING: Final = "–"
@@ -92,6 +93,11 @@ def years(number: float | None) -> str:
     if number < 1:
         return f"{365.25 * number:.0f}\N{NO-BREAK SPACE}days"
     return f"{number:,.0f}\N{NO-BREAK SPACE}years" if number >= 99.5 else f"{number:.1f}\N{NO-BREAK SPACE}years"
+
+
+def date(at: float) -> str:
+    """Seconds since 1970 as 2026-11-29 18:30, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(at))
 
 
 def brief(seconds: float) -> str:

@@ -35,10 +35,7 @@ def read(directory: Path) -> Run:
         raise ValueError(f"There is no directory {directory}: give that of a run, such as runs/20260131-120000.")
     if not holds_run(directory):
         if (directory / "store.db").is_file():
-            raise ValueError(
-                f"{directory} holds no run, but the store of an aggregator, which `midge status` and `midge explain` "
-                "describe; reports are made of runs of `midge demo` or `midge fleet`."
-            )
+            raise ValueError(f"{directory} holds no run, but the store of an aggregator: midge report shows it.")
         raise ValueError(
             f"{directory} holds no run of `midge demo` or `midge fleet`: there is no {METRICS_FILE} in it."
         )

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -139,8 +139,18 @@ class Run:
 
     def value_at(self, seconds: float) -> float | None:
         """The mean of the last evaluations up to a time of the run."""
-        last = [one.value for one in self.evaluations if self.since(one.time) <= seconds][-HELD:]
-        return statistics.fmean(last) if last and all(map(math.isfinite, last)) else None
+        return _mean_of_last(one for one in self.evaluations if self.since(one.time) <= seconds)
+
+    def moved(self, evaluation: Evaluation) -> float | None:
+        """Mean bytes that a device had sent and received at an evaluation; None if not recorded."""
+        if evaluation.up is None or evaluation.down is None or not self.size:
+            return None
+        return (evaluation.up + evaluation.down) / self.size
+
+    def value_within(self, moved: float) -> float | None:
+        """The mean of the last evaluations before a device had sent and received more bytes than that."""
+        within = ((one, self.moved(one)) for one in self.evaluations)
+        return _mean_of_last(one for one, number in within if number is not None and number <= moved)
 
     @property
     def target(self) -> float | None:
@@ -262,6 +272,11 @@ class Run:
                 measured.setdefault(event.device, []).append(event.seconds)
         set_to = {name: traits.seconds for name, traits in self.devices.items() if traits.seconds > 0}
         return set_to | {name: statistics.median(seconds) for name, seconds in measured.items()}
+
+
+def _mean_of_last(evaluations: Iterable[Evaluation]) -> float | None:
+    last = [one.value for one in evaluations][-HELD:]
+    return statistics.fmean(last) if last and all(map(math.isfinite, last)) else None
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

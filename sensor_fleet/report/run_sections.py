@@ -71,7 +71,7 @@ def _staleness(run: Run) -> Section | None:
             "fresh_updates": len(fresh),
             "fresh_weight": math.fsum(fresh),
             "total": math.fsum(update.weight for update in run.accepted),
-            "staleness": drawn(partial(learning.staleness, run)),
+            "staleness": drawn(partial(learning.staleness, run.taus)),
             "weights": drawn(partial(learning.weights, run)),
         },
     )

@@ -1,6 +1,8 @@
 """Axis scales: from values to positions, with tick marks."""
 
+import calendar
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -9,6 +11,8 @@ from midge.sensor_fleet.report.quantities import plain, significant, size, whole
 
 _TIMES: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 """Round intervals of time, in seconds."""
+_MONTHS_FROM: Final = 20 * 86400.0
+"""Seconds between two ticks from which on they are at the beginnings of months."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,32 @@ def of_time(end: float, *, count: int = 6) -> AxisScale:
     return AxisScale(0.0, end, ticks, lambda value: plain(value / unit))
 
 
+def of_dates(start: float, end: float, *, count: int = 6) -> AxisScale:
+    """From `start` to `end` in seconds since 1970, with ticks at round times in UTC: of a long time, months."""
+    end = max(end, start + 1)
+    each = (end - start) / count
+    if each > _MONTHS_FROM:
+        form, ticks = "%b %Y", _months(start, end, math.ceil(each / (30 * 86400)))
+    else:
+        step = round_interval(each)
+        form = "%H:%M:%S" if step < 60 else "%H:%M" if step < 86400 else "%-d %b"
+        ticks = [float(tick) for tick in range(math.ceil(start / step) * step, math.floor(end) + 1, step)]
+    return AxisScale(start, end, tuple(ticks), lambda value: time.strftime(form, time.gmtime(value)))
+
+
+def _months(start: float, end: float, stride: int) -> list[float]:
+    """Beginnings of every `stride`-th month."""
+    first = time.gmtime(start)
+    months = range(12 * first.tm_year + first.tm_mon, 12 * (first.tm_year + 200), stride)
+    found: list[float] = []
+    for month in months:
+        at = float(calendar.timegm((month // 12, month % 12 + 1, 1, 0, 0, 0)))
+        if at > end:
+            break
+        found.append(at)
+    return found
+
+
 def unit_of_time(scale: AxisScale) -> str:
     """The unit of the ticks of `of_time`."""
     step = scale.ticks[1] - scale.ticks[0] if len(scale.ticks) > 1 else 1
@@ -92,6 +122,13 @@ def of_counts(high: float, *, count: int = 5, tight: bool = False) -> AxisScale:
 def of_bytes(end: float, *, count: int = 5) -> AxisScale:
     """From 0 to `end` bytes, with round ticks."""
     return linear(0, end if end > 0 else 1.0, size, count=count, tight=True)
+
+
+def round_interval(seconds: float, multiple: int = 1) -> int:
+    """A round interval of at least that many seconds that is a multiple of another."""
+    found = next((step for step in _TIMES if step >= seconds and step % multiple == 0), None)
+    longest = max(multiple, _TIMES[-1])
+    return found or longest * math.ceil(seconds / longest)
 
 
 def bins(largest: int, most: int = 30) -> int:

@@ -17,6 +17,8 @@ LINE: Final = 15.0
 """Height of a line of text."""
 ROW: Final = 34.0
 """Height of a row of a `Ladder`."""
+_APART: Final = 10.0
+"""Least pixels between two marks of values beyond an axis."""
 _NOTEBOOK: Final = (
     ".midge{font:12px sans-serif}.midge text{fill:#888}.midge .strong{font-weight:bold}"
     ".midge .hair,.midge .base,.midge .leader{stroke:#8884;fill:none}"
@@ -128,8 +130,17 @@ class Plot(Drawing):
         self.text(self.right, height - 5, x_name, "axis", "end")
 
     def line(self, points: Iterable[Point], classes: str) -> None:
-        """A line through the finite points."""
-        self.path(_polyline([(self.x(x), self.y(y)) for x, y in finite(points)]), f"line {classes}")
+        """A line through the finite points; those beyond the axis are drawn at its edge, and marked there."""
+        placed = finite(points)
+        self.path(_polyline([(self.x(x), self.y(y)) for x, y in placed]), f"line {classes}")
+        self._mark_beyond(placed)
+
+    def _mark_beyond(self, points: Iterable[Point]) -> None:
+        """Mark points beyond the axis at its edge; of those that would overlap, one."""
+        beyond = sorted({(round(self.x(x) / _APART), y > self.y.high) for x, y in points if not self.y.holds(y)})
+        for place, above in beyond:
+            x, y, way = place * _APART, self.top if above else self.bottom, -1 if above else 1
+            self.path(f"M{_n(x - 4)} {_n(y)}h8l-4 {_n(7.0 * way)}z", "beyond", "beyond the axis")
 
     def steps(self, points: Iterable[Point], classes: str) -> None:
         """Levels that hold until the next point."""
@@ -172,11 +183,26 @@ class Plot(Drawing):
 
     def bar(self, low: float, high: float, value: float, classes: str, title: str = "") -> None:
         """A bar up from 0."""
-        if value <= 0:
-            return
-        left, right, top = self.x(low), self.x(high), self.y(value)
+        self.stack(low, high, [(value, classes, title)])
+
+    def stack(self, low: float, high: float, parts: Iterable[tuple[float, str, str]]) -> None:
+        """A bar of parts on each other, up from 0; each has a value, classes and a title."""
+        left, right, base = self.x(low), self.x(high), 0.0
         gap = min(1.0, (right - left) / 5)
-        self.box((left + gap / 2, top), max(0.5, right - left - gap), self.bottom - top, classes, title)
+        for value, classes, title in parts:
+            if value > 0:
+                top, bottom = self.y(base + value), self.y(base)
+                self.box((left + gap / 2, top), max(0.5, right - left - gap), bottom - top, classes, title)
+                base += value
+
+    def ranges(self, spans: Iterable[tuple[float, float, float, float]], classes: str) -> None:
+        """Ranges of values over stretches of x: (from, to, low, high)."""
+        boxes = []
+        for start, end, low, high in spans:
+            left, right, top, bottom = self.x(start), self.x(end), self.y(high), self.y(low)
+            boxes.append((left, top, right - left, max(1.0, bottom - top)))
+            self._mark_beyond(finite([((start + end) / 2, low), ((start + end) / 2, high)]))
+        self.path(rectangles(boxes), classes)
 
     def point(self, x: float, y: float, classes: str, *, radius: float = 3.5, title: str = "") -> None:
         if math.isfinite(x) and math.isfinite(y):

@@ -62,13 +62,15 @@ def listed(directory: Path) -> dict[str, bytes]:
 
 
 def full(directory: Path) -> Path:
-    """A store that was closed in order: checkpoints, segments, names that were erased, and an audit log."""
+    """A store that was closed in order: checkpoints, segments, names that were erased, a history, and an audit log."""
     with wide_rig(directory) as life:
+        life.store.history.follow(2e9)
         for seq in range(1, 8):
             wide(life, seq)
         names = Names(life.store)
         names.withdraw("gone")
         names.audit("withdrawn", "gone", "who")
+        life.store.write_history()
     return directory
 
 

@@ -86,7 +86,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, set[st
         federation.activity.heard("pump-0", now)
         federation.activity.settled("pump-0", Verdict.ACCEPTED, "", now)
         aggregator.evaluation.metrics = {"accuracy": 0.9}
-        aggregator.evaluation.combine(federation.reports, 0, 10.0)
+        aggregator.evaluation.combine(federation, 10.0)
         aggregator.federation.credential_alarms.now()
         found: dict[str, dict[str, set[str]]] = {}
         for family in text_string_to_metric_families(scrape(aggregator)):

@@ -43,11 +43,22 @@ def test_a_run_that_was_refused_is_not_the_last_one(capsys: pytest.CaptureFixtur
     assert "runs/one" in capsys.readouterr().out
 
 
-def test_the_store_of_an_aggregator_is_told_apart_from_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_is_empty_or_no_database_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     Path("pumps").mkdir()
     Path("pumps/store.db").touch()
     assert main(["report", "pumps"]) == 2
-    assert "holds no run, but the store of an aggregator, which `midge status`" in capsys.readouterr().err
+    assert "The store pumps is empty" in capsys.readouterr().err
+    Path("pumps/store.db").write_bytes(b"no database" * 1000)
+    assert main(["report", "pumps"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert main(["compare", "pumps", "pumps"]) == 2
+    assert "the store of an aggregator: midge report shows it" in capsys.readouterr().err
+
+
+def test_the_report_of_a_run_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    directory = runs.complete(Path("runs/one"))
+    assert main(["report", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(directory / "report.html")}
 
 
 @pytest.mark.parametrize(

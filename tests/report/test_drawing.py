@@ -117,3 +117,32 @@ def test_a_plot_is_well_formed_whatever_the_words() -> None:
 )
 def test_numbers_as_a_person_reads_them(told: str, words: str) -> None:
     assert told.replace("\N{NO-BREAK SPACE}", " ") == words
+
+
+def test_values_beyond_the_axis_are_marked_at_its_edge() -> None:
+    """Seen to fail: a thin line that was cut at 8, as if that had been its value."""
+    plot = Plot((300, 200), "", scales.of_time(10), scales.linear(0, 1), x_name="", y_name="")
+    plot.line([(1, 0.5), (2, 7.0), (2.01, 9.0), (5, 0.2), (8, -3.0)], "raw")
+    marks = [path for path in ET.fromstring(str(plot)).iter("path") if path.get("class") == "beyond"]
+    assert len(marks) == 2, "one above, of two that lie on each other, and one below"
+    assert all(mark.find("title") is not None for mark in marks)
+    plot.ranges([(9, 10, 0.5, 3.0)], "fleet faded")
+    assert str(plot).count('class="beyond"') == 3, "a band that is cut as well"
+    inside = Plot((300, 200), "", scales.of_time(10), scales.linear(0, 1), x_name="", y_name="")
+    inside.line([(1, 0.0), (2, 1.0)], "raw")
+    assert "beyond" not in str(inside)
+
+
+@given(start=st.floats(1.7e9, 1.9e9), span=st.floats(1, 5e8), count=st.integers(2, 10))
+def test_ticks_of_dates_are_few_round_and_differ(start: float, span: float, count: int) -> None:
+    scale = scales.of_dates(start, start + span, count=count)
+    assert len(scale.ticks) <= count + 1
+    assert all(start <= tick <= start + span for tick in scale.ticks)
+    words = [scale.text(tick) for tick in scale.ticks]
+    assert len(set(words)) == len(words)
+
+
+@given(seconds=st.floats(1, 1e8), multiple=st.sampled_from([10, 60, 600, 3600, 86_400]))
+def test_round_intervals_hold_whole_periods(seconds: float, multiple: int) -> None:
+    found = scales.round_interval(seconds, multiple)
+    assert found >= seconds and found % multiple == 0

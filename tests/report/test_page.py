@@ -11,6 +11,7 @@ import pytest
 from midge.sensor_fleet.progress import quantile
 from midge.sensor_fleet.report.comparison import comparison
 from midge.sensor_fleet.report.page import report
+from midge.sensor_fleet.report.quantities import score, size
 from midge.sensor_fleet.report.reading import read
 from midge.sensor_fleet.report.repeat import command
 from midge.sensor_fleet.setting import Setting
@@ -315,7 +316,7 @@ def test_two_runs_side_by_side(tmp_path: Path) -> None:
     runs.write(second, metrics_lines=runs.metrics(runs.accuracies()), result=runs.result(0.9017))
     page = Page(comparison([read(first), read(second)]))
     assert fetches(page.source) == []
-    assert page.headings[0] == "first and second"
+    assert page.headings[0] == "first and second, with different settings"
     assert "first ends ahead, with 93.2% against 90.2% of second" in page.text
     words = page.words
     assert words[words.index("second") + 1] == "90.2%"
@@ -335,6 +336,29 @@ def test_runs_of_unlike_length_are_compared_at_a_time_that_both_had(tmp_path: Pa
     text = Page(comparison([read(first), read(second)])).text
     assert "the length of the shortest run" in text and "ends ahead" not in text
     assert "energy per device" not in text, "a row of which no run says anything"
+
+
+def test_runs_are_compared_at_bytes_that_both_moved(tmp_path: Path) -> None:
+    """Seen to fail: only the ends were compared, of runs of which one had moved five times the bytes of the other."""
+    first = runs.complete(tmp_path / "first")
+    lines = runs.metrics([0.8, *runs.accuracies()[1:]])
+    for line in lines:
+        line |= {name: 5 * line[name] for name in ("bytes_up", "bytes_down") if line.get(name) is not None}
+    second = runs.write(runs.complete(tmp_path / "second"), metrics_lines=lines)
+    one, two = read(first), read(second)
+    page = Page(comparison([one, two]))
+    assert page.headings[0] == "first and second", "their settings are the same"
+    least = one.moved(one.evaluations[-1])
+    assert least is not None and one.value_within(least) == one.value_at(1e9)
+    late = two.value_within(least)
+    assert late is not None and late < (one.value_within(least) or 0.0)
+    assert f"{size(least)} sent and received per device, which all of them reached, first is ahead" in page.text
+    assert f"against {score(late, 'accuracy')} of second" in page.text
+
+
+def test_settings_that_differ_in_the_seed_alone_are_the_same(tmp_path: Path) -> None:
+    directories = [runs.complete(tmp_path / "first"), runs.complete(tmp_path / "second", seed=9)]
+    assert Page(comparison([read(one) for one in directories])).headings[0] == "first and second"
 
 
 def test_runs_that_cannot_be_compared_are_told_apart(tmp_path: Path) -> None:
