@@ -8,6 +8,7 @@ from midge.aggregator.core.encoder_doubt import doubt
 from midge.aggregator.core.growth_guard import GrowthGuard
 from midge.aggregator.core.obstacle import Obstacle, obstacle
 from midge.aggregator.core.participation_controller import ParticipationController
+from midge.aggregator.core.privacy_ledger import PrivacySpent
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_pacer import ReleasePacer
 from midge.aggregator.core.release_schedule import ReleaseSchedule
@@ -45,6 +46,22 @@ class CoreView:
         if self.thrift.grown:
             times.append(self._announced_at + REANNOUNCE)
         return min((time for time in times if time is not None), default=None)
+
+    @property
+    def hides(self) -> bool:
+        """Whether trivial updates count towards no release: a private strategy must not depend on the devices' data."""
+        return self.strategy.release_floor > 1 and self.strategy.privacy is None
+
+    @property
+    def spent(self) -> PrivacySpent | None:
+        """What the devices have spent of their privacy budget; None if the strategy is not private."""
+        privacy = self.strategy.privacy
+        return None if privacy is None else self._state.ledger.summary(privacy)
+
+    def spent_of(self, device: str) -> float | None:
+        """ε that a device has spent; None if the strategy is not private."""
+        privacy = self.strategy.privacy
+        return None if privacy is None else privacy.epsilon_of(self._state.ledger.spent(device))
 
     @property
     def full(self) -> str | None:
