@@ -160,6 +160,7 @@ class HealthReporter:
             wakes=0.0 if hello is None else hello.wakes,
             metrics={} if report is None else dict(report.metrics),
             metrics_version=0 if report is None else report.version,
+            epsilon=core.spent_of(name),
         )
 
     def _state(self, name: str, now: float) -> str:

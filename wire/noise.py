@@ -174,6 +174,7 @@ def gaussian_rho(sensitivity: float, deviation: float) -> float:
     return (sensitivity / deviation) ** 2 / 2
 
 
+@lru_cache(maxsize=4096)
 def gaussian_epsilon(rho: float, delta: float) -> float:
     """ε at a δ of uses of the Gaussian mechanism, rounded or not, that cost ρ together.
 

@@ -6,7 +6,6 @@ keeps its account under the keyed alias of its name, and gets it back when it is
 another name with the same outbox goes on with the account of the first name. Nothing is evicted.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 from midge.aggregator.core.privacy import Privacy
 from midge.wire.noise import gaussian_rho
 
+UNKNOWN = 1e12
+"""ρ beyond every budget, of a contribution that cannot be accounted for."""
 _RANDOM = 2**32
 """Least number of an outbox that tells its device: they are random, of 63 bits."""
 
@@ -35,12 +36,11 @@ class PrivacySpent:
     """The last step without noise; what devices gave up to there is not accounted for. 0 if there was none."""
 
     def packed(self) -> dict[str, float]:
-        """As plain values; an infinite ε, of an update that no accounting covers, is −1."""
-        worst = self.worst if math.isfinite(self.worst) else -1.0
+        """As plain values."""
         return {
             "budget": self.budget,
             "delta": self.delta,
-            "worst": worst,
+            "worst": self.worst,
             "accounts": self.accounts,
             "exhausted": self.exhausted,
             "bare": self.bare,
@@ -105,6 +105,10 @@ class PrivacyLedger:
         self._renamed = {name: alias if to == account else to for name, to in self._renamed.items() if name != alias}
         self._outboxes = {number: to for number, to in self._outboxes.items() if to not in (account, device)}
 
+    def epsilons(self, privacy: Privacy) -> list[float]:
+        """ε of each account."""
+        return [privacy.epsilon_of(rho) for rho in self._spent.values()]
+
     def summary(self, privacy: Privacy) -> PrivacySpent:
         """What the devices have spent, under the budget of a strategy."""
         return PrivacySpent(
@@ -136,5 +140,5 @@ class PrivacyLedger:
 
 
 def rho_of(noise: float, clip: float) -> float:
-    """ρ of one contribution to a step with noise of this standard deviation."""
-    return gaussian_rho(clip, noise) if noise and clip else math.inf
+    """ρ of one contribution to a step with this noise and clip norm; `UNKNOWN` without one of them."""
+    return gaussian_rho(clip, noise) if noise and clip else UNKNOWN

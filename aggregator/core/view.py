@@ -64,6 +64,16 @@ class CoreView:
         return None if privacy is None else privacy.epsilon_of(self._state.ledger.spent(device))
 
     @property
+    def epsilons(self) -> list[float]:
+        """ε that each device has spent, of those that are gone too; empty if the strategy is not private."""
+        privacy = self.strategy.privacy
+        return [] if privacy is None else self._state.ledger.epsilons(privacy)
+
+    def charged(self, device: str) -> bool:
+        """Whether a device has spent any privacy budget."""
+        return self._state.ledger.spent(device) > 0
+
+    @property
     def full(self) -> str | None:
         """The error of a full store; None if it has room."""
         return self._conditions.full
