@@ -79,9 +79,8 @@ class PrivacyLedger:
 
     def affords(self, privacy: Privacy, device: str, outbox: int = 0) -> bool:
         """Whether one more contribution of a device is within its budget."""
-        after = self.spent(device, outbox) + privacy.rho
         # Sums of floats in any order: without the margin, the last contribution could be lost to rounding.
-        return after * (1 - 1e-9) <= privacy.contributions * privacy.rho
+        return privacy.epsilon_of(self.spent(device, outbox) + privacy.rho) <= privacy.epsilon * (1 + 1e-9)
 
     def charge(self, device: str, outbox: int, rho: float) -> None:
         """Charge a device with a contribution."""
@@ -100,10 +99,12 @@ class PrivacyLedger:
     def move(self, device: str, alias: str) -> None:
         """Move a device's account to an alias, or back; added to what is there, so that nothing is lost."""
         account = self._renamed.pop(device, device)
-        if account in self._spent:
+        self._outboxes = {number: to for number, to in self._outboxes.items() if to != account}
+        if account != device:
+            self._renamed[alias] = account
+        elif account in self._spent:
             self._spent[alias] = self._spent.pop(account) + self._spent.get(alias, 0.0)
-        self._renamed = {name: alias if to == account else to for name, to in self._renamed.items() if name != alias}
-        self._outboxes = {number: to for number, to in self._outboxes.items() if to not in (account, device)}
+            self._renamed = {name: alias if to == account else to for name, to in self._renamed.items()}
 
     def epsilons(self, privacy: Privacy) -> list[float]:
         """ε of each account."""
