@@ -238,7 +238,7 @@ class Processor:
         # Compared now: once held for its step, it would be part of the consensus that it is compared with.
         direction = self._engine.direction(self._core.strategy, delta)
         self._bodies.decode(key, delta, direction)
-        content = hashlib.blake2b(memoryview(delta).cast("B"), digest_size=8).digest() if self._core.hides else b""
+        content = hashlib.blake2b(delta.tobytes(), digest_size=8).digest() if self._core.hides else b""
         return ev.Decoded(device, update, key, norm, self._engine.agreement(direction), content)
 
     def commit(self, entries: Sequence[ev.Journal]) -> None:

@@ -24,7 +24,8 @@ def seeded(seed: int) -> noise.Entropy:
 def discrete(deviation: float, reach: int) -> Floats:
     """The probabilities of −reach … reach, from the definition."""
     weights: Floats = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * deviation**2))
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def rounded(deviation: float, reach: int) -> Floats:
@@ -77,8 +78,8 @@ def test_lower_halves_decide_where_upper_halves_are_equal() -> None:
     for place in (0, 100, 700):
         low = whole[place] & (2**64 - 1)
         for lower, block in ((low - 1, place), (low, place + 1), (low + 1, place + 1)):
-            given_bytes = iter([int(upper[place]).to_bytes(8, "little"), lower.to_bytes(8)])
-            assert noise._blocks(3e6, 13, 1, lambda _, given=given_bytes: next(given)).tolist() == [block]
+            words = [lower.to_bytes(8), int(upper[place]).to_bytes(8, "little")]
+            assert noise._blocks(3e6, 13, 1, lambda _: words.pop()).tolist() == [block]  # noqa: B023 - called at once
 
 
 def test_deviations_out_of_range_are_refused() -> None:
