@@ -191,11 +191,11 @@ def _accuracies(case: Case, data: FleetData, seeds: int, privacy: Privacy | None
         if privacy is None:
             plan = Plan(codec="float32", feedback=False)
             strategy = fedbuff(
-                case.k, case.rate, constant(), deadline=None, norm_limit=None, bounded=False, plan=plan,
+                case.k, case.rate, constant(), deadline=None, norm_limit=None, plan=plan,
                 max_staleness=10**6,
             )  # fmt: skip
         else:
-            strategy = private(privacy, case.k, case.rate, bounded=False)
+            strategy = private(privacy, case.k, case.rate)
         found.append(_federation(case, data, model, strategy, seed))
     scores = [float(run.metrics["accuracy"][-1]) for run in found]
     return float(np.mean(scores)), found[-1]
