@@ -168,8 +168,7 @@ class Processor:
         # The same version number of another lineage is another model.
         if report is not None and report.lineage == self._core.lineage:
             if self._core.strategy.privacy is not None:
-                # Observers see the devices' results, and they decide on candidates: no budget is charged for that.
-                self._outlet.meters.dropped["private"] += 1
+                self._outlet.meters.dropped["private"] += 1  # no budget pays for showing it, or deciding by it
                 return
             self._observed.heard(device, report)
             self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
@@ -238,7 +237,7 @@ class Processor:
         # Compared now: once held for its step, it would be part of the consensus that it is compared with.
         direction = self._engine.direction(self._core.strategy, delta)
         self._bodies.decode(key, delta, direction)
-        content = hashlib.blake2b(delta.tobytes(), digest_size=8).digest() if self._core.hides else b""
+        content = hashlib.blake2b(delta.tobytes(), digest_size=8).digest() if self._core.strategy.hides else b""
         return ev.Decoded(device, update, key, norm, self._engine.agreement(direction), content)
 
     def commit(self, entries: Sequence[ev.Journal]) -> None:

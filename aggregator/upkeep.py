@@ -10,8 +10,7 @@ from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.engine import Engine
 from midge.aggregator.publish.outlet import Outlet
-from midge.aggregator.store.device_erasure import Names, asked, done, forget
-from midge.aggregator.store.store import Entry
+from midge.aggregator.store.device_erasure import Names, asked, done, forget, give_back_account
 
 CHECKPOINT_SECONDS = 300.0
 _RESTING = 6 * 3600.0
@@ -108,9 +107,7 @@ class Upkeep:
         directory = engine.store.directory
         for request in asked(directory):
             if request.readmit:
-                # First: readmitted without its account, it could spend its budget of privacy again.
-                if (action := core.readmit(request.device, self._names.alias(request.device))) is not None:
-                    engine.store.commit([Entry(action.record, None)])
+                give_back_account(engine.store, core, self._names, request.device)
                 if self._names.readmit(request.device):
                     self._names.audit("readmitted", request.device, request.by)
                     self._outlet.tell("readmitted", device=request.device)

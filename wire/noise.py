@@ -49,7 +49,7 @@ def rounded_gaussian(deviation: float, size: int, entropy: Entropy) -> Integers:
     Args:
         deviation: σ in steps of the grid, from 256 on.
         size: number of values.
-        entropy: must be cryptographic where the values protect anybody.
+        entropy: must be cryptographic if the values are to protect.
 
     Raises:
         ValueError: the deviation is out of range.
@@ -247,7 +247,7 @@ def noise_share(total: float, honest: int, size: int, entropy: Entropy) -> Integ
 
 
 def shared_rho(sensitivity: float, total: float, honest: int, size: int) -> float:
-    """ρ of a sum with the shares of `honest` devices, against everybody who knows all other shares.
+    """ρ of a sum with the shares of `honest` devices, against anyone who knows all other shares.
 
     A sum of discrete Gaussians is almost a discrete Gaussian: ρ = (Δ/σ + τ·√d)²/2 with τ = 10·Σ exp(−2π²s²·k/(k+1))
     over k from 1 to n − 1, for n shares of deviation s = σ/√n (Kairouz, Liu, Steinke, ICML 2021, arXiv:2102.06387,

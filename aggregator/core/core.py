@@ -296,14 +296,6 @@ class AggregatorCore(CoreView):
         """Remove everything about a device. None of its updates may be waiting, and a checkpoint must follow."""
         return ev.Journal(self._state.forget(device, alias))
 
-    def readmit(self, device: str, alias: str) -> ev.Journal | None:
-        """Give a readmitted device its account of privacy spent again; None if it has none."""
-        if not self._state.ledger.spent(alias):
-            return None
-        record = rec.ReadmitRecord(self._state.next, device, alias)
-        self._state.take(record)
-        return ev.Journal(record)
-
     # ---------------------------------------------------------- steps and releases
 
     def _make_step(self, now: float, *, form: Form | None = None) -> list[ev.Action]:

@@ -41,7 +41,7 @@ class UpdateRecord:
     body: bytes = b""
     """The first 8 bytes of the SHA-256 of its body as it travelled; empty in an older store."""
     trivial: bool = False
-    """Whether it hides nobody's work in a release: next to zero, or a repetition (`UpdateAdmission`)."""
+    """Whether it hides no other's work in a release: next to zero, or a repetition (`UpdateAdmission`)."""
 
     def settled(self, weight: float = 0.0) -> Settled:
         """The verdict as reported to its device, with the update's weight in its step."""

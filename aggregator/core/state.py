@@ -69,7 +69,7 @@ class CoreState:
         self.contributors: set[str] = set()
         """Devices whose updates are in the model but in no release yet, and hide each other's work."""
         self.trivial: set[str] = set()
-        """Devices whose updates are in the model but in no release yet, and hide nobody's work."""
+        """Devices whose updates are in the model but in no release yet, and hide no other's work."""
         self.ledger = PrivacyLedger()
         self.statistics: dict[str, int] = {}
         """By device, the lsn of its newest statistics."""

@@ -254,6 +254,11 @@ class Strategy:
         return [name for name, is_so in parts.items() if is_so]
 
     @property
+    def hides(self) -> bool:
+        """Whether trivial updates count towards no release: a private strategy must not depend on the devices' data."""
+        return self.release_floor > 1 and self.privacy is None
+
+    @property
     def by_device(self) -> bool:
         """Whether one device fills at most half of a buffer: one that sends often must not fill it alone."""
         return self.robust or self.combine != "mean"

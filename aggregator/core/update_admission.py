@@ -258,7 +258,7 @@ class UpdateAdmission:
 
         It cannot hide another device's work in a release. A device that trained from another model has another delta.
         """
-        if self._strategy.release_floor < 2 or self._strategy.privacy is not None:
+        if not self._strategy.hides:
             return False
         known, base = self._contents, (event.update.generation, event.update.base)
         repeats = bool(event.content) and known.setdefault(event.content, base) != base

@@ -48,11 +48,6 @@ class CoreView:
         return min((time for time in times if time is not None), default=None)
 
     @property
-    def hides(self) -> bool:
-        """Whether trivial updates count towards no release: a private strategy must not depend on the devices' data."""
-        return self.strategy.release_floor > 1 and self.strategy.privacy is None
-
-    @property
     def spent(self) -> PrivacySpent | None:
         """What the devices have spent of their privacy budget; None if the strategy is not private."""
         privacy = self.strategy.privacy

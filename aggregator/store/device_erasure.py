@@ -270,6 +270,15 @@ def forget_in_stopped(store: Store, device: str, by: str) -> Counter[str] | None
     return counted
 
 
+def give_back_account(store: Store, core: AggregatorCore, names: Names, device: str) -> None:
+    """Give a device back what it has spent of its privacy budget, before it is readmitted and could spend it again."""
+    alias = names.alias(device)
+    if core.charged(alias):
+        record = rec.ReadmitRecord(core.lsn + 1, device, alias)
+        core.note(record)
+        store.commit([Entry(record, None)])
+
+
 def readmit_in_stopped(store: Store, device: str, by: str) -> bool:
     """Readmit a withdrawn device in a store that no aggregator has open; return whether it was withdrawn.
 
@@ -282,8 +291,7 @@ def readmit_in_stopped(store: Store, device: str, by: str) -> bool:
     core = AggregatorCore(fedasync(), lineage=store.lineage, schema_hash=store.schema.hash)
     checkpoint = store.newest_checkpoint()
     core.load({**checkpoint.core, "lsn": store.newest_lsn()})
-    if (action := core.readmit(device, names.alias(device))) is not None:
-        store.commit([Entry(action.record, None)])
+    give_back_account(store, core, names, device)
     if not names.readmit(device):
         return False
     names.audit("readmitted", device, by)

@@ -42,7 +42,7 @@ class MemoryStore:
         """LSNs of the newest record and of the newest checkpoint."""
 
     def noise(self, deviation: float) -> bytes:
-        """Draw the noise of a step's record, as its body: reproducible, so it protects nobody."""
+        """Draw the noise of a step's record, as its body: reproducible, so it protects no one."""
         return rounded_gaussian(deviation, self._schema.size, self._rng.bytes).astype("<i4").tobytes()
 
     def commit(self, record: rec.Record, body: bytes, delta: Vector | None = None) -> None:
