@@ -79,7 +79,8 @@ class Engine:
         """Apply a record's decision; the frames of a release are in the store when this returns."""
         match record:
             case rec.StepRecord():
-                noise = np.frombuffer(self.store.body(record.lsn), "<f4") if record.noise else None
+                kind = "<i4" if record.clip else "<f4"
+                noise = np.frombuffer(self.store.body(record.lsn), kind) if record.noise else None
                 self.model.apply(record, [self._contribution(lsn) for lsn, _ in record.updates], noise)
                 for lsn, _ in record.updates:
                     self._waiting.pop(lsn, None)

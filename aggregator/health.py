@@ -161,6 +161,7 @@ class HealthReporter:
             metrics={} if report is None else dict(report.metrics),
             metrics_version=0 if report is None else report.version,
             keeps=0 if hello is None else hello.keeps,
+            epsilon=core.spent_of(name),
         )
 
     def _state(self, name: str, now: float) -> str:

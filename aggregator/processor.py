@@ -4,12 +4,11 @@
 host: store, model and queue. It knows no connection and no event loop; one thread calls it.
 """
 
+import hashlib
 import logging
 import secrets
 import time
 from collections.abc import Sequence
-
-import numpy as np
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
@@ -32,6 +31,7 @@ from midge.storage.failpoints import failpoint
 from midge.wire import codecs
 from midge.wire.errors import WireError
 from midge.wire.messages import NO_LINEAGE, DeviceState, Fetch, Settled, Statistics, Update, Verdict
+from midge.wire.noise import rounded_gaussian
 from midge.wire.topics import Origin, Topics
 
 log = logging.getLogger("aggregator")
@@ -167,6 +167,9 @@ class Processor:
         report = self._ingress.report(device, payload, now)
         # The same version number of another lineage is another model.
         if report is not None and report.lineage == self._core.lineage:
+            if self._core.strategy.privacy is not None:
+                self._outlet.meters.dropped["private"] += 1  # no budget pays for showing it, or deciding by it
+                return
             self._observed.heard(device, report)
             self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
         elif report is not None and report.lineage != NO_LINEAGE:
@@ -234,7 +237,8 @@ class Processor:
         # Compared now: once held for its step, it would be part of the consensus that it is compared with.
         direction = self._engine.direction(self._core.strategy, delta)
         self._bodies.decode(key, delta, direction)
-        return ev.Decoded(device, update, key, norm, self._engine.agreement(direction))
+        content = hashlib.blake2b(delta.tobytes(), digest_size=8).digest() if self._core.strategy.hides else b""
+        return ev.Decoded(device, update, key, norm, self._engine.agreement(direction), content)
 
     def commit(self, entries: Sequence[ev.Journal]) -> None:
         """Write records to the journal."""
@@ -244,9 +248,12 @@ class Processor:
 
     def _body(self, entry: ev.Journal) -> bytes | memoryview | None:
         if entry.noise:
-            # Seeded by the operating system: predictable noise could be subtracted again.
-            drawn = np.random.default_rng(secrets.randbits(256)).standard_normal(self._engine.model.schema.size)
-            return (entry.noise * drawn).astype("<f4").tobytes()
+            # From the operating system's cryptographic generator: predictable noise could be subtracted again.
+            return (
+                rounded_gaussian(entry.noise, self._engine.model.schema.size, secrets.token_bytes)
+                .astype("<i4")
+                .tobytes()
+            )
         return None if entry.key is None else self._bodies[entry.key].raw
 
     def journaled(self, record: rec.Record, key: int | None, now: float) -> None:

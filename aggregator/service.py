@@ -22,6 +22,7 @@ from midge.aggregator.connecting import authorities, connection_options, listen_
 from midge.aggregator.contention import AnotherAggregator, Contention
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.core.privacy_ledger import PrivacySpent
 from midge.aggregator.evaluation import VersionEvaluator
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.metrics.counters import Meters
@@ -340,7 +341,7 @@ class Aggregator:
         health = self._status.health
         health.look(now)
         self._outgoing.answer(
-            health.answers(lambda: _overview(self._status.status(), self.evaluation, self.meters), now)
+            health.answers(lambda: _overview(self._status.status(), self.evaluation, self.meters, self.core.spent), now)
         )
         self.evaluation.combine(self.federation, now)
 
@@ -379,6 +380,15 @@ class Aggregator:
             self._config.on_event({"event": event, "time": time.time(), **fields})
 
 
-def _overview(status: AggregatorStatus, evaluation: VersionEvaluator, meters: Meters) -> Overview:
+def _overview(
+    status: AggregatorStatus, evaluation: VersionEvaluator, meters: Meters, spent: PrivacySpent | None
+) -> Overview:
     """The header of an overview."""
-    return Overview(status=status, metrics=evaluation.sayable, bytes_in=meters.bytes_in, bytes_out=meters.bytes_out)
+    privacy = {} if spent is None else spent.packed()
+    return Overview(
+        status=status,
+        metrics=evaluation.sayable,
+        bytes_in=meters.bytes_in,
+        bytes_out=meters.bytes_out,
+        privacy=privacy,
+    )

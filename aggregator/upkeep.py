@@ -10,7 +10,7 @@ from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.engine import Engine
 from midge.aggregator.publish.outlet import Outlet
-from midge.aggregator.store.device_erasure import Names, asked, done, forget
+from midge.aggregator.store.device_erasure import Names, asked, done, forget, give_back_account
 
 CHECKPOINT_SECONDS = 300.0
 _RESTING = 6 * 3600.0
@@ -107,6 +107,7 @@ class Upkeep:
         directory = engine.store.directory
         for request in asked(directory):
             if request.readmit:
+                give_back_account(engine.store, core, self._names, request.device)
                 if self._names.readmit(request.device):
                     self._names.audit("readmitted", request.device, request.by)
                     self._outlet.tell("readmitted", device=request.device)
@@ -127,7 +128,7 @@ class Upkeep:
         if self._retention is None or core.strategy.privacy is not None:
             return  # a private budget is spent permanently, so its devices must stay known
         silent = self._names.silent(self._wall() - self._retention, core.oldest_base)
-        silent = [device for device in silent if not core.waits(device)]
+        silent = [device for device in silent if not core.waits(device) and not core.charged(device)]
         if silent:
             counted = self._forget(silent, core, engine, forgetful, now)
             for device in silent:

@@ -68,6 +68,8 @@ class DeviceRow(Message):
     """The version that they were measured with."""
     keeps: U63 = 0
     """The version that it goes on using, because a newer one is worse on its own rows; 0 if it keeps none."""
+    epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """ε that it has spent of its privacy budget; nil if the strategy is not private."""
 
 
 class Overview(Message):
@@ -88,6 +90,10 @@ class Overview(Message):
     """Payload bytes from devices since the aggregator's start."""
     bytes_out: U63 = 0
     """Payload bytes published since then."""
+    privacy: Metrics = {}  # noqa: RUF012 - pydantic copies it
+    """What the devices of a private federation have spent, by name: `budget` and `worst` (the ε of each device, and the
+    largest spent one), `delta`, `accounts` (devices that have spent any), `exhausted` (devices that may give nothing
+    more), `bare` (the last step without noise, whose work no figure covers; 0 if there is none)."""
 
 
 def encode_pages(about: Overview, rows: Iterable[DeviceRow], devices: int, *, most: int = MOST) -> Iterator[bytes]:

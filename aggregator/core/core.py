@@ -13,6 +13,7 @@ updates (`step_planner`), when a version is released (`release_schedule`), and t
 (`statistics_phase`). This module orders their decisions and turns them into actions.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -244,7 +245,8 @@ class AggregatorCore(CoreView):
     def _decoded(self, event: ev.Decoded, now: float) -> list[ev.Action]:
         device, update, key, norm = event.device, event.update, event.key, event.norm
         state = self._state
-        if norm > self.bounds.norm:
+        # A private strategy scales it down like any other: a refusal would depend on the device's data.
+        if norm > self.bounds.norm and self.strategy.privacy is None:
             why = f"its norm {norm:.3g} is above {self.bounds.norm:.3g}, more than the model's grid can follow"
             return [*self._refuse(device, update, Verdict.NORM_TOO_LARGE, why), ev.Drop(key)]
         # Before the record: its weight and scale depend on which devices count as recently heard.
@@ -324,14 +326,14 @@ class AggregatorCore(CoreView):
         self._steps.made(now)
         # With one update to a step, release after the whole buffer: a release may forget a base that mixing needs.
         released = [] if self.strategy.single and self._state.buffer else self._maybe_release(now)
-        return [ev.Journal(record, noise=record.noise), ev.Carry(record), *released]
+        return [ev.Journal(record, noise=math.ldexp(record.noise, -record.grid)), ev.Carry(record), *released]
 
     def _maybe_release(self, now: float) -> list[ev.Action]:
         return self._release(now) if self._releases.ready(now) else []
 
     def _release(self, now: float, *, moved: bool = True) -> list[ev.Action]:
         state = self._state
-        devices = len(state.contributors) if moved else 0
+        devices = state.hiding if moved else 0
         at, decay = now + state.versions.ahead, self.strategy.serve_decay or None
         # Before the release, so that its announcement has the new number of local steps.
         pace = self._write(state.pace()) if state.weigh_work() else []

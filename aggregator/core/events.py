@@ -50,6 +50,8 @@ class Decoded:
     """L2, of the delta."""
     agreement: float = 0.0
     """Its cosine with the consensus direction (`aggregator.model.consensus`); 0 if unknown."""
+    content: bytes = b""
+    """A digest of the delta; empty if repetitions are not looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +222,8 @@ class Journal:
     record: Record
     key: int | None = None
     noise: float = 0.0
-    """If above 0, the body is fresh Gaussian noise of this standard deviation, one float32 for each parameter."""
+    """If above 0, the body is fresh Gaussian noise of this standard deviation, rounded to integers: one int32 for each
+    parameter."""
 
 
 @dataclass(frozen=True, slots=True)

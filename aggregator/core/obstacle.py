@@ -57,14 +57,17 @@ def obstacle(
             "nothing is released before that (buffer_size of the private strategy).",
             needs=strategy.size(live),
         )
-    given = state.contributors | {item.device for item in state.buffer}
+    working = state.contributors | {item.device for item in state.buffer if not item.trivial}
+    given = working or state.trivial | {item.device for item in state.buffer}
     floor = strategy.release_floor
     if len(given) < floor if state.buffer else given and not releases.releasable:
+        idle = state.trivial | {item.device for item in state.buffer if item.trivial}
+        others = f" ({len(idle)} sent next to nothing, or a repetition)" if working and idle else ""
         return Obstacle(
             "held",
             f"Only {len(given)} of at least {floor} distinct devices {'has' if len(given) == 1 else 'have'} "
-            f"contributed since version {state.version}, and a release never carries the work of fewer: start another "
-            "device, or wait for one (release_floor of the strategy).",
+            f"contributed since version {state.version}{others}, and a release never carries the work of fewer: start "
+            "another device, or wait for one (release_floor of the strategy).",
             needs=floor,
         )
     gain = steps.turn_gain

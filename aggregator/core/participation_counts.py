@@ -48,6 +48,10 @@ class ParticipationCounter:
         """Number of this device's updates that were ever accepted."""
         return int(self._devices[device][0]) if device in self._devices else 0
 
+    def numbers(self) -> list[tuple[str, int]]:
+        """Each device with the number of its updates that were ever accepted."""
+        return [(device, int(known[0])) for device, known in self._devices.items()]
+
     def correction(self, device: str, bound: float) -> float:
         """r_i, from 1/bound to bound; less for a device that floods."""
         count = self._count(device)

@@ -181,10 +181,15 @@ def private(
 ) -> Strategy:
     """FedBuff with central differential privacy: deltas are clipped, and each step adds Gaussian noise.
 
-    x ← x + η · (Σ s(τ_i)·Δ̄_i + N(0, (z·C)²·I)) / K with |Δ̄_i| ≤ C. Updates of a device that has spent its budget are
-    refused with `quota`. Larger buffers lose less to the same noise. The plan's codec must keep no residual.
+    x ← x + η · (Σ s(τ_i)·Δ̄_i + N(0, (z·C)²·I)) / K with |Δ̄_i| ≤ C; the noise is on all tensors, whatever updates cover.
+    Updates of a device that has spent its budget are refused with `quota`. Larger buffers lose less to the same noise.
+    The plan's codec must keep no residual.
+
+    Two federations are neighbours if the updates of one owner's devices are zeros in one of them (`Privacy`). What
+    else would reveal the devices' data is off: statistics (`moments`) are refused, results on devices' own data are
+    dropped, norms of the fleet change no rate, and `release_floor` counts names.
     """
-    plan = others.pop("plan", None) or Plan(codec="int8:256", feedback=False)
+    plan = others.pop("plan", None) or Plan(codec="int8:256", feedback=False, evaluate=0)
     return Strategy(
         name="private",
         staleness=others.pop("staleness", None) or constant(),

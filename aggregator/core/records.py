@@ -40,6 +40,8 @@ class UpdateRecord:
     """The fleet's reference norm when it arrived; 0 if there was none."""
     body: bytes = b""
     """The first 8 bytes of the SHA-256 of its body as it travelled; empty in an older store."""
+    trivial: bool = False
+    """Whether it hides no other's work in a release: next to zero, or a repetition (`UpdateAdmission`)."""
 
     def settled(self, weight: float = 0.0) -> Settled:
         """The verdict as reported to its device, with the update's weight in its step."""
@@ -75,7 +77,13 @@ class StepRecord:
     optimizer: tuple[str, float, float, float] = ("sgd", 0.0, 0.0, 0.0)
     """Kind, β1, β2 and ε."""
     noise: float = 0.0
-    """Standard deviation of the noise on the sum; the noise itself is the record's body, in float32."""
+    """Standard deviation of the noise on the sum; the noise itself is the record's body: int32 in steps of the grid, or
+    float32 in an older store."""
+    clip: float = 0.0
+    """With noise, the largest L2 norm of an update in the sum; 0 in an older store, where only tensors that an update
+    covered had noise."""
+    grid: int = 0
+    """With a clip, the binary logarithm of the grid's step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +264,16 @@ class ForgetRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadmitRecord:
+    """A forgotten device was readmitted: what it has spent of its privacy budget is its own again."""
+
+    lsn: int
+    device: str
+    alias: str
+    """The name that its account had meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
 class DropRecord:
     """Records of a revoked device were dropped. It names records, not the device: names must stay erasable."""
 
@@ -288,6 +306,7 @@ Record = (
     | AliasRecord
     | RollbackRecord
     | ForgetRecord
+    | ReadmitRecord
     | DropRecord
     | StrategyRecord
 )
@@ -308,6 +327,7 @@ _KINDS: dict[str, type[Record]] = {
     "alias": AliasRecord,
     "rollback": RollbackRecord,
     "forget": ForgetRecord,
+    "readmit": ReadmitRecord,
     "drop": DropRecord,
     "strategy": StrategyRecord,
 }

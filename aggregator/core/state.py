@@ -15,6 +15,7 @@ from midge.aggregator.core.gain_margin import GainMarginEstimator
 from midge.aggregator.core.local_work import LocalWork
 from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.participation_counts import ParticipationCounter
+from midge.aggregator.core.privacy_ledger import PrivacyLedger, rho_of
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_log import ReleaseLog
 from midge.aggregator.core.sequence_tracker import Outboxes
@@ -28,6 +29,8 @@ from midge.wire.messages import Verdict
 class Buffered(Waiting):
     """An accepted update that waits for its step, with the number (lsn) of its journal record."""
 
+    outbox: int = 0
+    trivial: bool = False
     lsn: int = 0
 
 
@@ -64,7 +67,10 @@ class CoreState:
         """Updates that are in the model."""
         self.buffer: list[Buffered] = []
         self.contributors: set[str] = set()
-        """Devices whose updates are in the model but in no release yet."""
+        """Devices whose updates are in the model but in no release yet, and hide each other's work."""
+        self.trivial: set[str] = set()
+        """Devices whose updates are in the model but in no release yet, and hide no other's work."""
+        self.ledger = PrivacyLedger()
         self.statistics: dict[str, int] = {}
         """By device, the lsn of its newest statistics."""
         self.digests: dict[str, bytes] = {}
@@ -94,17 +100,14 @@ class CoreState:
             case rec.UpdateRecord():
                 self._take_update(record)
             case rec.StepRecord():
-                self.step = record.step
-                self.applied += len(record.updates)
-                taken = {lsn for lsn, _ in record.updates}
-                self.contributors |= {item.device for item in self.buffer if item.lsn in taken}
-                self.buffer = [item for item in self.buffer if item.lsn not in taken]
+                self._take_step(record)
             case rec.ReleaseRecord():
                 self.version = record.version
                 self.versions.add(record.version, record.step, record.at)
                 # The first release of a generation publishes no device's work: it is still only in x.
                 if record.devices:
                     self.contributors.clear()
+                    self.trivial.clear()
                 # Updates of these bases would be refused as stale in any case.
                 self.versions.forget_steps_before(self.step - self._strategy.max_staleness)
             case rec.StatisticsRecord():
@@ -125,6 +128,9 @@ class CoreState:
                 self.statistics.clear()
                 self.digests.clear()
             case rec.GenerationRecord():
+                # What devices spent in the versions that are missing here is not known: at least once in each.
+                if self._strategy.privacy is not None and record.version > self.version:
+                    self.ledger.charge_all((record.version - self.version) * self._strategy.privacy.rho)
                 self.generation = record.generation
                 self.version = record.version
                 # Numbers of the earlier generation may name other models on the devices.
@@ -137,6 +143,8 @@ class CoreState:
                 self.work.steps, self.work.recipe = record.steps or None, record.recipe
             case rec.DropRecord():
                 self._drop(set(record.dropped))
+            case rec.ReadmitRecord():
+                self.ledger.move(record.alias, record.device)
             case rec.RegisterRecord() | rec.MeasureRecord() | rec.PairRecord() | rec.AliasRecord():
                 self.registry.take(record)
             case rec.RollbackRecord():
@@ -166,9 +174,28 @@ class CoreState:
                     record.scale,
                     record.norm,
                     record.agreement,
+                    record.outbox,
+                    record.trivial,
                     lsn=record.lsn,
                 )
             )
+
+    def _take_step(self, record: rec.StepRecord) -> None:
+        self.step = record.step
+        self.applied += len(record.updates)
+        weights = dict(record.updates)
+        taken = [item for item in self.buffer if item.lsn in weights]
+        self.buffer = [item for item in self.buffer if item.lsn not in weights]
+        if not record.noise:
+            self.ledger.bare = record.step
+        else:
+            known = self._strategy.privacy
+            rho = rho_of(record.noise, record.clip or (0.0 if known is None else known.clip))
+            for item in taken:
+                if weights[item.lsn]:
+                    self.ledger.charge(item.device, item.outbox, rho)
+        self.contributors |= {item.device for item in taken if not item.trivial}
+        self.trivial |= {item.device for item in taken if item.trivial}
 
     def _roll_back(self, record: rec.RollbackRecord) -> None:
         self.generation, self.version = record.generation, record.version
@@ -178,6 +205,7 @@ class CoreState:
         dropped = set(record.dropped)
         self.buffer = [item for item in self.buffer if item.lsn not in dropped]
         self.contributors.clear()
+        self.trivial.clear()
         known = self.registry.versions.get(record.to)
         self.applied = 0 if known is None else known.record.updates
 
@@ -215,13 +243,15 @@ class CoreState:
         for part in (self.outboxes, self.heard, self.fleet, self.standings):
             part.forget(device)
         self.margin.forget(device, alias)
+        self.ledger.move(device, alias)
         self.registry.forget(device, alias)
         self.statistics.pop(device, None)
         self.digests.pop(device, None)
-        if device in self.contributors:
+        for names in (self.contributors, self.trivial):
             # It still counts as one of the distinct devices that a release needs; only its name is erased.
-            self.contributors.discard(device)
-            self.contributors.add(alias)
+            if device in names:
+                names.discard(device)
+                names.add(alias)
         return record
 
     def revoke(self, device: str) -> list[rec.DropRecord]:
@@ -234,6 +264,11 @@ class CoreState:
         return [record]
 
     # --------------------------------------------------------------------- queries
+
+    @property
+    def hiding(self) -> int:
+        """Number of devices whose unreleased work hides each other's; of all, if there is only trivial work."""
+        return len(self.contributors or self.trivial)
 
     def waiting(self, device: str) -> int:
         """Number of this device's updates that wait for their step."""
@@ -286,10 +321,22 @@ class CoreState:
             "share": self._steering.share,
             "work": [self.work.steps, self.work.recipe],
             "buffer": [
-                [item.lsn, item.device, item.staleness, item.weight, item.scale, item.norm, item.agreement]
+                [
+                    item.lsn,
+                    item.device,
+                    item.staleness,
+                    item.weight,
+                    item.scale,
+                    item.norm,
+                    item.agreement,
+                    item.outbox,
+                    item.trivial,
+                ]
                 for item in self.buffer
             ],
             "contributors": sorted(self.contributors),
+            "trivial": sorted(self.trivial),
+            "ledger": self.ledger.dump(),
             "statistics": dict(self.statistics),
             "digests": dict(self.digests),
         }
@@ -327,5 +374,10 @@ class CoreState:
         if "log" in state:
             self.releases.load(state["log"])
         self.contributors = set(state["contributors"])
+        self.trivial = set(state.get("trivial", ()))
+        if "ledger" in state:
+            self.ledger.load(state["ledger"])
+        elif self._strategy.privacy is not None:
+            self.ledger.load_counts(self.heard.numbers(), self._strategy.privacy)
         self.statistics = dict(state["statistics"])
         self.digests = dict(state.get("digests", {}))

@@ -167,12 +167,18 @@ class StepPlanner:
         """The record of a step of these updates. It holds everything from the configuration: a replay reads none."""
         strategy, live = self._strategy, self._steering.live
         optimizer, privacy = strategy.optimizer, strategy.privacy
+        weights = strategy.weights(updates)
+        if privacy is not None:
+            # Charged by the noise of this step: the strategy may have had more noise when they were accepted.
+            ledger = self._state.ledger
+            affords = [ledger.affords(privacy, item.device, item.outbox) for item in updates]
+            weights = [weight if known else 0.0 for weight, known in zip(weights, affords, strict=True)]
         # The stalest update decides: an adaptive rate falls with the longest delay in a buffer.
         rate = strategy.step_rate(max(item.staleness for item in updates), live, self.safe_rate)
         return rec.StepRecord(
             lsn=self._state.next,
             step=self._state.step + 1,
-            updates=tuple((item.lsn, weight) for item, weight in zip(updates, strategy.weights(updates), strict=True)),
+            updates=tuple((item.lsn, weight) for item, weight in zip(updates, weights, strict=True)),
             rate=self.growth.damping * rate,
             form=form or strategy.form,
             normalise="none" if strategy.single else strategy.normalise,
@@ -184,6 +190,8 @@ class StepPlanner:
             cached_since=self._cached_since if strategy.calibration else 0,
             optimizer=(optimizer.kind, optimizer.beta1, optimizer.beta2, optimizer.epsilon),
             noise=0.0 if privacy is None else privacy.deviation,
+            clip=0.0 if privacy is None else privacy.clip,
+            grid=0 if privacy is None else privacy.grid,
         )
 
     @property
@@ -197,5 +205,6 @@ class StepPlanner:
 
     def made(self, now: float) -> None:
         """Record that a step was applied to the state."""
-        self.growth.record(self._state.fleet.norm(now), self._state.fleet.turn)
+        if self._strategy.privacy is None:  # the rate is published, and the norms are the devices' data
+            self.growth.record(self._state.fleet.norm(now), self._state.fleet.turn)
         self.since = now if self._state.buffer else None

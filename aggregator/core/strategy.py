@@ -157,7 +157,8 @@ class Strategy:
     """Multiple of the fleet's reference norm to which a delta is scaled down by strategies without `clip`. None leaves
     only the guard of 1,000 times the norm, which always holds."""
     release_floor: int = 2
-    """Least number of distinct devices whose work a release carries."""
+    """Least number of distinct devices whose work a release carries. Devices whose updates are next to zero, or repeat
+    an earlier one, do not count. Use at least 5 if strangers may join (docs/strategies.md)."""
     release_interval: float = 0.0
     """Least seconds between two releases."""
     byte_rate: float = 8e6
@@ -242,6 +243,8 @@ class Strategy:
             "weigh_examples (weights that depend on data)": self.weigh_examples,
             "fairness (weights that depend on who came)": self.fairness is not None,
             "even_steps (scales that depend on what devices say)": self.even_steps,
+            "robust (weights that depend on other devices' data)": self.robust,
+            "steers_local_steps (a published number that depends on what devices say)": self.steers_local_steps,
             "calibration (a cache of earlier deltas)": self.calibration > 0,
             f"combine={self.combine!r} (its sensitivity is not the clip norm)": self.combine != "mean",
             "clip (a bound that depends on data; privacy has its own)": self.clip is not None,
@@ -249,6 +252,11 @@ class Strategy:
             "plan.feedback (error feedback carries a delta into the next update)": self.plan.feedback,
         }
         return [name for name, is_so in parts.items() if is_so]
+
+    @property
+    def hides(self) -> bool:
+        """Whether trivial updates count towards no release: a private strategy must not depend on the devices' data."""
+        return self.release_floor > 1 and self.privacy is None
 
     @property
     def by_device(self) -> bool:

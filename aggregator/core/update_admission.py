@@ -30,6 +30,10 @@ OTHER_BASE = (
 )
 _ROUNDING = 1 - 1e-6
 """Keeps a clipped delta below its bound in spite of float32 rounding: the privacy guarantee assumes the bound."""
+_NEXT_TO_ZERO = 1 / 64
+"""Fraction of the fleet's reference norm up to which an update hides nothing of one of that norm."""
+_REMEMBERED = 4096
+"""Updates among which repetitions are found."""
 _NO_ROOM, _HELD, _CROWDED = 300, 30, 5
 """Seconds until a device retries: until other outboxes may have been forgotten; until the operator or the disk may have
 recovered; until the next step may have been made."""
@@ -99,6 +103,8 @@ class UpdateAdmission:
     ) -> None:
         self._strategy, self._state, self._conditions = strategy, state, conditions
         self._lineage, self._schema_hash = lineage, schema_hash
+        self._contents: dict[bytes, tuple[int, int]] = {}
+        """Digests of the last deltas, each with the version that it was first trained from, the oldest first."""
         self.bounds = bounds
 
     def hold(self, device: str, update: Update, outbox: TrackedOutbox | None) -> Settled | None:
@@ -119,12 +125,17 @@ class UpdateAdmission:
             return Settled(seq=update.seq, verdict=Verdict.PAUSED, why=conditions.paused[:400], retry_after=_HELD)
         # At most one of a device in a step: the noise is scaled to hide one contribution, not two.
         waiting = state.waiting(device)
-        if strategy.privacy is not None and waiting:
+        if strategy.privacy is not None and self._account_waits(device, update.outbox):
             why = "an update of this device waits for its step, and differential privacy allows one in each"
             return _busy(update, why, _CROWDED)
         if waiting >= strategy.most_waiting:
             return _busy(update, "as many updates of this device as a step may hold wait for it", _CROWDED)
         return None
+
+    def _account_waits(self, device: str, outbox: int) -> bool:
+        """Whether an update of this device waits for its step, under whatever name."""
+        same = self._state.ledger.same
+        return any(same(device, outbox, item.device, item.outbox) for item in self._state.buffer)
 
     def refusal(self, device: str, update: Update, now: float) -> tuple[Verdict, str] | None:
         """The final verdict on an update that is refused, and its reason; None if it can be accepted."""
@@ -175,9 +186,9 @@ class UpdateAdmission:
         if not state.frozen or update.base == 0:
             return Verdict.UNKNOWN_BASE, "no model has been released to train from"
         privacy = strategy.privacy
-        if privacy is not None and state.heard.given(device) >= privacy.contributions:
-            allowed, epsilon = privacy.contributions, privacy.epsilon
-            return Verdict.QUOTA, f"this device has contributed {allowed} updates, all that ε = {epsilon:g} allows"
+        if privacy is not None and not state.ledger.affords(privacy, device, update.outbox):
+            spent = privacy.epsilon_of(state.ledger.spent(device, update.outbox))
+            return Verdict.QUOTA, f"this device has spent ε = {spent:.3g}, all that ε = {privacy.epsilon:g} allows"
         largest = self.bounds.update + (sealing.LONGEST if update.confided else 0)
         if update.size > largest:
             return Verdict.TOO_LARGE, f"{update.size} bytes; at most {largest} are allowed"
@@ -190,7 +201,7 @@ class UpdateAdmission:
     def accepted(self, event: ev.Decoded, now: float) -> rec.UpdateRecord:
         """The record of an accepted update, with its weight and scale: a replay reads no configuration."""
         device, update, state = event.device, event.update, self._state
-        tau = state.staleness(update.base)
+        tau, reference = state.staleness(update.base), state.fleet.norm(now)
         # The reference norm is in the record too: it depends on which devices are recent, which a replay cannot know.
         return rec.UpdateRecord(
             lsn=state.next,
@@ -209,8 +220,9 @@ class UpdateAdmission:
             steps=min(update.steps, MOST),
             size=update.size,
             agreement=event.agreement,
-            reference=state.fleet.norm(now),
+            reference=reference,
             body=update.digest,
+            trivial=self._trivial(event, reference),
         )
 
     def refused(self, device: str, update: Update, verdict: Verdict, why: str) -> rec.UpdateRecord:
@@ -240,6 +252,19 @@ class UpdateAdmission:
         weight = self._strategy.admission_weight(tau, age, examples, state.fleet.staleness(device))
         bound = self._strategy.fairness
         return weight if bound is None else weight * state.heard.correction(device, bound)
+
+    def _trivial(self, event: ev.Decoded, reference: float) -> bool:
+        """Whether an update is next to zero, or has the content of an earlier one from another base.
+
+        It cannot hide another device's work in a release. A device that trained from another model has another delta.
+        """
+        if not self._strategy.hides:
+            return False
+        known, base = self._contents, (event.update.generation, event.update.base)
+        repeats = bool(event.content) and known.setdefault(event.content, base) != base
+        while len(known) > _REMEMBERED:
+            del known[next(iter(known))]
+        return repeats or event.norm <= _NEXT_TO_ZERO * reference
 
     def _scale(self, update: Update, norm: float) -> float:
         """The factor of its delta in any step, independent of the step's other updates."""

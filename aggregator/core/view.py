@@ -8,6 +8,7 @@ from midge.aggregator.core.encoder_doubt import doubt
 from midge.aggregator.core.growth_guard import GrowthGuard
 from midge.aggregator.core.obstacle import Obstacle, obstacle
 from midge.aggregator.core.participation_controller import ParticipationController
+from midge.aggregator.core.privacy_ledger import PrivacySpent
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_pacer import ReleasePacer
 from midge.aggregator.core.release_schedule import ReleaseSchedule
@@ -45,6 +46,27 @@ class CoreView:
         if self.thrift.grown:
             times.append(self._announced_at + REANNOUNCE)
         return min((time for time in times if time is not None), default=None)
+
+    @property
+    def spent(self) -> PrivacySpent | None:
+        """What the devices have spent of their privacy budget; None if the strategy is not private."""
+        privacy = self.strategy.privacy
+        return None if privacy is None else self._state.ledger.summary(privacy)
+
+    def spent_of(self, device: str) -> float | None:
+        """ε that a device has spent; None if the strategy is not private."""
+        privacy = self.strategy.privacy
+        return None if privacy is None else privacy.epsilon_of(self._state.ledger.spent(device))
+
+    @property
+    def epsilons(self) -> list[float]:
+        """ε that each device has spent, of those that are gone too; empty if the strategy is not private."""
+        privacy = self.strategy.privacy
+        return [] if privacy is None else self._state.ledger.epsilons(privacy)
+
+    def charged(self, device: str) -> bool:
+        """Whether a device has spent any privacy budget."""
+        return self._state.ledger.spent(device) > 0
 
     @property
     def full(self) -> str | None:

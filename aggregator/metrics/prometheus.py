@@ -6,6 +6,7 @@ Also `/alive`, which answers while the process runs, and `/ready`, which returns
 import os
 import shutil
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,9 @@ _VERDICTS = dict.fromkeys((*(verdict.value for verdict in Verdict), "duplicate")
 """Counters that exist from the start: Prometheus sees no increase in one that begins at 1."""
 _EVENTS = dict.fromkeys(("disconnected", "evaluation_failed", "limited", "put_back", "quarantine", "refused_always"), 0)
 """The same for the events that alert rules count."""
+
+_SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+"""Upper bounds of the buckets of spent privacy, as shares of the budget."""
 
 
 class Exposition:
@@ -69,6 +73,7 @@ class Exposition:
         yield found
         yield from self._health()
         yield from self._durability()
+        yield from self._privacy()
         for name, text, value in (
             ("midge_model_version", "Newest released version", core.version),
             ("midge_model_step", "Steps applied", core.step),
@@ -105,6 +110,30 @@ class Exposition:
             ("midge_alarms", "Alarms about single devices and credentials", len(health.alarms)),
             ("midge_refused_devices", "Devices whose updates are all refused", len(activity.refused_always)),
             ("midge_last_accepted_timestamp_seconds", "When an update was last accepted", health.accepted),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+
+    def _privacy(self) -> Iterable[Metric]:
+        """What the devices of a private federation have spent. No device is named, as in all metrics."""
+        core = self._aggregator.core
+        spent = core.spent
+        if spent is None:
+            return
+        epsilons = sorted(core.epsilons)
+        bounds = [share * spent.budget for share in _SHARES]
+        buckets = [(f"{bound:g}", bisect_right(epsilons, bound)) for bound in bounds]
+        yield HistogramMetricFamily(
+            "midge_privacy_epsilon",
+            "ε that each device has spent",
+            buckets=[*buckets, ("+Inf", len(epsilons))],
+            sum_value=sum(epsilons),
+        )
+        for name, text, value in (
+            ("midge_privacy_epsilon_worst", "The largest ε that one device has spent", spent.worst),
+            ("midge_privacy_epsilon_budget", "ε that each device may spend", spent.budget),
+            ("midge_privacy_delta", "δ of these ε", spent.delta),
+            ("midge_privacy_exhausted_devices", "Devices that may give nothing more", spent.exhausted),
+            ("midge_privacy_bare_step", "The last step without noise, 0 if there is none", spent.bare),
         ):
             yield GaugeMetricFamily(name, text, value=value)
 

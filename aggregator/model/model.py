@@ -17,7 +17,7 @@ from midge.aggregator.core.records import ReleaseRecord, ServeRecord, StepRecord
 from midge.aggregator.model.averaging import Averaging
 from midge.aggregator.model.movement import Movement
 from midge.aggregator.model.quantiser import Quantiser
-from midge.aggregator.model.reducer import Contribution, ServerState, make_step
+from midge.aggregator.model.reducer import Contribution, Noise, ServerState, make_step
 from midge.aggregator.model.step_merging import Merging
 from midge.wire import codecs, lineage
 from midge.wire.errors import WireError
@@ -107,7 +107,7 @@ class Model:
         """A decoded update, prepared for a step."""
         return self._averaging.split(Contribution(delta, tensors, base, device))
 
-    def apply(self, record: StepRecord, contributions: Sequence[Contribution], noise: Vector | None = None) -> None:
+    def apply(self, record: StepRecord, contributions: Sequence[Contribution], noise: Noise | None = None) -> None:
         """Apply one step of the record: `contributions` are in the order of its updates."""
         self._quantiser.late(self.version - item.base for item in contributions)
         averaged = self._averaging.values(self.x)

@@ -13,9 +13,12 @@ import numpy.typing as npt
 
 from midge.aggregator.core.records import StepRecord
 from midge.aggregator.core.strategy import trimmed_count
+from midge.aggregator.model.noisy_sum import noisy_sum
 from midge.wire.schema import Schema, Vector
 
 Integers8 = npt.NDArray[np.int8]
+Noise = npt.NDArray[Any]
+"""Noise of a private step: int32 in steps of its grid; float32 in the journal of an earlier Midge."""
 
 _AT_ONCE = 2**16
 """Coordinates sorted at a time."""
@@ -155,10 +158,16 @@ def make_step(  # noqa: PLR0917 - a formula's terms
     record: StepRecord,
     contributions: Sequence[Contribution],
     state: ServerState,
-    noise: Vector | None = None,
+    noise: Noise | None = None,
 ) -> None:
     """Update x by the record; `contributions` are in the order of its updates, `noise` is added to their sum."""
     scales = record.scales or (1.0,) * len(record.updates)
+    if record.clip and noise is not None:
+        factors = [weight * scale for (_, weight), scale in zip(record.updates, scales, strict=True)]
+        total = noisy_sum(record, list(zip(factors, contributions, strict=True)), schema, noise)
+        mean = np.divide(total, np.float32(record.divisor), dtype=np.float32)
+        x += _optimised(record, mean, slice(0, schema.size), state, schema.size)
+        return
     items = [
         _Item(np.float32(weight), np.float32(scale), contribution)
         for (_, weight), scale, contribution in zip(record.updates, scales, contributions, strict=True)
@@ -186,7 +195,7 @@ def _plain(record: StepRecord) -> bool:
     return kind == "sgd" and momentum == 0
 
 
-def _mean_step(x: Vector, record: StepRecord, items: Sequence[_Item], place: slice, noise: Vector | None) -> None:
+def _mean_step(x: Vector, record: StepRecord, items: Sequence[_Item], place: slice, noise: Noise | None) -> None:
     """Add η·(Σ a·f·Δ) / N to one part of x, in pieces whose intermediate values fit the processor's cache.
 
     Value by value these are the operations of `_combined` and `_optimised`, in their order, with the same bits.
@@ -235,7 +244,7 @@ def _places(schema: Schema, items: Sequence[_Item]) -> Iterator[tuple[slice, lis
 
 
 def _combined(  # noqa: PLR0917 - a formula's terms
-    record: StepRecord, items: list[_Item], place: slice, state: ServerState, size: int, noise: Vector | None
+    record: StepRecord, items: list[_Item], place: slice, state: ServerState, size: int, noise: Noise | None
 ) -> Vector | None:
     """U on one part of the vector; None if all weights are 0."""
     if record.combine == "trimmed":

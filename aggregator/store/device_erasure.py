@@ -46,7 +46,7 @@ SEEN = """
 CREATE TABLE IF NOT EXISTS seen (device TEXT PRIMARY KEY, at INTEGER NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID
 """
 
-_OfDevice = rec.UpdateRecord | rec.StatisticsRecord | rec.PairRecord
+_OfDevice = rec.UpdateRecord | rec.StatisticsRecord | rec.PairRecord | rec.ReadmitRecord
 """Records that name a device."""
 
 
@@ -188,7 +188,7 @@ class Names:
                     record = rec.unpack(kind, packed)
                     if isinstance(record, _OfDevice) and record.device == device:
                         counted["records"] += 1
-                        other: rec.UpdateRecord | rec.StatisticsRecord | rec.PairRecord = replace(record, device=alias)
+                        other: _OfDevice = replace(record, device=alias)
                         if isinstance(other, rec.UpdateRecord):
                             other = replace(other, outbox=self._other_number(other.outbox))
                         counted["bodies"] += self._store.rewrite(db, other)
@@ -258,8 +258,8 @@ def forget_in_stopped(store: Store, device: str, by: str) -> Counter[str] | None
     if names.withdraw(device):
         names.audit("withdrawn", device, by)
     checkpoint = store.newest_checkpoint()
-    if checkpoint.lsn != store.newest_lsn():
-        return None
+    if checkpoint.lsn != store.newest_lsn() or "ledger" not in checkpoint.core:
+        return None  # a strategy is needed to know what an earlier Midge's devices have spent
     core = AggregatorCore(fedasync(), lineage=store.lineage, schema_hash=store.schema.hash)
     core.load(checkpoint.core)
     if core.waits(device):
@@ -268,6 +268,15 @@ def forget_in_stopped(store: Store, device: str, by: str) -> Counter[str] | None
     counted = forget(engine, core, names, [device])
     names.audit("erased", device, by, **counted)
     return counted
+
+
+def give_back_account(store: Store, core: AggregatorCore, names: Names, device: str) -> None:
+    """Give a device back what it has spent of its privacy budget, before it is readmitted and could spend it again."""
+    alias = names.alias(device)
+    if core.charged(alias):
+        record = rec.ReadmitRecord(core.lsn + 1, device, alias)
+        core.note(record)
+        store.commit([Entry(record, None)])
 
 
 def readmit_in_stopped(store: Store, device: str, by: str) -> bool:
@@ -279,6 +288,10 @@ def readmit_in_stopped(store: Store, device: str, by: str) -> bool:
     if store.schema is None:
         raise StoreError(f"The store {store.directory} is empty: it knows no device.")
     names = Names(store)
+    core = AggregatorCore(fedasync(), lineage=store.lineage, schema_hash=store.schema.hash)
+    checkpoint = store.newest_checkpoint()
+    core.load({**checkpoint.core, "lsn": store.newest_lsn()})
+    give_back_account(store, core, names, device)
     if not names.readmit(device):
         return False
     names.audit("readmitted", device, by)

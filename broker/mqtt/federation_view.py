@@ -109,6 +109,7 @@ class FederationView:
             "left_out": 0,
             "model": None,
             "metrics": {},
+            "privacy": {},
             "bytes_in": 0,
             "bytes_out": 0,
             "devices": self.devices,
@@ -159,7 +160,7 @@ class FederationView:
         self._pages.clear()
         self._set_status(header.status)
         found["answered"], found["left_out"] = True, header.left_out
-        found["metrics"] = dict(header.metrics)
+        found["metrics"], found["privacy"] = dict(header.metrics), dict(header.privacy)
         found["bytes_in"], found["bytes_out"] = header.bytes_in, header.bytes_out
         if found["model"] is not None:
             found["model"] |= {name: found["aggregator"][name] for name in ("version", "step", "generation")}

@@ -123,6 +123,8 @@ def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:
         )
         if steps := model["plan"]["local_steps"]:
             yield f"            A training has {counted(steps, 'local step')}."
+    if privacy := found.get("privacy"):
+        yield from _privacy_lines(privacy)
     states = Counter(device["state"] for device in devices.values())
     if devices or aggregator is not None:
         told = (f"{number} {state}" for state, number in states.most_common())
@@ -161,6 +163,17 @@ def _aggregator_lines(found: Mapping[str, Any], now: float) -> Iterator[str]:
     yield f"updates     {last}; in the last 5 min: {counts or 'none'}"
 
 
+def _privacy_lines(privacy: Mapping[str, float]) -> Iterator[str]:
+    accounts, exhausted = counted(int(privacy["accounts"]), "device"), int(privacy["exhausted"])
+    none_left = f"; {exhausted} may give nothing more" if exhausted else ""
+    yield (
+        f"privacy     at most ε = {privacy['worst']:.3g} of {privacy['budget']:g} is spent by one device, at "
+        f"δ = {privacy['delta']:g}; {accounts} spent some{none_left}"
+    )
+    if bare := int(privacy["bare"]):
+        yield f"            Step {bare} and steps before it had no noise: what devices gave to them is not covered."
+
+
 def _device_line(name: str, device: Mapping[str, Any], now: float) -> str:
     held = device.get("holds", device.get("next", 1) - device.get("first", 1))
     said = [f"  {name:<24} {device['state']:<13}"]
@@ -178,6 +191,8 @@ def _device_line(name: str, device: Mapping[str, Any], now: float) -> str:
         said.append(f"{device['updates']} accepted{last}")
     if device.get("refused"):
         said.append(f"REFUSED {counted(device['refused'], 'time')}, {device['verdict']}")
+    if device.get("epsilon") is not None:
+        said.append(f"ε = {device['epsilon']:.3g} spent")
     if device.get("metrics"):
         scores = ", ".join(f"{metric} {value:.4g}" for metric, value in device["metrics"].items())
         said.append(f"{scores} at version {device['metrics_version']}")

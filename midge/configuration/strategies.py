@@ -97,7 +97,6 @@ def strategy_of(given: Mapping[str, Any], plan: Mapping[str, Any]) -> Strategy:
 
     Raises:
         ValueError: values that cannot work together; naming them.
-        ModuleNotFoundError: a private strategy without dp-accounting.
     """
     rest = dict(given)
     make = PRESETS[rest.pop("preset", "balanced")]

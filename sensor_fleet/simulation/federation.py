@@ -220,4 +220,5 @@ class VirtualFederation:
             events=self.clock.events,
             took=0.0,
             parameters=server.serving(),
+            privacy={} if server.core.spent is None else server.core.spent.packed(),
         )

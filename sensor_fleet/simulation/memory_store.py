@@ -11,6 +11,7 @@ from midge.aggregator.model.model import Frame
 from midge.aggregator.store.store import Checkpoint, Published
 from midge.wire import codecs, frames
 from midge.wire.messages import Verdict
+from midge.wire.noise import rounded_gaussian
 from midge.wire.schema import Schema, Vector
 
 
@@ -41,8 +42,8 @@ class MemoryStore:
         """LSNs of the newest record and of the newest checkpoint."""
 
     def noise(self, deviation: float) -> bytes:
-        """Draw the noise of a step's record, as its body."""
-        return (deviation * self._rng.standard_normal(self._schema.size)).astype("<f4").tobytes()
+        """Draw the noise of a step's record, as its body: reproducible, so it protects no one."""
+        return rounded_gaussian(deviation, self._schema.size, self._rng.bytes).astype("<i4").tobytes()
 
     def commit(self, record: rec.Record, body: bytes, delta: Vector | None = None) -> None:
         """Append a record. An accepted update is stored as float32 values, to save encoding it by its codec.

@@ -112,6 +112,9 @@ class Simulated:
     """Costs of the microcontrollers of each class, by class name."""
     left_out: tuple[str, ...] = ()
     """A sentence for each class that is left out because the model does not fit into its memory."""
+    privacy: Mapping[str, float] = field(default_factory=dict)
+    """What the devices of a private federation have spent (`PrivacySpent`); empty if it is not private. It describes a
+    federation with noise that cannot be predicted, which simulated noise can."""
 
     def seconds_to(self, target: float, metric: str | None = None, *, held: float = 0.0) -> float | None:
         """When the metric first reached the target and stayed there for `held` seconds; None if it never did.

@@ -71,7 +71,7 @@ def test_a_restart_anywhere_changes_no_bit(
 ) -> None:
     """The twin is never restarted and never writes a checkpoint after its first; both draw the same noise."""
     with (
-        patch("midge.aggregator.processor.secrets.randbits", lambda _: 7),
+        patch("midge.aggregator.processor.secrets.token_bytes", lambda size: np.random.default_rng(7).bytes(size)),
         tempfile.TemporaryDirectory() as there,
         tempfile.TemporaryDirectory() as here,
     ):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from midge.aggregator.core.participation_controller import Pace
+from midge.aggregator.core.presets import private
+from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.watchdog import SOONEST
 from midge.aggregator.service import Aggregator
@@ -25,6 +28,7 @@ from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.wire import frames, messages
 from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Hello
 from midge.wire.topics import Topics
+from tests.aggregator.test_exposition import scrape
 from tests.federation.live import STRATEGY, Log, aggregator, clients, device, serving
 
 pytestmark = pytest.mark.virtual
@@ -72,6 +76,51 @@ async def test_status_tells_versions_times_counts_and_scores_of_now(tmp_path: Pa
     found["model"]["plan"]["local_steps"] = 4
     assert "A training has 4 local steps." in "\n".join(lines(found))
     assert "health      learning" in words and "rmse 0.25 at version" in words and "2 ready" in words
+
+
+async def test_status_and_metrics_tell_what_devices_have_spent_of_their_privacy(tmp_path: Path) -> None:
+    """By name where names are shown, and the worst; metrics have the distribution, and no name."""
+    twin, log = Twin(), Log()
+    privacy = Privacy(clip=1.0, noise=4.0, epsilon=2.0)
+    server = served(twin, tmp_path / "store", log, strategy=private(privacy, 2))
+    async with serving(server, *[device(twin, name, log) for name in ("pump-1", "pump-2")]):
+        await log.until(lambda: len(log.of("receipt", verdict="quota")) >= 2)
+        found, page = await look(twin), scrape(server)
+    spent = privacy.spent(privacy.contributions)
+    for name in ("pump-1", "pump-2"):
+        assert found["devices"][name]["epsilon"] == pytest.approx(spent)
+    told = found["privacy"]
+    assert told["worst"] == pytest.approx(spent) and (told["budget"], told["delta"]) == (2.0, 1e-5)
+    assert (told["accounts"], told["exhausted"], told["bare"]) == (2, 2, 0)
+    words = "\n".join(lines(found))
+    assert (
+        f"privacy     at most ε = {spent:.3g} of 2 is spent by one device, at δ = 1e-05; 2 devices spent some" in words
+    )
+    assert "2 may give nothing more" in words and f"ε = {spent:.3g} spent" in words
+    found["privacy"]["bare"] = 3
+    assert "Step 3 and steps before it had no noise" in "\n".join(lines(found))
+    for metric, value in (
+        ("epsilon_worst", spent),
+        ("epsilon_budget", 2.0),
+        ("exhausted_devices", 2.0),
+        ("bare_step", 0.0),
+        ('epsilon_bucket{le="1.8"}', 0.0),
+        ('epsilon_bucket{le="2"}', 2.0),
+        ("epsilon_sum", 2 * spent),
+    ):
+        (shown,) = re.findall(rf"(?m)^midge_privacy_{re.escape(metric)} (\S+)$", page)
+        assert float(shown) == pytest.approx(value), metric
+    assert "pump-" not in page
+
+
+async def test_status_says_nothing_of_privacy_where_there_is_none(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    server = served(twin, tmp_path / "store", log)
+    async with serving(server, *[device(twin, name, log) for name in "ab"]):
+        await log.until(lambda: len(log.of("update", verdict="accepted")) >= 4)
+        found, page = await look(twin), scrape(server)
+    assert found["privacy"] == {} and found["devices"]["a"]["epsilon"] is None
+    assert "privacy" not in "\n".join(lines(found)) and "midge_privacy" not in page
 
 
 async def test_a_device_whose_updates_are_all_refused_raises_the_alarm_and_the_others_learn(tmp_path: Path) -> None:
