@@ -40,6 +40,10 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "post.acknowledged": "the broker has one more message of ours, and has acknowledged it",
         "frame.cleared": "a frame is off the broker, and the store still offers it",
         "frame.withdrawn": "the store no longer offers the frame",
+        # the mask helper
+        "helper.writing": "a deposit is decided, and its transaction is open",
+        "helper.written": "a deposit is durable, and the opening keys do not know of its sums",
+        "helper.answered": "the opening keys know of the sums, and nothing was sent",
         # a device
         "model.fetched": "a model is fetched, and no training has begun",
         "update.trained": "an update is made, and not stored",

@@ -179,8 +179,8 @@ def signed_entry(key: signing.PrivateKey, federation: str, device: str, update: 
     return update.model_copy(update={"entry": update.entry + signature})
 
 
-def read_entry(ticket: Ticket, federation: str, lineage: bytes, key: signing.PublicKey | None) -> Entry:
-    """The entry of a ticket; with a key only if this device has signed it.
+def read_entry(ticket: Ticket, federation: str, lineage: bytes, key: signing.PublicKey) -> Entry:
+    """The entry of a ticket, which this device has signed.
 
     Raises:
         BadSignature: it has not.
@@ -188,9 +188,18 @@ def read_entry(ticket: Ticket, federation: str, lineage: bytes, key: signing.Pub
     """
     plain, signature = ticket.entry[: -signing.SIGNATURE], ticket.entry[-signing.SIGNATURE :]
     context = signing.of_device(federation, ticket.device)
-    if key is not None and not key.verifies(signature, signing.MASKED, context, voucher(ticket, lineage, plain)):
+    if not key.verifies(signature, signing.MASKED, context, voucher(ticket, lineage, plain)):
         raise signing.BadSignature("its entry is not signed by this device")
-    header, _ = frames.decode(plain)
+    return parse_entry(ticket.entry)
+
+
+def parse_entry(signed: bytes) -> Entry:
+    """An entry, given with its signature, which is not verified.
+
+    Raises:
+        WireError: it is none.
+    """
+    header, _ = frames.decode(signed[: -signing.SIGNATURE])
     return frames.validate(Entry, header)
 
 
@@ -212,14 +221,18 @@ def covered(update: Update, body: frames.Buffer, schema_size: int, wanted: Maski
     Raises:
         WireError: it is not.
     """
-    header, _ = frames.decode(update.entry[: -signing.SIGNATURE])
-    entry = frames.validate(Entry, header)
+    entry = parse_entry(update.entry)
     ours = (wanted.ring, wanted.levels, wanted.slices, update.base % wanted.slices)
     if (entry.ring, entry.levels, entry.slices, entry.part) != ours or update.codec != codec(wanted.ring):
         raise WireError("its ring, levels or slice are not those of the plan: train from the newest model")
     count = places(update.lineage, schema_size, entry.slices, entry.part).size
     if len(body) != size(count, entry.ring):
         raise WireError(f"a masked delta of {count} values has {size(count, entry.ring)} bytes, not {len(body)}")
+
+
+def answer_info(federation: str, lineage: bytes) -> bytes:
+    """HPKE's `info` for an answer of the helper."""
+    return b"midge/1 dealt\0" + frames.pack([federation, lineage])
 
 
 def key_id(public: bytes) -> bytes:

@@ -109,6 +109,8 @@ class Deposit(Message):
     """Number of devices that the aggregator wants in a sum; the helper's own minimum holds in any case."""
     seal_key: SeedKey
     """What the answer is sealed to."""
+    values: U32
+    """Number of values of the model's vector."""
     sha256: Digest
     """Of the body."""
 
