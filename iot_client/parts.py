@@ -15,12 +15,14 @@ from midge.iot_client.connection.alias_channel import AliasChannel
 from midge.iot_client.connection.identity import Identity
 from midge.iot_client.connection.renewal import Renewal
 from midge.iot_client.connection.serve_channel import Serving
+from midge.iot_client.masking import Masker, unmasked_objection
 from midge.iot_client.state.alias_models import AliasModel, AliasModels
 from midge.iot_client.state.local_tensors import LocalTensors, Missing
 from midge.iot_client.state.memory_outbox import AnyOutbox, outbox_at
 from midge.iot_client.state.prediction import Predicting, VerifiedModel
 from midge.iot_client.training.throughput import Throughput
 from midge.wire.inert import inert
+from midge.wire.messages import Announcement
 from midge.wire.schema import Parameters
 from midge.wire.topics import Topics
 
@@ -77,6 +79,8 @@ class DeviceParts:
     predicting: Predicting
     tell: EventLog
     kept: AliasModels
+    masker: Masker | None = None
+    """Masks updates; None if the owner does not require it."""
     serving: Serving = field(init=False)
     aliases: AliasChannel = field(init=False)
     renewal: Renewal | None = field(init=False)
@@ -137,8 +141,13 @@ class DeviceParts:
             predicting=predicting,
             tell=EventLog(config.name, config.on_event),
             kept=AliasModels(path, config.name),
+            masker=None if config.secure is None else Masker(config.secure, config.federation, config.name),
         )
         return parts
+
+    def objection(self, announcement: Announcement) -> str | None:
+        """Why the owner's requirements forbid training under this announcement; None if they do not."""
+        return unmasked_objection(announcement) if self.masker is None else self.masker.objection(announcement)
 
     def _serve(self, parameters: Parameters, version: int) -> None:
         """Process a served model; in a thread."""

@@ -79,6 +79,7 @@ class DeviceRuntime:
                 rests=not awaits_rows(config.conditions),
                 features=sayable(config.feature_names),
                 statistics_by_feature=self._statistics.of_samples,
+                objection=parts.objection,
             ),
             sent=parts.outbox.sent,
         )
@@ -256,8 +257,9 @@ class DeviceRuntime:
     # --------------------------------------------------------------------- hooks: messages
 
     def tell_unsuited(self, why: str) -> None:
-        name = self.parts.config.name
-        if self.parts.config.end_if_unsuited and not self.session.suited:
+        name, given = self.parts.config.name, self.session.announcement
+        requires = given is not None and self.parts.objection(given)  # may change by itself
+        if self.parts.config.end_if_unsuited and not (self.session.suited or requires):
             raise TrainerError(f"Device {name!r}: {why}.")
         log.warning("%s: no training: %s.", name, why)
         self.look()

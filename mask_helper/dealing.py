@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from midge.wire import masking
-from midge.wire.messages.masking import Entry
+from midge.wire.messages.masking import MaskEntry
 
 Version = tuple[int, int]
 """Generation and number of a version."""
@@ -26,7 +26,7 @@ class Waiting:
     """Its base."""
     digest: bytes
     """Of the model that its device says it trained from."""
-    entry: Entry
+    entry: MaskEntry
 
     @property
     def kind(self) -> tuple[object, ...]:

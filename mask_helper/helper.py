@@ -22,7 +22,7 @@ from midge.storage.files import make_folder
 from midge.wire import chunks, frames, masking, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import decode
-from midge.wire.messages.masking import Dealt, Deposit, HelperStatement, Member, Piece, Rejected, Ticket
+from midge.wire.messages.masking import Dealt, Deposit, HelperStatement, Piece, Rejected, SumMember, Ticket
 
 log = logging.getLogger("mask_helper")
 
@@ -203,7 +203,7 @@ class MaskHelper:
         )
         body = masking.pack(masking.weighted(rows, count, entry.ring), entry.ring)
         members = tuple(
-            Member(device=ticket.device, outbox=ticket.outbox, seq=ticket.seq, weight=weight)
+            SumMember(device=ticket.device, outbox=ticket.outbox, seq=ticket.seq, weight=weight)
             for weight, ticket in zip(hand.weights, tickets, strict=True)
         )
         dealt = Dealt(

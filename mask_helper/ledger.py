@@ -13,7 +13,7 @@ from midge.mask_helper.dealing import Hand, Version, Waiting
 from midge.storage.database import Database
 from midge.storage.failpoints import failpoint
 from midge.wire import frames, masking
-from midge.wire.messages.masking import Entry, Ticket
+from midge.wire.messages.masking import MaskEntry, Ticket
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB);
@@ -85,7 +85,7 @@ class Ledger:
         ).fetchone()
         return None if row is None else (int(row[0]), str(row[1]), bytes(row[2]))
 
-    def add(self, lineage: bytes, ticket: Ticket, entry: Entry, seed: bytes) -> bool:
+    def add(self, lineage: bytes, ticket: Ticket, entry: MaskEntry, seed: bytes) -> bool:
         """Add an update that waits; False if its seed is known from another one."""
         found = self._database.connection.execute(
             "INSERT OR IGNORE INTO entries (lineage, device, outbox, seq, ticket, seed, key) VALUES (?,?,?,?,?,?,?)",

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from midge.wire import chunks, frames, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Update
-from midge.wire.messages.masking import Entry, Masking, Ticket
+from midge.wire.messages.masking import MaskEntry, Masking, Ticket
 from midge.wire.schema import Vector
 
 Integers = npt.NDArray[np.int64]
@@ -144,7 +144,7 @@ def limited(delta: Vector, clip: float) -> Vector:
 # --------------------------------------------------------------------------- messages
 
 
-def seed_info(federation: str, device: str, ticket: Update | Ticket, lineage: bytes, entry: Entry) -> bytes:
+def seed_info(federation: str, device: str, ticket: Update | Ticket, lineage: bytes, entry: MaskEntry) -> bytes:
     """HPKE's `info` for a seed. Without outbox and seq, because an outbox with a new identity renumbers its updates."""
     of = [ticket.generation, ticket.base, ticket.base_digest, ticket.plan]
     of += [entry.ring, entry.levels, entry.scale, entry.slices, entry.part, entry.least]
@@ -179,7 +179,7 @@ def signed_entry(key: signing.PrivateKey, federation: str, device: str, update: 
     return update.model_copy(update={"entry": update.entry + signature})
 
 
-def read_entry(ticket: Ticket, federation: str, lineage: bytes, key: signing.PublicKey) -> Entry:
+def read_entry(ticket: Ticket, federation: str, lineage: bytes, key: signing.PublicKey) -> MaskEntry:
     """The entry of a ticket, which this device has signed.
 
     Raises:
@@ -193,17 +193,17 @@ def read_entry(ticket: Ticket, federation: str, lineage: bytes, key: signing.Pub
     return parse_entry(ticket.entry)
 
 
-def parse_entry(signed: bytes) -> Entry:
+def parse_entry(signed: bytes) -> MaskEntry:
     """An entry, given with its signature, which is not verified.
 
     Raises:
         WireError: it is none.
     """
     header, _ = frames.decode(signed[: -signing.SIGNATURE])
-    return frames.validate(Entry, header)
+    return frames.validate(MaskEntry, header)
 
 
-def open_seed(federation: str, lineage: bytes, ticket: Ticket, entry: Entry, private: bytes) -> bytes:
+def open_seed(federation: str, lineage: bytes, ticket: Ticket, entry: MaskEntry, private: bytes) -> bytes:
     """The seed of an entry, for the helper.
 
     Raises:
@@ -285,7 +285,7 @@ def masked(delta: Vector, masking: Masking, update: Update, to: SealTo, seed: by
     body = pack(added(integers, mask(seed, where.size, ring), ring), ring)
     sent = np.zeros(delta.size, np.float32)
     sent[where] = integers * np.float32(masking.scale)
-    entry = Entry(
+    entry = MaskEntry(
         key=key_id(to.key),
         ring=ring,
         levels=masking.levels,

@@ -40,6 +40,8 @@ class UpdateRecord:
     """The fleet's reference norm when it arrived; 0 if there was none."""
     body: bytes = b""
     """The first 8 bytes of the SHA-256 of its body as it travelled; empty in an older store."""
+    ticket: bytes = b""
+    """Of a masked update: its ticket for the mask helper, without the device's name."""
 
     def settled(self, weight: float = 0.0) -> Settled:
         """The verdict as reported to its device, with the update's weight in its step."""
@@ -76,6 +78,10 @@ class StepRecord:
     """Kind, β1, β2 and ε."""
     noise: float = 0.0
     """Standard deviation of the noise on the sum; the noise itself is the record's body, in float32."""
+    helper: bytes = b""
+    """Of a sum of masked updates (`combine` is `masked`, and the record's body is the sum): the mask helper's store."""
+    dealt: int = 0
+    """The number of that sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,11 +263,17 @@ class ForgetRecord:
 
 @dataclass(frozen=True, slots=True)
 class DropRecord:
-    """Records of a revoked device were dropped. It names records, not the device: names must stay erasable."""
+    """Waiting records were dropped, of a revoked device for example. It names no device: names must stay erasable."""
 
     lsn: int
     dropped: tuple[int, ...]
     """Accepted updates that waited for their step, and statistics that waited for pooling, by lsn."""
+    why: str = "revoked"
+    """`revoked`; or of masked updates `unsummed`, if the mask helper will never sum them; or `strategy`."""
+    helper: bytes = b""
+    """The mask helper's store, if they are of a sum that cannot be used."""
+    dealt: int = 0
+    """The number of that sum."""
 
 
 @dataclass(frozen=True, slots=True)

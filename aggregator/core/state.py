@@ -29,6 +29,8 @@ class Buffered(Waiting):
     """An accepted update that waits for its step, with the number (lsn) of its journal record."""
 
     lsn: int = 0
+    masked: bool = False
+    """Whether only its sum with others can be decoded."""
 
 
 class CoreState:
@@ -62,6 +64,8 @@ class CoreState:
         self.registry = Registry()
         self.applied = 0
         """Updates that are in the model."""
+        self.helper, self.dealt = b"", 0
+        """The mask helper's store, and the number of its newest sum here."""
         self.buffer: list[Buffered] = []
         self.contributors: set[str] = set()
         """Devices whose updates are in the model but in no release yet."""
@@ -95,6 +99,7 @@ class CoreState:
                 self._take_update(record)
             case rec.StepRecord():
                 self.step = record.step
+                self._take_sum(record)
                 self.applied += len(record.updates)
                 taken = {lsn for lsn, _ in record.updates}
                 self.contributors |= {item.device for item in self.buffer if item.lsn in taken}
@@ -136,7 +141,8 @@ class CoreState:
                 self._steering.share = record.share
                 self.work.steps, self.work.recipe = record.steps or None, record.recipe
             case rec.DropRecord():
-                self._drop(set(record.dropped))
+                self._take_sum(record)
+                self._drop(set(record.dropped), record.why)
             case rec.RegisterRecord() | rec.MeasureRecord() | rec.PairRecord() | rec.AliasRecord():
                 self.registry.take(record)
             case rec.RollbackRecord():
@@ -167,6 +173,7 @@ class CoreState:
                     record.norm,
                     record.agreement,
                     lsn=record.lsn,
+                    masked=bool(record.ticket),
                 )
             )
 
@@ -181,8 +188,12 @@ class CoreState:
         known = self.registry.versions.get(record.to)
         self.applied = 0 if known is None else known.record.updates
 
-    def _drop(self, dropped: set[int]) -> None:
-        self.counts["revoked"] += len(dropped)
+    def _take_sum(self, record: rec.StepRecord | rec.DropRecord) -> None:
+        if record.dealt:
+            self.helper, self.dealt = record.helper, record.dealt
+
+    def _drop(self, dropped: set[int], why: str) -> None:
+        self.counts[why] += len(dropped)
         self.buffer = [item for item in self.buffer if item.lsn not in dropped]
         # The digest goes with the statistics: sent again after a readmission, they count as new.
         for device in [name for name, lsn in self.statistics.items() if lsn in dropped]:
@@ -285,6 +296,8 @@ class CoreState:
             "served": self.served,
             "share": self._steering.share,
             "work": [self.work.steps, self.work.recipe],
+            "sum": [self.helper, self.dealt],
+            "masked": [item.lsn for item in self.buffer if item.masked],
             "buffer": [
                 [item.lsn, item.device, item.staleness, item.weight, item.scale, item.norm, item.agreement]
                 for item in self.buffer
@@ -317,8 +330,10 @@ class CoreState:
         else:
             times = dict(state["times"])
             self.versions.load([number, step, times.get(number, 0.0)] for number, step in state["steps_at"])
+        self.helper, self.dealt = state.get("sum", (b"", 0))
+        masked = set(state.get("masked", ()))
         self.buffer = [
-            Buffered(device, staleness, weight, scale, *later, lsn=lsn)  # type: ignore[misc]  # by position
+            Buffered(device, staleness, weight, scale, *later, lsn=lsn, masked=lsn in masked)  # type: ignore[misc]
             for lsn, device, staleness, weight, scale, *later in state["buffer"]
         ]
         self.applied = state.get("applied", self.counts["accepted"] - len(self.buffer))

@@ -32,7 +32,7 @@ class Masking(Message):
     """Fewest distinct devices in a sum."""
 
 
-class Entry(Message):
+class MaskEntry(Message):
     """A masked update's message to the helper; the device signs it with the update's identity (`masking.voucher`)."""
 
     key: KeyId
@@ -115,7 +115,7 @@ class Deposit(Message):
     """Of the body."""
 
 
-class Member(Message):
+class SumMember(Message):
     """An update in a sum."""
 
     device: Word
@@ -145,7 +145,7 @@ class Dealt(Message):
     """The number of the deposit; of a sum, that of the deposit that it was first dealt for."""
     number: U63 = 0
     """Counts sums from 1; 0 if there is none yet."""
-    members: Annotated[tuple[Member, ...], Field(max_length=4096)] = ()
+    members: Annotated[tuple[SumMember, ...], Field(max_length=4096)] = ()
     ring: U32 = 0
     levels: U32 = 0
     scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
