@@ -270,10 +270,9 @@ class Processor:
             meters.staleness.observe(record.staleness)
             assert key is not None
             body = self._bodies[key]
-            if body.delta is None:
-                return  # masked: only its sum with others can be decoded
-            self._engine.hold(record, body.delta, body.direction)
-            self._see_encoder(record.device, record.codec, now)
+            if body.delta is not None:  # otherwise it is masked, and only its sum with others can be decoded
+                self._engine.hold(record, body.delta, body.direction)
+                self._see_encoder(record.device, record.codec, now)
         _tell_verdict(record, self._outlet)
 
     def _see_encoder(self, device: str, codec: str, now: float, why: str = "") -> None:

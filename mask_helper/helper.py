@@ -54,7 +54,7 @@ class MaskHelper:
         if self._keys.dealt > self._ledger.dealt:
             log.warning("The ledger in %s is an old copy. Its opening keys are erased.", config.directory)
             self._keys.erase()
-            self._tell("restored", lost=True)
+            self._tell("restored")
         self._keys.answered(self._ledger.dealt)
         self._keys.roll()
 

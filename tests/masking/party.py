@@ -1,6 +1,6 @@
 """The parties of secure aggregation, without a broker: devices that mask, and an aggregator that may be hostile."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,7 +148,9 @@ def senders(count: int) -> list[Sender]:
     return [Sender(f"pump-{number}") for number in range(count)]
 
 
-def helper_of(directory: Path, devices: Sequence[Sender], least: int = 3, *, clock=None, **more) -> MaskHelper:
+def helper_of(
+    directory: Path, devices: Sequence[Sender], least: int = 3, *, clock: Callable[[], float] | None = None
+) -> MaskHelper:
     config = HelperConfig(
         connector=Twin().connect,
         federation=FEDERATION,
@@ -157,6 +159,5 @@ def helper_of(directory: Path, devices: Sequence[Sender], least: int = 3, *, clo
         release_keys=[RELEASE.public],
         roster={device.name: device.key.public for device in devices},
         least=least,
-        **more,
     )
     return MaskHelper(config, clock or (lambda: 1.7e9))

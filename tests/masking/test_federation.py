@@ -17,7 +17,7 @@ from midge.mask_helper.service import HelperService
 from midge.wire import codecs, masking, messages, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Plan, Update
-from tests.federation.live import TARGETS, Log, aggregator, device, distance, overheard, serving
+from tests.federation.live import Log, aggregator, device, distance, overheard, serving
 
 STRATEGY = secure(
     k_min=3,
@@ -200,8 +200,7 @@ async def test_a_sum_that_is_too_long_is_scaled_down(tmp_path: Path) -> None:
         plan = announcement.plan.model_copy(update={"masking": loud.model_copy(update={"clip": 1e9})})
         return honest(np.full_like(delta, 15.0), update, announcement.model_copy(update={"plan": plan}), *rest)
 
-    masker.mask = shouting  # type: ignore[method-assign]
+    masker.mask = shouting  # type: ignore[method-assign,assignment]
     async with serving(party.helper(), server, *devices):
         await party.log.until(lambda: party.log.of("sum_too_long"))
         assert all(0 < each["factor"] < 1 for each in party.log.of("sum_too_long"))
-    assert TARGETS is not None
