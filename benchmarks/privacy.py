@@ -1,0 +1,60 @@
+"""The price of privacy: bytes, seconds and accuracy of secure aggregation, and the ε of differential privacy.
+
+    python -m benchmarks.privacy [--quick]
+
+| row | |
+|---|---|
+| `mode` | how updates are protected: `secure` masks them (`wire.masking`); with `slices=4` each covers a quarter |
+| `params`, `k` | parameters of the model; devices in a sum |
+| `bytes_per_param` | bytes of an update's whole payload per parameter, with header, entry, seals and signatures |
+| `step_seconds` | median on one core: the helper verifies K tickets and sums masks, the aggregator opens the sum |
+| `accuracy`, `float32_accuracy` | after the same number of steps, mean of the last ten; for regression the RMSE |
+| `epsilon`, `epsilon_lower` | the accounted ε, and the lower bound that an audit finds; null without noise |
+
+One JSON line, progress to stderr. `--quick` is for testing the benchmark: digits only, and fewer steps.
+"""
+
+import benchmarks.one_thread  # noqa: F401, I001 - before NumPy
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from benchmarks import privacy_secure
+
+Row = dict[str, Any]
+SETS = ("digits", "spsw_har.npz", "fashion_mnist.npz", "cmapss_fd001.npz")
+
+
+def secure_rows(quick: bool) -> Iterator[Row]:
+    """Rows of secure aggregation."""
+    yield from privacy_secure.costs(repeats=3 if quick else 9)
+    folder = os.environ.get("MIDGE_DATA", "")
+    sets = [name if "." not in name else os.path.join(folder, name) for name in SETS[: 1 if quick else None]]  # noqa: PTH118
+    seeds = (1,) if quick else (1, 2, 3)
+    steps = 100 if quick else privacy_secure.STEPS
+    yield from privacy_secure.accuracies(sets, steps, seeds, privacy_secure.MASKED)
+
+
+SOURCES: tuple[Callable[[bool], Iterator[Row]], ...] = (secure_rows,)
+"""Each makes the rows of one kind of protection."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="digits only, and fewer steps")
+    args = parser.parse_args()
+    rows: list[Row] = []
+    for source in SOURCES:
+        for row in source(args.quick):
+            print(row, file=sys.stderr)
+            rows.append(row)
+    print(json.dumps({"benchmark": "privacy", "quick": args.quick, "rows": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
