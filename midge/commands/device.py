@@ -18,6 +18,7 @@ from midge.commands.settings import settings_file
 from midge.commands.telling import add_log, in_words, printer
 from midge.iot_client.data.csv_source import CsvError
 from midge.iot_client.device import Device
+from midge.iot_client.masking_requirement import RequireSecure
 from midge.running import run_until_interrupted
 from midge.wire.plurals import counted
 
@@ -53,6 +54,14 @@ def register(subparsers: Subparsers) -> None:
         "--signing-key",
         metavar="PEM",
         help="sign messages with this private key (default: --config's certificate's)",
+    )
+    parser.add_argument(
+        "--helper-key",
+        metavar="PEM",
+        help="send only masked updates, which the mask helper with this public key sums",
+    )
+    parser.add_argument(
+        "--k-min", type=int, default=5, metavar="N", help="with --helper-key: fewest devices in a sum (default: 5)"
     )
     add_log(parser)
     parser.add_argument(
@@ -179,9 +188,19 @@ def _trust(app: Device, args: argparse.Namespace, bundle: Bundle | None) -> None
         own = first
     release = args.release_key or (None if bundle is None else bundle.release_key)
     signing = args.signing_key or own
-    if release or signing:
+    required: dict[str, Any] = {}
+    if args.helper_key:
+        with user_errors():
+            required["secure"] = RequireSecure(helper_key=Path(args.helper_key), k_min=args.k_min)
+    if release or signing or required:
         try:
             with user_errors():
-                app.config = replace(app.config, release_key=release, signing_key=signing)
+                own_keys = app.config if required else None  # an app's own keys go with --helper-key
+                app.config = replace(
+                    app.config,
+                    release_key=release or (own_keys and own_keys.release_key),
+                    signing_key=signing or (own_keys and own_keys.signing_key),
+                    **required,
+                )
         except ModuleNotFoundError as error:
             raise Problem(str(error)) from error
