@@ -7,7 +7,7 @@
 | `mode` | how updates are protected: `secure` masks them (`wire.masking`); with `slices=4` each covers a quarter |
 | `params`, `k` | parameters of the model; devices in a sum |
 | `bytes_per_param` | bytes of an update's whole payload per parameter, with header, entry, seals and signatures |
-| `step_seconds` | median on one core: the helper verifies K tickets and sums masks, the aggregator opens the sum |
+| `step_seconds` | processor seconds, median: the helper verifies K tickets and sums masks, the aggregator opens it |
 | `accuracy`, `float32_accuracy` | after the same number of steps, mean of the last ten; for regression the RMSE |
 | `epsilon`, `epsilon_lower` | the accounted ε, and the lower bound that an audit finds; null without noise |
 

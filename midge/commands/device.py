@@ -195,12 +195,8 @@ def _trust(app: Device, args: argparse.Namespace, bundle: Bundle | None) -> None
     if release or signing or required:
         try:
             with user_errors():
-                own_keys = app.config if required else None  # an app's own keys go with --helper-key
-                app.config = replace(
-                    app.config,
-                    release_key=release or (own_keys and own_keys.release_key),
-                    signing_key=signing or (own_keys and own_keys.signing_key),
-                    **required,
-                )
+                if required:  # the app's own keys go with it
+                    release, signing = release or app.config.release_key, signing or app.config.signing_key
+                app.config = replace(app.config, release_key=release, signing_key=signing, **required)
         except ModuleNotFoundError as error:
             raise Problem(str(error)) from error
