@@ -149,6 +149,10 @@ class DeviceParts:
         """Why the owner's requirements forbid training under this announcement; None if they do not."""
         return unmasked_objection(announcement) if self.masker is None else self.masker.objection(announcement)
 
+    def suits(self, announcement: Announcement | None) -> bool:
+        """Whether the owner's requirements allow training; if not, a later announcement may be another one."""
+        return announcement is None or self.objection(announcement) is None
+
     def _serve(self, parameters: Parameters, version: int) -> None:
         """Process a served model; in a thread."""
         if self.config.predict is not None and self.serving.state is not None:

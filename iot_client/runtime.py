@@ -257,9 +257,8 @@ class DeviceRuntime:
     # --------------------------------------------------------------------- hooks: messages
 
     def tell_unsuited(self, why: str) -> None:
-        name, given = self.parts.config.name, self.session.announcement
-        requires = given is not None and self.parts.objection(given)  # may change by itself
-        if self.parts.config.end_if_unsuited and not (self.session.suited or requires):
+        name, suits = self.parts.config.name, self.parts.suits(self.session.announcement)
+        if self.parts.config.end_if_unsuited and suits and not self.session.suited:
             raise TrainerError(f"Device {name!r}: {why}.")
         log.warning("%s: no training: %s.", name, why)
         self.look()

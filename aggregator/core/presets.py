@@ -225,7 +225,7 @@ def secure(
         clip: L2 norm to which a device scales its delta down, before it is rounded.
         scale: value of one level, rounded at random without bias.
         levels: largest integer.
-        slices: an update covers one of so many slices of the vector: 4 send a quarter of the bytes.
+        slices: an update covers one of this number of slices of the vector: 4 send a quarter of the bytes.
         deadline: seconds after which a smaller set is asked for.
         others: fields of the strategy.
 

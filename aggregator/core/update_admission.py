@@ -193,6 +193,8 @@ class UpdateAdmission:
 
     def _unlike_plan(self, update: Update) -> str | None:
         """Why an update that is masked, or is not, cannot be summed with the others; None if it can."""
+        if not (self._strategy.masked or update.entry):
+            return None
         masked = masking.is_masked(update.codec) and len(update.entry) > signing.SIGNATURE
         if self._strategy.masked and not masked:
             return "this federation accepts only masked updates, so that no single one is read: see secure aggregation"

@@ -27,7 +27,7 @@ class Masking(Message):
     clip: Scale
     """L2 norm to which a device scales its delta down."""
     slices: Slices = 1
-    """An update covers one of so many slices of the vector, chosen by the number of its base."""
+    """An update covers one of this number of slices of the vector, by the number of its base."""
     least: Least = 5
     """Fewest distinct devices in a sum."""
 
