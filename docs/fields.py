@@ -79,8 +79,7 @@ SECTIONS: list[Section] = [
     ),
     (
         "helper, deposit, dealt",
-        "On `helper` (the `body` of an envelope), `helper/deposit` and `helper/dealt`: "
-        "[secure aggregation](#secure-aggregation).",
+        "On `helper` (an envelope's `body`), `helper/deposit`, `helper/dealt`: [secure aggregation](#secure-aggregation).",
         [
             masking.HelperStatement,
             masking.SealingKey,

@@ -44,7 +44,7 @@ def test_a_strategy_that_reads_single_updates_is_refused(fields: dict[str, Any],
 
 
 def test_a_bound_by_the_fleets_norms_is_refused() -> None:
-    with pytest.raises(ValueError, match="clip .the norm of one delta"):
+    with pytest.raises(ValueError, match="the norm of one delta"):
         replace(secure(), clip=3.0)
 
 
@@ -101,7 +101,7 @@ def test_a_device_needs_keys_to_mask(tmp_path: Path) -> None:
             connector=Twin().connect,
             federation="f",
             name="pump",
-            train=lambda *_: None,  # type: ignore[arg-type,return-value]
+            train=lambda *_: None,  # type: ignore[arg-type]
             outbox=tmp_path / "pump.outbox",
             secure=required,
         )
