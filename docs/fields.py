@@ -79,7 +79,7 @@ SECTIONS: list[Section] = [
     ),
     (
         "helper, deposit, dealt",
-        "On `helper` (an envelope's `body`), `helper/deposit`, `helper/dealt`: [secure aggregation](#secure-aggregation).",
+        "On `helper` (in an envelope), `helper/deposit`, `helper/dealt`: [secure aggregation](#secure-aggregation).",
         [
             masking.HelperStatement,
             masking.SealingKey,
