@@ -44,7 +44,7 @@ class LocalFederation:
         self.aggregator: AggregatorProcess | None = None
         self.helper: AggregatorProcess | None = None
         """The mask helper's process; None if there is none."""
-        self.helped: dict[str, int] = {"sums": 0, "killed": 0}
+        self.helped: dict[str, int] = {"sums": 0}
         """What the helper has done."""
 
     @asynccontextmanager
