@@ -83,6 +83,7 @@ class AggregatorConfig:
         limits: how much devices may send, and when one is quarantined.
         retention: seconds of silence after which a device's names are erased, if none of its updates could be counted
             twice should it return; None keeps them.
+        helper_key: the mask helper's public key, PEM, pinned: for a strategy of secure aggregation.
         registry: how versions are registered, kept, tried and promoted.
 
     Raises:
@@ -119,12 +120,14 @@ class AggregatorConfig:
     limits: IngressLimits = field(default_factory=IngressLimits)
     retention: float | None = RETENTION
     registry: RegistryPolicy = field(default_factory=RegistryPolicy)
+    helper_key: bytes | str | Path | None = None
 
     def __post_init__(self) -> None:
         _ = self.topics  # checks the names
         self.schema.flatten(self.initial)
         self._check_values()
         refuse_noise(self.strategy, self.schema)
+        self._check_masking()
         self._check_statistics()
         _ = self.asked
         self._check_features()
@@ -195,6 +198,20 @@ class AggregatorConfig:
     def largest_part(self) -> int | None:
         """Most bytes of a model's part, from the plan; None if only the broker and the devices limit it."""
         return self.smallest_chunk if self.strategy.plan.tier == MICRO else None
+
+    def _check_masking(self) -> None:
+        if not self.strategy.masked:
+            return
+        if self.helper_key is None or self.release_key is None:
+            raise ValueError(
+                "Secure aggregation needs helper_key, the public key of the mask helper, and release_key, which signs "
+                "what is sent to the helper and whose holder alone can open its answers."
+            )
+        if self.moments:
+            raise ValueError(
+                "Secure aggregation takes no moments=: statistics of one device's data would be read by the "
+                "aggregator. Freeze the constants yourself in initial=, or normalise on the devices."
+            )
 
     def _check_statistics(self) -> None:
         if self.moments and self.strategy.privacy is not None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ from midge.aggregator.model.consensus import Consensus, direction, sketch
 from midge.aggregator.model.model import REGISTERED, Frame, Model
 from midge.aggregator.model.reducer import Contribution, distances
 from midge.aggregator.model.statistics import ChannelFinding, Names, Sent, examine, pooled
+from midge.aggregator.model.unmasking import Opened
 from midge.aggregator.store.store import Checkpoint, Store, StoreError, StoreFull
 from midge.storage.failpoints import failpoint
 from midge.wire.errors import WireError
-from midge.wire.messages import Moment, Verdict
+from midge.wire.masking import covered
+from midge.wire.messages import Moment, Update, Verdict
+from midge.wire.messages.masking import Masking
 from midge.wire.moments import BYTES_PER_CHANNEL, MAX_VALUE, Moments
 from midge.wire.schema import Schema, Vector
 
@@ -44,6 +48,17 @@ class Engine:
         arrays, values = checkpoint.arrays, checkpoint.values
         model = Model.load(schema, arrays, values)
         return cls(model, store, Consensus.load(arrays, values.get(_CONSENSUS, ())))
+
+    def decode(self, update: Update, body: memoryview, masking: Masking | None) -> tuple[Vector | None, float]:
+        """Decode the delta of an update, with its L2 norm; None and 0 if it is masked, after a check of its form.
+
+        Raises:
+            WireError: the body does not match the header or the plan.
+        """
+        if masking is None:
+            return self.model.decode(update, body)
+        covered(update, body, self.model.schema.size, masking)
+        return None, 0.0
 
     def direction(self, strategy: Strategy, delta: Vector) -> Vector | None:
         """The sketch of a delta; None if the strategy does not need it."""
@@ -78,6 +93,13 @@ class Engine:
     def carry(self, record: rec.Record) -> list[Frame]:
         """Apply a record's decision; the frames of a release are in the store when this returns."""
         match record:
+            case rec.StepRecord(combine="masked"):
+                opened = Opened.read(self.store.body(record.lsn))
+                item = self.model.contribution(
+                    opened.delta(self.store.lineage, self.model.schema.size), None, opened.base, ""
+                )
+                # One sum in place of its updates, whose weights are in it.
+                self.model.apply(replace(record, updates=((0, 1.0),), combine="mean"), [item])
             case rec.StepRecord():
                 kind = "<i4" if record.clip else "<f4"
                 noise = np.frombuffer(self.store.body(record.lsn), kind) if record.noise else None

@@ -16,6 +16,7 @@ from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore, Bounds
 from midge.aggregator.core.inputs import Inputs
 from midge.aggregator.engine import Engine, recover
+from midge.aggregator.helper_link import HelperLink
 from midge.aggregator.ingress.authentication import Credentials
 from midge.aggregator.ingress.filter import Bodies, IngressFilter
 from midge.aggregator.ingress.rate_limits import Admission
@@ -130,6 +131,12 @@ class FederationRuntime:
         except BaseException:
             self.store.close()
             raise
+        self.helper = (
+            None
+            if config.helper_key is None
+            else HelperLink(config.topics, config.helper_key, self.issuer, self._ingress.bodies, outlet)
+        )
+        """The link to the mask helper; None if there is none."""
         self.upkeep = Upkeep(self.names, outlet, self.core.lsn, now, config, wall=self.issuer.dating.now)
 
     # ------------------------------------------------------------ opening and closing
@@ -201,7 +208,9 @@ class FederationRuntime:
     def begin(self, now: float) -> None:
         """Do what is due at the start of the process: the first release, an overdue step."""
         strategy = self.core.note_strategy(repr(asdict(self.config.strategy)))
-        self.processor.shell.carry_out(strategy + self.core.start(now), now)
+        unlike = self.core.sums.unlike()
+        dropped = [] if unlike is None else self.core.note(unlike)
+        self.processor.shell.carry_out(strategy + dropped + self.core.start(now), now)
         self._begin_restored(now)
 
     def _begin_restored(self, now: float) -> None:
@@ -221,9 +230,13 @@ class FederationRuntime:
 
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Process a batch. When this returns it is durable, or has been refused for now."""
+        helpers = [] if self.helper is None else [each for each in deliveries if self.helper.hears(each)]
+        deliveries = [each for each in deliveries if each not in helpers] if helpers else deliveries
         try:
             self.revocations.carry_out(self.processor, now)
             self.processor.process(deliveries, now)
+            if self.helper is not None and helpers and self.core.full is None:
+                self.helper.take(helpers, self.engine, self.processor, now)
         except StoreFull as error:
             self._handle_full_disk(str(error), now)
             self.processor.process(deliveries, now)  # what was written is now a duplicate, the rest is refused for now
@@ -275,6 +288,8 @@ class FederationRuntime:
         try:
             self.issued.write()
             self.processor.fitting.look(now)
+            if self.helper is not None and self.config.strategy.masked:
+                self.helper.look(self.core, self.engine, now)
             self.registry.look(self.engine, self.processor, now)
             self.upkeep.tend(self.core, self.engine, self.processor, now)
             state, devices = self.watchdog.finding.state.value, self.core.steering.live
@@ -317,6 +332,11 @@ class FederationRuntime:
     def devices(self) -> Mapping[str, Hello]:
         """The newest status of each device."""
         return self._roster.devices
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The topics to subscribe to."""
+        return self.config.topics.from_devices + (() if self.helper is None else self.helper.filters)
 
     @property
     def reports(self) -> Reports:

@@ -227,7 +227,9 @@ class Processor:
         try:
             update = self._ingress.unseal(device, update, body)
             self._observed.reports.trained(device, update.seconds)
-            delta, norm = self._engine.model.decode(update, body.raw)
+            delta, norm = self._engine.decode(update, body.raw, self._core.strategy.plan.masking)
+            if delta is None:
+                return ev.Decoded(device, update, key, norm)
             if not update.feedback and self._core.strategy.plan.feedback:
                 self._see_encoder(device, update.codec, now, NO_FEEDBACK)
         except codecs.NonFinite as error:
@@ -275,9 +277,9 @@ class Processor:
             meters.staleness.observe(record.staleness)
             assert key is not None
             body = self._bodies[key]
-            assert body.delta is not None
-            self._engine.hold(record, body.delta, body.direction)
-            self._see_encoder(record.device, record.codec, now)
+            if body.delta is not None:  # otherwise it is masked, and only its sum with others can be decoded
+                self._engine.hold(record, body.delta, body.direction)
+                self._see_encoder(record.device, record.codec, now)
         _tell_verdict(record, self._outlet)
 
     def _see_encoder(self, device: str, codec: str, now: float, why: str = "") -> None:
@@ -323,7 +325,7 @@ class Processor:
                 self._engine.replayed(new)
                 _publish_registered(record, self._engine, self._shelf, self._outlet, now)
             case rec.DropRecord():
-                self._outlet.meters.dropped["revoked"] += len(record.dropped)
+                self._outlet.meters.dropped[record.why] += len(record.dropped)
             case rec.FreezeRecord():
                 tell("freeze", devices=len(record.statistics))
 

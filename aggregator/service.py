@@ -270,7 +270,7 @@ class Aggregator:
         try:
             async with asyncio.TaskGroup() as tasks:
                 sending = tasks.create_task(self._outgoing.send(connection), name="send")
-                await connection.subscribe(*self._config.topics.from_devices)
+                await connection.subscribe(*self.federation.filters)
                 self.federation.connected(time.monotonic())
                 await listen_to_operators(connection, self._config.topics)
                 await self._read(connection)

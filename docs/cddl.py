@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from midge.wire import messages, overview, sealing
 from midge.wire.kinds import KINDS
-from midge.wire.messages import Message
+from midge.wire.messages import Message, masking
 from midge.wire.names import NAMES
 
 PAGE = Path(__file__).with_name("midge.cddl")
@@ -40,12 +40,19 @@ NESTED: dict[type[Message], str] = {
     messages.Plan: "plan",
     messages.Participation: "participation",
     messages.AggregatorStatus: "aggregator",
+    masking.Masking: "masking",
+    masking.SealingKey: "sealing_key",
+    masking.SumMember: "member",
+    masking.Rejected: "rejected",
 }
 BESIDE: dict[str, type[Message]] = {
     "envelope": messages.Envelope,
     "confided": sealing.Confided,
     "details": sealing.Details,
     "row": overview.DeviceRow,
+    "entry": masking.MaskEntry,
+    "ticket": masking.Ticket,
+    "answer": masking.Dealt,
 }
 """Maps without a `kind`."""
 VALUES = {"float / int": "number", "tstr .size (0..1600) / int / float / int / bool": "told"}

@@ -12,6 +12,7 @@ TITLES = {
     "aggregator": "Of an aggregator",
     "device": "Of a device",
     "authority": "Of `midge broker renewals`",
+    "helper": "Of `midge helper run`",
 }
 
 

@@ -25,7 +25,7 @@ from midge.aggregator.ingress import reassembly
 from midge.iot_client.connection import connection_loop, model_fetcher
 from midge.iot_client.session import sending, timers
 from midge.wire import frames, inputs, lineage, messages, overview, rice, schema, sealing
-from midge.wire.messages import Message
+from midge.wire.messages import Message, masking
 from midge.wire.names import NAMES
 from midge.wire.renewal import Authorities, RenewalAnswer, RenewalRequest
 
@@ -60,7 +60,7 @@ SECTIONS: list[Section] = [
     (
         "announcement",
         "The `body` of an envelope; no body of its own.",
-        [messages.Announcement, messages.Moment, messages.Plan, messages.Participation],
+        [messages.Announcement, messages.Moment, messages.Plan, masking.Masking, messages.Participation],
     ),
     ("alias", "The `body` of an envelope on `model/alias/{name}`; no body of its own.", [messages.ModelAlias]),
     ("part", "On `model/{channel}/{version}/{span}-{index}`; the body is a slice of the frame.", [messages.Part]),
@@ -77,6 +77,21 @@ SECTIONS: list[Section] = [
         "[Renewing credentials](#renewing-credentials); no bodies.",
         [RenewalRequest, RenewalAnswer, Authorities],
     ),
+    (
+        "helper, deposit, dealt",
+        "On `helper` (in an envelope), `helper/deposit`, `helper/dealt`: [secure aggregation](#secure-aggregation).",
+        [
+            masking.HelperStatement,
+            masking.SealingKey,
+            masking.Deposit,
+            masking.Ticket,
+            masking.MaskEntry,
+            masking.Piece,
+            masking.Dealt,
+            masking.SumMember,
+            masking.Rejected,
+        ],
+    ),
     ("sealed", "Inside a [seal](#seals): frames without a `kind`.", [sealing.Confided, sealing.Details]),
 ]
 TITLES: Mapping[type[BaseModel], str] = {
@@ -90,6 +105,16 @@ TITLES: Mapping[type[BaseModel], str] = {
     RenewalRequest: "`renew`",
     RenewalAnswer: "`renewed`",
     Authorities: "`authorities`",
+    masking.Masking: "`masking` of a plan",
+    masking.HelperStatement: "`helper`",
+    masking.SealingKey: "each of `keys`",
+    masking.Deposit: "`deposit`",
+    masking.Ticket: "each item of the body of a `deposit`, a frame without a `kind`",
+    masking.MaskEntry: "`entry`: a frame without a `kind`, and the device's signature after it",
+    masking.Piece: "`dealt`",
+    masking.Dealt: "inside the seal of the joined bodies of `dealt`, a frame without a `kind`",
+    masking.SumMember: "each of `members`",
+    masking.Rejected: "each of `rejected`",
     sealing.Confided: "of an update that is `confided`: the header before the delta",
     sealing.Details: "`hidden`: of these, those that the message leaves out",
 }

@@ -14,6 +14,7 @@ PACKAGES = {
     "broker": "MQTT connections, the embedded broker, provisioning, broker audit",
     "iot_client": "the device",
     "aggregator": "the server",
+    "mask_helper": "the mask helper of secure aggregation, another party's process",
     "dashboard": "the live page of a federation",
     "sensor_fleet": "simulated fleets and the demo",
     "midge": "public API and the `midge` command; thin",

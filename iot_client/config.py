@@ -15,6 +15,7 @@ from midge.iot_client.connection.identity import Key
 from midge.iot_client.connection.prediction_topic import PredictionTopic
 from midge.iot_client.connection.serve_channel import OnModel
 from midge.iot_client.data.samples import Samples, Source
+from midge.iot_client.masking_requirement import RequireSecure
 from midge.iot_client.session.timers import PATIENCE
 from midge.iot_client.state.local_tensors import Values
 from midge.iot_client.state.memory_outbox import AnyOutbox
@@ -119,6 +120,8 @@ class DeviceConfig:
     """Credentials of a bundle, which are renewed over MQTT in time; `connector` must use them (`connecting`)."""
     look_every: float | None = LOOK_EVERY
     """Seconds between two checks of the conditions; infinity leaves it to the caller of `look`."""
+    secure: RequireSecure | None = None
+    """Requires secure aggregation: only masked updates leave the device, and nothing else about its rows."""
     versions: MutableMapping[bytes, State] | None = None
     """Models by digest, which devices in one process share: looked up before a frame is applied."""
 
@@ -133,6 +136,13 @@ class DeviceConfig:
             raise ValueError("Predictions are published of samples: give Device(samples=…, predict=…) too.")
         if self.publish is not None and f"{self.publish.topic}/".startswith(f"{topics.prefix}/"):
             raise ValueError(f"{self.publish.topic!r} is a topic of the federation: publish predictions on another.")
+        if self.secure is not None and (self.release_key is None or self.signing_key is None):
+            raise ValueError(
+                "Secure aggregation needs release_key and signing_key too: updates are sealed to the aggregator, and "
+                "the mask helper counts only devices that sign."
+            )
+        if self.secure is not None and self.micro:
+            raise ValueError("Secure aggregation is not for micro=True: their updates keep no residual.")
         if not callable(self.train):
             raise ValueError(f"train must be a function of (parameters, plan), not {type(self.train).__name__}.")  # noqa: TRY004
 

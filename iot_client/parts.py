@@ -15,6 +15,7 @@ from midge.iot_client.connection.alias_channel import AliasChannel
 from midge.iot_client.connection.identity import Identity
 from midge.iot_client.connection.renewal import Renewal
 from midge.iot_client.connection.serve_channel import Serving
+from midge.iot_client.masking import Masker, unmasked_objection
 from midge.iot_client.state.alias_models import AliasModel, AliasModels
 from midge.iot_client.state.local_tensors import LocalTensors, Missing
 from midge.iot_client.state.memory_outbox import AnyOutbox, outbox_at
@@ -81,6 +82,8 @@ class DeviceParts:
     predicting: Predicting
     tell: EventLog
     kept: AliasModels
+    masker: Masker | None = None
+    """Masks updates; None if the owner does not require it."""
     serving: Serving = field(init=False)
     aliases: AliasChannel = field(init=False)
     renewal: Renewal | None = field(init=False)
@@ -155,6 +158,7 @@ class DeviceParts:
             predicting=predicting,
             tell=tell,
             kept=AliasModels(path, config.name),
+            masker=None if config.secure is None else Masker(config.secure, config.federation, config.name),
         )
         return parts
 
@@ -164,6 +168,13 @@ class DeviceParts:
         model = VerifiedModel("train", told.lineage, told.version, state, told.features, told.generation)
         with suppress(Missing):  # the training reports it, with details
             self.predicting.take(model, time.monotonic())
+    def objection(self, announcement: Announcement) -> str | None:
+        """Why the owner's requirements forbid training under this announcement; None if they do not."""
+        return unmasked_objection(announcement) if self.masker is None else self.masker.objection(announcement)
+
+    def suits(self, announcement: Announcement | None) -> bool:
+        """Whether the owner's requirements allow training; if not, a later announcement may be another one."""
+        return announcement is None or self.objection(announcement) is None
 
     def _serve(self, parameters: Parameters, version: int) -> None:
         """Process a served model; in a thread."""

@@ -78,6 +78,7 @@ class DeviceRuntime:
                 rests=not awaits_rows(config.conditions),
                 features=sayable(config.feature_names),
                 statistics_by_feature=self._statistics.of_samples,
+                objection=parts.objection,
             ),
             sent=parts.outbox.sent,
         )
@@ -258,8 +259,8 @@ class DeviceRuntime:
     # --------------------------------------------------------------------- hooks: messages
 
     def tell_unsuited(self, why: str) -> None:
-        name = self.parts.config.name
-        if self.parts.config.end_if_unsuited and not self.session.suited:
+        name, suits = self.parts.config.name, self.parts.suits(self.session.announcement)
+        if self.parts.config.end_if_unsuited and suits and not self.session.suited:
             raise TrainerError(f"Device {name!r}: {why}.")
         log.warning("%s: no training: %s.", name, why)
         self.look()

@@ -14,7 +14,7 @@ from midge.wire.inert import quieten_logs
 
 if TYPE_CHECKING:
     from midge.aggregator.core.participation_controller import Pace
-    from midge.aggregator.core.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private
+    from midge.aggregator.core.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private, secure
     from midge.aggregator.core.privacy import Privacy
     from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
     from midge.aggregator.core.strategy import Strategy, adam, sgd
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from midge.iot_client.data.mqtt_source import SensorTopic
     from midge.iot_client.data.samples import Samples
     from midge.iot_client.state.model_comparison import KeepRule
+    from midge.iot_client.masking_requirement import RequireSecure
     from midge.iot_client.training.autoencoder import Autoencoder
     from midge.iot_client.training.evaluation import Scores
     from midge.iot_client.training.fit import Fit, Recipe
@@ -84,6 +85,8 @@ _HOMES = {
     "hinge": "midge.aggregator.core.staleness",
     "polynomial": "midge.aggregator.core.staleness",
     "private": "midge.aggregator.core.presets",
+    "secure": "midge.aggregator.core.presets",
+    "RequireSecure": "midge.iot_client.masking_requirement",
     "sgd": "midge.aggregator.core.strategy",
     "simulate": "midge.sensor_fleet.simulation.simulate",
     "torch_trainer": "midge.iot_client.training.torch_trainer",
@@ -108,6 +111,7 @@ __all__ = [
     "Privacy",
     "Recipe",
     "RegistryPolicy",
+    "RequireSecure",
     "SampleTrainer",
     "Samples",
     "Scores",
@@ -128,6 +132,7 @@ __all__ = [
     "isolated",
     "polynomial",
     "private",
+    "secure",
     "sgd",
     "simulate",
     "torch_trainer",

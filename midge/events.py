@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Service = Literal["aggregator", "device", "authority"]
+Service = Literal["aggregator", "device", "authority", "helper"]
 Level = Literal["info", "warning", "error"]
 
 
@@ -57,6 +57,7 @@ FIELDS: Mapping[str, str] = {
     "federation": "name of the federation",
     "file": "path of the settings file",
     "finding": "the state of the trial",
+    "factor": "what the sum was multiplied with",
     "granted": "number of requests that were granted",
     "kept": "updates that continue under the new identity",
     "killed": "trainings of this process that were lost in this way",
@@ -82,6 +83,9 @@ FIELDS: Mapping[str, str] = {
     "scale": "the part of it that is applied",
     "score": "how unusual the row is",
     "seconds": "duration",
+    "sums": "number of sums",
+    "number": "of the newest sum",
+    "waiting": "updates that wait",
     "seq": "number of the update in its outbox",
     "share": "the share of the devices that use the candidate",
     "size": "bytes",
@@ -145,6 +149,8 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("freeze", "info", "devices", "statistics of the devices' data are pooled and frozen into the model"),
         ("full", "error", "why", "the store's disk is full: updates stay with their devices"),
         ("health", "info", "state why before", "the health has changed; a warning if `state` is stalled, held or full"),
+        ("helper_away", "warning", "waiting", "the mask helper has not answered for half a minute: steps wait for it"),
+        ("helper_back", "info", "", "the mask helper answers again"),
         ("held", "info", "device seq verdict why", "an update is refused for now and will be sent again"),
         ("left_out", "warning", "device largest least why", "a device gets no model: it takes no message of that size"),
         ("limited", "warning", "why largest chunk", "the broker takes smaller messages than those configured"),
@@ -162,6 +168,12 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ),
         ("readmitted", "info", "device", "the operator let a withdrawn device in again"),
         ("refused_always", "warning", "device verdict why refused", "the last updates of a device were all refused"),
+        (
+            "sum_too_long",
+            "warning",
+            "factor devices",
+            "a sum of masked updates is longer than its devices may make it: it is scaled down",
+        ),
         ("registered", "info", "version by pruned", "a release was registered"),
         ("release", "info", "version step devices", "a version was released for training"),
         ("reloaded", "info", "file changed", "the settings file was read again"),
@@ -177,6 +189,7 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("stop", "info", "version step", "the store is closed"),
         ("trial", "info", "finding why evidence", "what the devices' results say of the candidate"),
         ("undamped", "info", "damping rate", "the server's rate rises again"),
+        ("unsummed", "warning", "dropped why", "the mask helper will never sum these updates: they are dropped"),
         ("unlike", "warning", "device why", "a device has other inputs than the model: its updates are refused"),
         ("untold", "warning", "events", "events of devices that never sent an accepted update were not reported"),
         ("untrusted", "warning", "why", "a message on the aggregator's own topics is not ours and will be replaced"),
@@ -251,6 +264,13 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
             "federation version label class prediction score threshold alarm",
             "predictions are usual again",
         ),
+    ),
+    "helper": _kinds(
+        ("connected", "info", "", "connected to the broker"),
+        ("dealt", "info", "sums number", "sums of masks were computed for the aggregator"),
+        ("disconnected", "warning", "why refused", "the connection to the broker was lost"),
+        ("dropped", "warning", "why", "a message that is no deposit of the aggregator"),
+        ("restored", "warning", "", "the ledger is an old copy: the opening keys were erased"),
     ),
     "authority": _kinds(
         ("alarm", "warning", "why", "a credential expires soon"),

@@ -88,6 +88,7 @@ class Aggregator(AggregatorService):
         limits: IngressLimits | None = None,
         retention: float | None = RETENTION,
         registry: RegistryPolicy | None = None,
+        helper_key: bytes | str | Path | None = None,
     ) -> None:
         self.endpoint = endpoint_of(
             url, user=user, password=password, cafile=cafile, certfile=certfile, keyfile=keyfile
@@ -127,6 +128,7 @@ class Aggregator(AggregatorService):
                 limits=limits or IngressLimits(),
                 retention=retention,
                 registry=registry or RegistryPolicy(),
+                helper_key=helper_key,
             )
         )
 

@@ -15,6 +15,7 @@ from midge.iot_client.connection.renewal import connecting
 from midge.iot_client.connection.serve_channel import OnModel
 from midge.iot_client.data.samples import Samples, Source
 from midge.iot_client.device import Device as DeviceService
+from midge.iot_client.masking_requirement import RequireSecure
 from midge.iot_client.session.timers import PATIENCE
 from midge.iot_client.state.local_tensors import Values
 from midge.iot_client.state.memory_outbox import AnyOutbox
@@ -89,6 +90,7 @@ class Device(DeviceService):
         signing_key: Key | None = None,
         credentials: HeldCredentials | None = None,
         look_every: float | None = LOOK_EVERY,
+        secure: RequireSecure | None = None,
         versions: MutableMapping[bytes, State] | None = None,
     ) -> None:
         self.endpoint = endpoint_of(
@@ -131,6 +133,7 @@ class Device(DeviceService):
                 signing_key=signing_key,
                 credentials=credentials,
                 look_every=look_every,
+                secure=secure,
                 versions=versions,
             )
         )

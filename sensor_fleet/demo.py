@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from midge.sensor_fleet.live.aggregator_process import DemoError
 from midge.sensor_fleet.live.device import FleetContext
 from midge.sensor_fleet.live.federation import LocalFederation, Which
 from midge.sensor_fleet.live.fleet import LiveFleet
+from midge.sensor_fleet.live.masked import MaskingKeys
 from midge.sensor_fleet.live.micro import MicroFleet, interpreter
 from midge.sensor_fleet.models import DenseModel, FleetModel
 from midge.sensor_fleet.progress import Progress
@@ -37,6 +38,7 @@ def demo_fleet(
     *,
     outboxes: Path | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
+    keys: MaskingKeys | None = None,
 ) -> LiveFleet:
     """Build the fleet of a demo: each device keeps its trainer, and sends its own statistics.
 
@@ -56,7 +58,8 @@ def demo_fleet(
         return trainers[number](parameters, plan), 1.0
 
     def traits(number: int) -> Mapping[str, Any]:
-        return {"moments": partial(model.moments, rows[number]), "capabilities": {"engine": engines[number]}}
+        told = {"moments": partial(model.moments, rows[number]), "capabilities": {"engine": engines[number]}}
+        return told if keys is None else {**told, **keys.of_device(names[number], setting.k_min)}
 
     context = FleetContext(
         connector=connect,
@@ -143,10 +146,13 @@ class Demo:
                 if self.on_device_event is not None:
                     self.on_device_event(event)
 
+            if self.setting.secure:
+                await stack.enter_async_context(self._helper(data, broker))
             connect, outboxes = connector(broker.endpoint()), self.directory / "outboxes"
             if self.on_broker is not None:
                 self.on_broker(connect)
-            fleet = demo_fleet(self.setting, data, model, connect, outboxes=outboxes, on_event=record_event)
+            keys = MaskingKeys(self.directory) if self.setting.secure else None
+            fleet = demo_fleet(self.setting, data, model, connect, outboxes=outboxes, on_event=record_event, keys=keys)
             if self.setting.micro:
                 self.boards = self._boards(data, model, broker.endpoint(), record_event)
             await stack.enter_async_context(self._federation.start_aggregator(broker))
@@ -169,6 +175,17 @@ class Demo:
                 task.cancel()
             await asyncio.wait({serving, stopping, *boards})
         return ending
+
+    def _helper(self, data: FleetData, broker: BrokerAddress) -> AbstractAsyncContextManager[None]:
+        """The mask helper's process, once all parties have their keys.
+
+        Raises:
+            ValueError: there are fewer devices than a sum needs.
+        """
+        if len(data.devices) < self.setting.k_min:
+            raise ValueError(f"--secure needs {self.setting.k_min} devices for a sum: add --devices or lower --k-min.")
+        MaskingKeys(self.directory).make(data.devices)
+        return self._federation.start_helper(broker, self.setting.k_min)
 
     def _boards(
         self, data: FleetData, model: FleetModel, endpoint: Endpoint, record_event: Callable[[dict[str, Any]], None]
@@ -317,6 +334,8 @@ class Demo:
             "receipted": fleet.receipted if fleet else 0,
             "held": fleet.holding if fleet else 0,
             "staleness": progress.quantiles(),
+            "helper": self._federation.helped if self.setting.secure else None,
+            "release_floor": self.setting.make_strategy(len(fleet.devices) if fleet else 20).release_floor,
             "devices": (len(fleet.devices) if fleet else 0) + (len(self.boards.names) if self.boards else 0),
             **({"micro": {"devices": len(self.boards.names), "updates": self.boards.updates}} if self.boards else {}),
             "run": str(self.directory),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
-from midge.aggregator.core.presets import balanced, ca2fl, fedasync, fedavg, fedbuff
+from midge.aggregator.core.presets import balanced, ca2fl, fedasync, fedavg, fedbuff, secure
 from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
 from midge.aggregator.core.strategy import Strategy
 from midge.broker import Endpoint, Tls
@@ -17,6 +17,8 @@ from midge.sensor_fleet.world import World
 from midge.wire.messages import Plan
 from midge.wire.topics import DEFAULT_ROOT
 
+SECURE: dict[str, Any] = {"clip": 4.0, "scale": 0.05}
+"""Numbers of secure aggregation that fit normalised models with the demo's recipes."""
 Engine = Literal["numpy", "mixed", "torch"]
 Preset = Literal["balanced", "fedasync", "fedbuff", "ca2fl", "fedavg"]
 
@@ -84,6 +86,10 @@ class Setting:
     local_steps: int | None = None
     batch_size: int | None = None
     world: World = field(default_factory=World)
+    secure: bool = False
+    """Whether devices mask their updates, and a mask helper runs beside the aggregator."""
+    k_min: int = 5
+    """Of secure aggregation: fewest devices in a sum."""
     federation: str = "demo"
     root: str = DEFAULT_ROOT
 
@@ -110,6 +116,13 @@ class Setting:
             raise ValueError(f"--alpha and --form are for fedasync, not {self.strategy}: add --strategy fedasync.")
         pace: dict[str, Any] = {"release_interval": self.release_interval, "plan": self.plan()}
         sized: dict[str, Any] = {} if self.buffer_size is None else {"buffer_size": self.buffer_size}
+        if self.secure:
+            if self.strategy != "balanced":
+                raise ValueError(f"--secure has a strategy of its own: leave out --strategy {self.strategy}.")
+            if self.micro or self.codec is not None:
+                raise ValueError("--secure goes with neither --micro nor --codec: masked updates have their own.")
+            size = self.buffer_size or min(max(self.k_min, devices // 4), 10)
+            return secure(self.k_min, size, **SECURE, deadline=5.0, **pace)
         match self.strategy:
             case "balanced":
                 return balanced(**sized, **pace)

@@ -27,6 +27,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "commit.within": "a batch is written, and its transaction is open",
         "witness.writing": "a transaction is durable, and its witness still has the one before",
         "commit.after": "a batch is durable, and none of it is carried out",
+        "sum.opened": "a sum of masked updates is opened, and not in the journal",
         "step.applied": "a step is in the model, and not in any checkpoint",
         "release.computed": "a version is made, and its frames are not stored",
         "release.stored": "its frames are stored, and none of it is published",
@@ -40,6 +41,10 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "post.acknowledged": "the broker has one more message of ours, and has acknowledged it",
         "frame.cleared": "a frame is off the broker, and the store still offers it",
         "frame.withdrawn": "the store no longer offers the frame",
+        # the mask helper
+        "helper.writing": "a deposit is decided, and its transaction is open",
+        "helper.written": "a deposit is durable, and the opening keys do not know of its sums",
+        "helper.answered": "the opening keys know of the sums, and nothing was sent",
         # a device
         "model.fetched": "a model is fetched, and no training has begun",
         "update.trained": "an update is made, and not stored",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from midge.wire import messages, overview, renewal, signing
-from midge.wire.messages import Message
+from midge.wire.messages import Message, masking
 
 KINDS: Mapping[str, type[Message]] = {
     "update": messages.Update,
@@ -27,6 +27,9 @@ KINDS: Mapping[str, type[Message]] = {
     "renew": renewal.RenewalRequest,
     "renewed": renewal.RenewalAnswer,
     "authorities": renewal.Authorities,
+    "helper": masking.HelperStatement,
+    "deposit": masking.Deposit,
+    "dealt": masking.Piece,
 }
 PURPOSES: Mapping[str, str] = {
     **dict.fromkeys(("hello", "update", "offer", "statistics", "report"), signing.DEVICE),
@@ -37,9 +40,10 @@ PURPOSES: Mapping[str, str] = {
     "claim": signing.AGGREGATOR,
     "ask": signing.OPERATOR,
     **dict.fromkeys(("renew", "renewed", "authorities"), signing.RENEWAL),
+    "deposit": signing.DEPOSIT,
 }
 """Purpose of the signature behind a frame of each kind."""
-OF_FEDERATION = ("aggregator", "claim", "ask", "authorities")
+OF_FEDERATION = ("aggregator", "claim", "ask", "authorities", "deposit")
 """Kinds whose signatures name a federation and no device."""
 SENTENCES: Mapping[str, str] = {
     "update": "a device's update: a trained minus a published model",
@@ -63,6 +67,9 @@ SENTENCES: Mapping[str, str] = {
     "renew": "a device asks for new credentials",
     "renewed": "new credentials are granted, or refused",
     "authorities": "the authorities to trust",
+    "helper": "the mask helper's keys",
+    "deposit": "the aggregator names masked updates to the mask helper, and asks for the sum of their masks",
+    "dealt": "a piece of the mask helper's sealed answer",
     "envelope": "an announcement's envelope, or that of an alias or a succession",
     "snapshot": "a whole model",
     "step": "a step of the model",

@@ -25,6 +25,7 @@ NAMES = (
     *("health", "accepted", "verdicts", "alarms", "waits", "confided", "confides", "hidden", "hides"),
     *("rest", "trouble", "largest", "smallest_chunk", "class", "micro_codec", "verifies", "vouch"),
     *("alias", "keeps"),
+    *("entry", "masking", "helper"),
 )
 """Append only; never remove, reorder or insert. The first 128 travel in one byte."""
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from midge.wire import frames
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Envelope, ModelAlias, Statistics, Succession, Update, decode
+from midge.wire.messages.masking import HelperStatement
 from midge.wire.moments import BYTES_PER_CHANNEL
 
 if TYPE_CHECKING:
@@ -36,8 +37,12 @@ DEVICE: Final = "device"
 AGGREGATOR: Final = "aggregator"
 OPERATOR: Final = "operator"
 RENEWAL: Final = "renewal"
+MASKED: Final = "masked"
+HELPER: Final = "helper"
+DEPOSIT: Final = "deposit"
 """The purposes: an aggregator's announcement, a name of a registered version, a key succession, a message to one
-device, a message of a device, an aggregator's status, an operator's command, renewal of credentials."""
+device, a message of a device, an aggregator's status, an operator's command, renewal of credentials, a masked update's
+entry, a message of the mask helper, an aggregator's message to it."""
 
 
 class KeyUnusable(ValueError):
@@ -355,6 +360,27 @@ def sign_announcement(
 def sign_alias(keys: Sequence[PrivateKey], alias: ModelAlias) -> bytes:
     """A name of a registered version in its envelope, signed by each of the keys."""
     return _enveloped(keys, ALIAS, alias.federation, frames.encode(alias))
+
+
+def sign_statement(key: PrivateKey, statement: HelperStatement) -> bytes:
+    """The mask helper's statement of its keys in its envelope, signed."""
+    return _enveloped((key,), HELPER, statement.federation, frames.encode(statement))
+
+
+def read_statement(payload: frames.Buffer, federation: str, keys: Sequence[PublicKey]) -> HelperStatement:
+    """Read the mask helper's statement.
+
+    Raises:
+        WireError: it is none of this federation.
+        BadSignature: none of these keys has signed it.
+    """
+    envelope, _ = decode(Envelope, payload)
+    if signed_by(envelope, HELPER, federation, keys) is None:
+        raise BadSignature("the mask helper's statement is not signed by its key")
+    statement, _ = decode(HelperStatement, envelope.body)
+    if statement.federation != federation:
+        raise WireError("the mask helper's statement is of another federation")
+    return statement
 
 
 def _enveloped(

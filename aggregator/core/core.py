@@ -19,6 +19,7 @@ from typing import Any
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
+from midge.aggregator.core.masked_sums import MaskedSums
 from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.registry_decisions import RegistryDecisions
 from midge.aggregator.core.release_pacer import ReleasePacer
@@ -85,6 +86,7 @@ class AggregatorCore(CoreView):
         self._gathering = StatisticsPhase(self._state, lineage, self.moments, statistics_devices, statistics_deadline)
         self.registering = RegistryDecisions(self._state)
         """Decides on registered versions; its records are for `note` and `roll_back`."""
+        self.sums = MaskedSums(strategy, self._state, self._steps)
         self._announced_at = float("-inf")
 
     # ---------------------------------------------------------------------- events

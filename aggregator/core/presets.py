@@ -9,7 +9,9 @@ from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import Staleness, constant, polynomial, relative
 from midge.aggregator.core.strategy import Form, Normalise, Optimizer, Strategy, adam
+from midge.wire.masking import ring_for
 from midge.wire.messages import Plan
+from midge.wire.messages.masking import Masking
 
 
 def balanced(
@@ -200,6 +202,63 @@ def private(
         norm_limit=None,
         privacy=privacy,
         plan=plan,
+        **others,
+    )
+
+
+def secure(
+    k_min: int = 5,
+    buffer_size: int = 10,
+    server_rate: float | None = None,
+    *,
+    clip: float = 1.0,
+    scale: float | None = None,
+    levels: int = 7,
+    slices: int = 1,
+    deadline: float | None = 10.0,
+    **others: Any,
+) -> Strategy:
+    """Secure aggregation: only sums over at least `k_min` devices can be read, with a mask helper of another party.
+
+    x ← x + η · Σ w_i·q_i·scale / Σ w_i over `buffer_size` devices, with integer weights w_i from 1 to 4 that the helper
+    computes from the staleness of the bases, and integers q_i from −levels to levels (`wire.masking`).
+
+    Args:
+        k_min: fewest distinct devices in a sum; devices and helper have minimums of their own.
+        buffer_size: devices in a sum; after `deadline` seconds, `k_min` suffice.
+        server_rate: η; None follows the fleet's delays.
+        clip: L2 norm to which a device scales its delta down, before it is rounded.
+        scale: value of one level, rounded at random without bias.
+        levels: largest integer.
+        slices: an update covers one of this number of slices of the vector: 4 send a quarter of the bytes.
+        deadline: seconds after which a smaller set is asked for.
+        others: fields of the strategy.
+
+    Raises:
+        ValueError: a field needs the values of one device.
+    """
+    plan = others.pop("plan", None) or Plan()
+    masking = Masking(
+        ring=ring_for(buffer_size, levels),
+        levels=levels,
+        scale=clip / 16 if scale is None else scale,
+        clip=clip,
+        slices=slices,
+        least=k_min,
+    )
+    evaluate = plan.evaluate if "evaluate" in plan.model_fields_set else 0.0
+    return Strategy(
+        name="secure",
+        staleness=others.pop("staleness", None) or constant(),
+        rate=server_rate,
+        buffer_size=buffer_size,
+        normalise="weight",
+        deadline=deadline,
+        norm_limit=others.pop("norm_limit", None),
+        release_floor=others.pop("release_floor", k_min),
+        serve_decay=others.pop("serve_decay", 0.9),
+        serve_interval=others.pop("serve_interval", 60.0),
+        plan=plan.model_copy(update={"masking": masking, "evaluate": evaluate}),
         **others,
     )
 

@@ -42,6 +42,8 @@ class UpdateRecord:
     """The first 8 bytes of the SHA-256 of its body as it travelled; empty in an older store."""
     trivial: bool = False
     """Whether it hides no other's work in a release: next to zero, or a repetition (`UpdateAdmission`)."""
+    ticket: bytes = b""
+    """Of a masked update: its ticket for the mask helper, without the device's name."""
 
     def settled(self, weight: float = 0.0) -> Settled:
         """The verdict as reported to its device, with the update's weight in its step."""
@@ -84,6 +86,10 @@ class StepRecord:
     covered had noise."""
     grid: int = 0
     """With a clip, the binary logarithm of the grid's step."""
+    helper: bytes = b""
+    """Of a sum of masked updates (`combine` is `masked`, and the record's body is the sum): the mask helper's store."""
+    dealt: int = 0
+    """The number of that sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,11 +281,17 @@ class ReadmitRecord:
 
 @dataclass(frozen=True, slots=True)
 class DropRecord:
-    """Records of a revoked device were dropped. It names records, not the device: names must stay erasable."""
+    """Waiting records were dropped, of a revoked device for example. It names no device: names must stay erasable."""
 
     lsn: int
     dropped: tuple[int, ...]
     """Accepted updates that waited for their step, and statistics that waited for pooling, by lsn."""
+    why: str = "revoked"
+    """`revoked`; or of masked updates `unsummed`, if the mask helper will never sum them; or `strategy`."""
+    helper: bytes = b""
+    """The mask helper's store, if they are of a sum that cannot be used."""
+    dealt: int = 0
+    """The number of that sum."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ class Buffered(Waiting):
     outbox: int = 0
     trivial: bool = False
     lsn: int = 0
+    masked: bool = False
+    """Whether only its sum with others can be decoded."""
 
 
 class CoreState:
@@ -65,6 +67,8 @@ class CoreState:
         self.registry = Registry()
         self.applied = 0
         """Updates that are in the model."""
+        self.helper, self.dealt = b"", 0
+        """The mask helper's store, and the number of its newest sum here."""
         self.buffer: list[Buffered] = []
         self.contributors: set[str] = set()
         """Devices whose updates are in the model but in no release yet, and hide each other's work."""
@@ -142,7 +146,8 @@ class CoreState:
                 self._steering.share = record.share
                 self.work.steps, self.work.recipe = record.steps or None, record.recipe
             case rec.DropRecord():
-                self._drop(set(record.dropped))
+                self._take_sum(record)
+                self._drop(set(record.dropped), record.why)
             case rec.ReadmitRecord():
                 self.ledger.move(record.alias, record.device)
             case rec.RegisterRecord() | rec.MeasureRecord() | rec.PairRecord() | rec.AliasRecord():
@@ -177,11 +182,13 @@ class CoreState:
                     record.outbox,
                     record.trivial,
                     lsn=record.lsn,
+                    masked=bool(record.ticket),
                 )
             )
 
     def _take_step(self, record: rec.StepRecord) -> None:
         self.step = record.step
+        self._take_sum(record)
         self.applied += len(record.updates)
         weights = dict(record.updates)
         taken = [item for item in self.buffer if item.lsn in weights]
@@ -209,8 +216,12 @@ class CoreState:
         known = self.registry.versions.get(record.to)
         self.applied = 0 if known is None else known.record.updates
 
-    def _drop(self, dropped: set[int]) -> None:
-        self.counts["revoked"] += len(dropped)
+    def _take_sum(self, record: rec.StepRecord | rec.DropRecord) -> None:
+        if record.dealt:
+            self.helper, self.dealt = record.helper, record.dealt
+
+    def _drop(self, dropped: set[int], why: str) -> None:
+        self.counts[why] += len(dropped)
         self.buffer = [item for item in self.buffer if item.lsn not in dropped]
         # The digest goes with the statistics: sent again after a readmission, they count as new.
         for device in [name for name, lsn in self.statistics.items() if lsn in dropped]:
@@ -320,6 +331,8 @@ class CoreState:
             "served": self.served,
             "share": self._steering.share,
             "work": [self.work.steps, self.work.recipe],
+            "sum": [self.helper, self.dealt],
+            "masked": [item.lsn for item in self.buffer if item.masked],
             "buffer": [
                 [
                     item.lsn,
@@ -364,8 +377,10 @@ class CoreState:
         else:
             times = dict(state["times"])
             self.versions.load([number, step, times.get(number, 0.0)] for number, step in state["steps_at"])
+        self.helper, self.dealt = state.get("sum", (b"", 0))
+        masked = set(state.get("masked", ()))
         self.buffer = [
-            Buffered(device, staleness, weight, scale, *later, lsn=lsn)  # type: ignore[misc]  # by position
+            Buffered(device, staleness, weight, scale, *later, lsn=lsn, masked=lsn in masked)  # type: ignore[misc]
             for lsn, device, staleness, weight, scale, *later in state["buffer"]
         ]
         self.applied = state.get("applied", self.counts["accepted"] - len(self.buffer))

@@ -56,8 +56,8 @@ class StepPlanner:
 
         In a robust strategy one device fills at most half of a buffer, however often it sends.
         """
-        if self.measuring:
-            return False
+        if self.measuring or self._strategy.masked:
+            return False  # the mask helper decides what is summed
         strategy, live, buffer = self._strategy, self._steering.live, self._state.buffer
         shares = Counter(item.device for item in buffer)
         if (self._voices(shares) if strategy.by_device else len(buffer)) >= strategy.size(live):
@@ -103,7 +103,7 @@ class StepPlanner:
     @property
     def due(self) -> float | None:
         """When a step of the buffer is due; None if that takes another update."""
-        if self.since is None or self.measuring or not self._state.buffer:
+        if self.since is None or self.measuring or not self._state.buffer or self._strategy.masked:
             return None
         deadline, opens = self._patience, self.comparable_from
         if self._state.step == 0 and self.filled:

@@ -209,6 +209,10 @@ class Strategy:
         self._check_combination()
         if self.privacy is not None and (parts := self.unaccounted):
             raise ValueError(f"differential privacy cannot account for {', '.join(parts)}: leave them out.")
+        if self.masked and (parts := self.unmaskable):
+            raise ValueError(
+                f"secure aggregation hides single devices' updates from {', '.join(parts)}: leave them out."
+            )
         try:
             codecs.parse(self.plan.codec)
             codecs.parse(self.plan.micro_codec)
@@ -255,8 +259,45 @@ class Strategy:
 
     @property
     def hides(self) -> bool:
-        """Whether trivial updates count towards no release: a private strategy must not depend on the devices' data."""
-        return self.release_floor > 1 and self.privacy is None
+        """Whether trivial updates count towards no release.
+
+        A private strategy must not depend on the devices' data, and the values of masked updates are unknown.
+        """
+        return self.release_floor > 1 and self.privacy is None and not self.masked
+
+    @property
+    def masked(self) -> bool:
+        """Whether devices mask their updates, so that only sums can be decoded."""
+        return self.plan.masking is not None
+
+    @property
+    def unmaskable(self) -> list[str]:
+        """Settings that need the values of one device, each with the reason."""
+        masking, size = self.plan.masking, self.buffer_size or 0
+        assert masking is not None
+        parts = {
+            f"buffer_size={self.buffer_size} below the plan's least={masking.least} (a set of the helper)": (
+                size < masking.least
+            ),
+            f"ring={masking.ring} (too small for {size} devices of ±{masking.levels})": (
+                size * masking.levels >= 2 ** (masking.ring - 1)
+            ),
+            "clip (the norm of one delta; devices clip themselves, to the plan's bound)": self.clip is not None,
+            "norm_limit (the norm of one delta)": self.norm_limit is not None,
+            "robust (the direction of one delta; this is what balanced compares)": self.robust,
+            f"combine={self.combine!r} (it compares single deltas)": self.combine != "mean",
+            "calibration (a cache of single deltas)": self.calibration > 0,
+            "form='mixing' (whole models of single devices)": self.form == "mixing",
+            "even_steps (a factor for one delta)": self.even_steps,
+            "fairness (a weight for one device; the helper computes the weights)": self.fairness is not None,
+            "weigh_examples (devices do not say how many rows they have)": self.weigh_examples,
+            "steers_local_steps (devices do not say how long they train)": self.steers_local_steps,
+            "privacy (its clipping needs single deltas)": self.privacy is not None,
+            "plan.evaluate (results of one device)": self.plan.evaluate > 0,
+            "plan.seconds (devices do not say how fast they are)": self.plan.seconds is not None,
+            "class='micro' (those clients cannot mask)": self.plan.tier != "",
+        }
+        return [name for name, is_so in parts.items() if is_so]
 
     @property
     def by_device(self) -> bool:

@@ -13,7 +13,7 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.sequence_tracker import TrackedOutbox
 from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.strategy import Strategy
-from midge.wire import codecs, sealing
+from midge.wire import codecs, frames, masking, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Settled, Update, Verdict
 from midge.wire.schema import Schema
@@ -192,10 +192,25 @@ class UpdateAdmission:
         largest = self.bounds.update + (sealing.LONGEST if update.confided else 0)
         if update.size > largest:
             return Verdict.TOO_LARGE, f"{update.size} bytes; at most {largest} are allowed"
+        if (why := self._unlike_plan(update)) is not None:
+            return Verdict.UNKNOWN_CODEC, why
+        if update.entry:
+            return None
         try:
             codecs.parse(update.codec)
         except WireError as error:
             return Verdict.UNKNOWN_CODEC, str(error)
+        return None
+
+    def _unlike_plan(self, update: Update) -> str | None:
+        """Why an update that is masked, or is not, cannot be summed with the others; None if it can."""
+        if not (self._strategy.masked or update.entry):
+            return None
+        masked = masking.is_masked(update.codec) and len(update.entry) > signing.SIGNATURE
+        if self._strategy.masked and not masked:
+            return "this federation accepts only masked updates, so that no single one is read: see secure aggregation"
+        if masked and not self._strategy.masked:
+            return "it is masked, and this federation has no mask helper: train from the newest model"
         return None
 
     def accepted(self, event: ev.Decoded, now: float) -> rec.UpdateRecord:
@@ -223,6 +238,7 @@ class UpdateAdmission:
             reference=reference,
             body=update.digest,
             trivial=self._trivial(event, reference),
+            ticket=frames.encode(masking.ticket_of(update)) if self._strategy.masked else b"",
         )
 
     def refused(self, device: str, update: Update, verdict: Verdict, why: str) -> rec.UpdateRecord:

@@ -40,14 +40,20 @@ FEWEST, MOST = 8, 1024
 
 
 def refuse_noise(strategy: Strategy, schema: Schema) -> None:
-    """Refuse differential privacy for models with averaged tensors.
+    """Refuse differential privacy and secure aggregation for models with averaged tensors.
 
     Noise makes no sense in a variance, and values published without noise are not private.
 
     Raises:
-        ValueError: both are given; the tensors are named.
+        ValueError: one of both is asked for; the tensors are named.
     """
     names = [tensor.name for _, tensor, _ in schema.shared if tensor.role == "averaged"]
+    if strategy.masked and names:
+        raise ValueError(
+            f"secure aggregation cannot average values of single devices ({', '.join(names[:5])}"
+            f"{', …' if len(names) > 5 else ''}). Use GroupNorm in place of BatchNorm, or give these tensors the role "
+            '"local" or "frozen".'
+        )
     if strategy.privacy is not None and names:
         raise ValueError(
             f"differential privacy cannot protect averaged tensors ({', '.join(names[:5])}"

@@ -162,6 +162,8 @@ class AnnouncementSigner:
         self._sealed = sealed
         self.epoch = 0
         """Set from the store."""
+        self.helper = b""
+        """The mask helper's statement of its keys, for devices that mask their updates."""
         self.token = 0
         """The fencing token of this start."""
         self.verifies: Mapping[str, str] = {}
@@ -205,7 +207,8 @@ class AnnouncementSigner:
         self._signer = self._keys.at(issued)
         if train and self._sealed:
             key = sealing.public(sealing.derive(self._signer))
-            dated = dated.model_copy(update={"seal_key": key, "confides": True, "hides": True})
+            helper = self.helper
+            dated = dated.model_copy(update={"seal_key": key, "confides": True, "hides": True, "helper": helper})
         chain, companion = self._keys.chain_at(issued), self._keys.companion
         federation = self._topics.federation
         signed = signing.sign_announcement(self._signer, federation, dated, chain, companion=companion)
@@ -267,6 +270,12 @@ class AnnouncementSigner:
         if self._keys.companion is not None and self.verifies.get(device) == signing.P256:
             key = self._keys.companion
         return signing.sign_frame(key, signing.RECEIPT, signing.of_device(self._topics.federation, device), head)
+
+    def deposit(self, head: bytes, body: bytes) -> bytes:
+        """A message to the mask helper, as published; there must be a key."""
+        assert self._keys is not None
+        key = self._signer or self._keys.at(self.dating.now())
+        return signing.sign_frame(key, signing.DEPOSIT, self._topics.federation, head, body)
 
     def own_message(self, message: AggregatorStatus | Claim) -> bytes:
         """A message of the aggregator about itself, as published."""

@@ -190,7 +190,7 @@ class Names:
                         counted["records"] += 1
                         other: _OfDevice = replace(record, device=alias)
                         if isinstance(other, rec.UpdateRecord):
-                            other = replace(other, outbox=self._other_number(other.outbox))
+                            other = replace(other, outbox=self._other_number(other.outbox), ticket=b"")
                         counted["bodies"] += self._store.rewrite(db, other)
                 db.execute("DELETE FROM seen WHERE device = ?", (device,))
             self._heard.discard(device)

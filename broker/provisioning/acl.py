@@ -47,6 +47,16 @@ def of_issuer(topics: Topics, user: str) -> list[str]:
     ]
 
 
+def of_helper(topics: Topics, user: str) -> list[str]:
+    """The mask helper's rights: read deposits, publish its keys and its answers, and nothing of a device."""
+    return [
+        f"user {user}",
+        f"topic read {topics.deposit}",
+        f"topic write {topics.helper}",
+        f"topic write {topics.dealt}",
+    ]
+
+
 def of_operator(topics: Topics, user: str, victim: str) -> list[str]:
     """Read rights for `midge status` and `midge broker check`; they write to a topic that no other client uses."""
     return [

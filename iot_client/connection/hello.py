@@ -21,7 +21,9 @@ def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState, 
         generation=0 if target is None else target.generation,
         version=0 if target is None else target.version,
         wakes=parts.duty.wakes if state is DeviceState.SLEEPING else 0.0,
-        capabilities={
+        capabilities={}
+        if config.secure is not None
+        else {
             **capabilities(parts.speed, config.link, micro=config.micro),
             **_lost(parts, session),
             **_rows(parts),

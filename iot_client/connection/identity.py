@@ -11,9 +11,9 @@ from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.memory_outbox import AnyOutbox
 from midge.iot_client.state.outbox import OutboxError, OutboxFull
 from midge.iot_client.training.update_encoder import EncodedUpdate, Unfit
-from midge.wire import chunks, clocks, frames, messages, sealing, signing
+from midge.wire import chunks, clocks, frames, masking, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, Hello, ModelAlias, Receipt, Statistics, Trouble
+from midge.wire.messages import AggregatorStatus, Announcement, Hello, ModelAlias, Receipt, Statistics, Trouble, Update
 from midge.wire.signing import KeyUnusable, PrivateKey, PublicKey
 from midge.wire.topics import Alias, Channel, Topics
 
@@ -162,6 +162,8 @@ class Identity:
         """A message as it is published: signed if there is a key."""
         if self._key is None:
             return frames.encode(message, body)
+        if isinstance(message, Update) and message.entry:
+            message = masking.signed_entry(self._key, self._topics.federation, self._name, message)
         if isinstance(message, Statistics):
             message = message.model_copy(update={"sha256": chunks.checksum(body)})
         context = signing.of_device(self._topics.federation, self._name)

@@ -31,6 +31,9 @@ class StatisticsSource:
 
     def message(self, lineage: bytes, asked: tuple[Moment, ...], announcement: Announcement | None) -> bytes | None:
         """The message, sealed and signed like others of the device; None if the statistics are not available now."""
+        if self._parts.masker is not None:
+            self._warn("any: this device's owner requires secure aggregation")
+            return None
         given = self._parts.config.moments
         moments = given() if callable(given) else (given or {})
         if not moments and callable(given):

@@ -40,6 +40,8 @@ class SessionSettings:
     """Whether it pauses if the model does not move. False if it trains only with enough new rows."""
     micro: bool = False
     """Whether it holds one update at a time, whatever the plan says."""
+    objection: Callable[[Announcement], str | None] = lambda _: None
+    """Why the owner's requirements forbid training under an announcement; None if they do not."""
     rereads: bool = True
     """Whether it reads the announcement again now and then, because one may have been lost."""
 
@@ -167,7 +169,8 @@ class TrainingCycle:
         """Check whether our inputs are the model's; report a difference once."""
         settings = self._settings
         before = self.unsuited
-        self.unsuited = unsuited(settings.features, announcement, counted=settings.statistics_by_feature)
+        differs = unsuited(settings.features, announcement, counted=settings.statistics_by_feature)
+        self.unsuited = differs or settings.objection(announcement)
         if self.unsuited is None:
             self.suited = self.suited or bool(settings.features and announcement.features)
             return []

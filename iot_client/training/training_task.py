@@ -44,10 +44,11 @@ class TrainingTask:
     ) -> None:
         self._parts, self._publisher, self._start, self._look = parts, publisher, start, look
         self._session = session
-        self._evaluating = Evaluating(parts.config.evaluate)
+        evaluate = parts.config.evaluate if parts.masker is None else None  # results of one device
+        self._evaluating = Evaluating(evaluate)
         self._working = asyncio.Lock()
         """The user's functions are called one at a time: they may share a model."""
-        if parts.config.evaluate is not None:
+        if evaluate is not None:
             parts.aliases.measure = self._measure
 
     async def train(self, state: State, announcement: Announcement, plan: Plan) -> EncodedUpdate:
@@ -97,6 +98,7 @@ class TrainingTask:
                 seed=plan.seed,
                 narrow=parts.config.link == "narrow",
                 micro=parts.config.micro,
+                mask=None if parts.masker is None else parts.masker.mask,
             )
             if parts.identity.seals(announcement):
                 made = await asyncio.to_thread(parts.identity.seal, made, announcement)

@@ -84,6 +84,14 @@ def register(subparsers: Subparsers) -> None:
         "--buffer-size", type=int, metavar="K", help="updates for each step (default: the strategy's)"
     )
     add_recipe(learning)
+    learning.add_argument(
+        "--secure",
+        action="store_true",
+        help="secure aggregation: devices mask their updates, and a mask helper runs as a second process",
+    )
+    learning.add_argument(
+        "--k-min", type=int, default=5, metavar="N", help="fewest devices in a masked sum (default: %(default)s)"
+    )
     learning.add_argument("--codec", help="of the deltas, such as int8:256 or float32 (default: the plan's)")
     add_world(parser)
     run_options = parser.add_argument_group("where")

@@ -19,6 +19,7 @@ from midge.commands.settings import settings_file
 from midge.commands.telling import add_log, in_words, printer
 from midge.iot_client.data.csv_source import CsvError
 from midge.iot_client.device import Device
+from midge.iot_client.masking_requirement import RequireSecure
 from midge.running import run_until_interrupted
 from midge.wire.plurals import counted
 
@@ -54,6 +55,14 @@ def register(subparsers: Subparsers) -> None:
         "--signing-key",
         metavar="PEM",
         help="sign messages with this private key (default: --config's certificate's)",
+    )
+    parser.add_argument(
+        "--helper-key",
+        metavar="PEM",
+        help="send only masked updates, which the mask helper with this public key sums",
+    )
+    parser.add_argument(
+        "--k-min", type=int, default=5, metavar="N", help="with --helper-key: fewest devices in a sum (default: 5)"
     )
     add_log(parser)
     parser.add_argument(
@@ -182,9 +191,15 @@ def _trust(app: Device, args: argparse.Namespace, bundle: Bundle | None) -> None
         own = first
     release = args.release_key or (None if bundle is None else bundle.release_key)
     signing = args.signing_key or own
-    if release or signing:
+    required: dict[str, Any] = {}
+    if args.helper_key:
+        with user_errors():
+            required["secure"] = RequireSecure(helper_key=Path(args.helper_key), k_min=args.k_min)
+    if release or signing or required:
         try:
             with user_errors():
-                app.config = replace(app.config, release_key=release, signing_key=signing)
+                if required:  # the app's own keys go with it
+                    release, signing = release or app.config.release_key, signing or app.config.signing_key
+                app.config = replace(app.config, release_key=release, signing_key=signing, **required)
         except ModuleNotFoundError as error:
             raise Problem(str(error)) from error

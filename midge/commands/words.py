@@ -110,6 +110,18 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Dropped what came on {topic}: {why} ({counted(untold, 'other')} before it unreported)"
         case {"event": "trouble", "why": why}:
             return f"The aggregator dropped what this device sent: {why}"
+        case {"event": "helper_away", "waiting": waiting}:
+            return f"The mask helper does not answer: {counted(waiting, 'update')} wait for it."
+        case {"event": "helper_back"}:
+            return "The mask helper answers again."
+        case {"event": "unsummed", "dropped": dropped, "why": why}:
+            return f"The mask helper will never sum {counted(dropped, 'update')}, which are dropped: {why}"
+        case {"event": "sum_too_long", "factor": factor, "devices": devices}:
+            return f"A sum of {devices} devices is longer than they may make it; {factor:.2g} of it is applied."
+        case {"event": "dealt", "sums": sums, "number": number}:
+            return f"{counted(sums, 'sum')} of masks for the aggregator, up to number {number}."
+        case {"event": "restored"}:
+            return "The ledger is an old copy: the opening keys are erased, and what was sealed to them is refused."
         case {"event": "renewing"}:
             return "Has asked for new credentials."
         case {"event": "renewal_refused", "why": why}:

@@ -36,11 +36,14 @@ FIELDS: Final[Mapping[str, Sequence[str]]] = {
     ),
     "broker": ("keepalive", "chunk", "smallest_chunk", "memory"),
     "store": ("checkpoint_records", "retention"),
-    "security": ("release_key", "announcement_lifetime", "device_keys", "require_signed", "require_sealed"),
+    "security": (
+        *("release_key", "announcement_lifetime", "device_keys", "require_signed", "require_sealed"),
+        "helper_key",
+    ),
 }
 """Tables with fields of `AggregatorConfig`: a new field that belongs into the file is one word here."""
 
-FILES: Final = ("release_key", "device_keys")
+FILES: Final = ("release_key", "device_keys", "helper_key")
 """Of these, files and folders that are read: relative to the settings file."""
 
 LEFT_OUT: Final = {

@@ -20,6 +20,8 @@ OPTIONS: Final[Mapping[str, Table]] = {
         "outbox": "outbox",
         "release_key": "release_key",
         "signing_key": "signing_key",
+        "helper_key": "helper_key",
+        "k_min": "k_min",
         "wait": "wait",
     },
     "data": {

@@ -19,7 +19,7 @@ PRESETS: Final[Presets] = {
     make.__name__: make
     for make in (
         *(presets.balanced, presets.fedasync, presets.fedbuff, presets.fedavg),
-        *(presets.ca2fl, presets.fadas, presets.private),
+        *(presets.ca2fl, presets.fadas, presets.private, presets.secure),
     )
 }
 STALENESS: Final = {
@@ -40,12 +40,17 @@ _TEXTS: Final = {
     "cohort": "About how many devices are asked for each version.",
     "delay": "Staleness beyond which the rate is divided by it.",
     "epsilon": "Added to the divisor.",
+    "clip": "L2 norm to which a device scales its delta down, before it is rounded.",
+    "k_min": "Fewest distinct devices in a sum.",
+    "levels": "Largest integer that stands for a value.",
+    "scale": "Value of one level; leaving it out is a sixteenth of `clip`.",
+    "slices": "An update covers one of this many slices of the model: 4 send a quarter of the bytes.",
     "momentum": "What the last step adds to the next one.",
     "seconds": "Unit of the staleness; leaving it out counts steps.",
 }
 """Arguments of functions whose docstring says them in one sentence with others."""
-_SET: Final = ("plan", "revision", "seed", "tier")
-"""Of a plan, what the aggregator and the devices set; `tier` is `midge aggregate --plan micro`."""
+_SET: Final = ("plan", "revision", "seed", "tier", "masking")
+"""Of a plan, what the aggregator, the devices and the preset `secure` set; `tier` is `midge aggregate --plan micro`."""
 
 
 def _first(make: Any) -> str:

@@ -22,9 +22,18 @@ class DemoError(Exception):
 
 
 class AggregatorProcess:
-    """`python -m midge.sensor_fleet.live.server` as a child process, which ends when its standard input closes."""
+    """`python -m midge.sensor_fleet.live.server`, or another module, as a child that ends when its input closes."""
 
-    def __init__(self, task: Mapping[str, Any], log: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        task: Mapping[str, Any],
+        log: Path,
+        on_event: Callable[[dict[str, Any]], None],
+        *,
+        module: str = MODULE,
+        name: str = "aggregator",
+    ) -> None:
+        self._module, self._name = module, name
         self._task = json.dumps(dict(task)).encode() + b"\n"
         self._log = log
         self._on_event = on_event
@@ -55,7 +64,7 @@ class AggregatorProcess:
                 sys.executable,
                 "-P",  # a file of the user's in this directory must not shadow our modules
                 "-m",
-                MODULE,
+                self._module,
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=log,
@@ -98,7 +107,7 @@ class AggregatorProcess:
 
     async def _read(self, process: Process) -> None:
         assert process.stdout is not None
-        why = f"The aggregator's process ended unexpectedly; its output is in {self._log}."
+        why = f"The {self._name}'s process ended unexpectedly; its output is in {self._log}."
         async for line in process.stdout:
             if not line.endswith(b"\n"):
                 break  # it was killed while writing an event

@@ -11,6 +11,7 @@ from midge.broker import BrokerError, connector
 from midge.broker.local.local_broker import LocalBroker, local_broker
 from midge.broker.mqtt.federation_view import clear_federation
 from midge.sensor_fleet.live.aggregator_process import AggregatorProcess
+from midge.sensor_fleet.live.masked import MODULE as HELPER
 from midge.sensor_fleet.setting import BrokerAddress
 from midge.wire.topics import Topics
 
@@ -41,6 +42,10 @@ class LocalFederation:
         self.local: LocalBroker | None = None
         """Our broker; None if it is not ours."""
         self.aggregator: AggregatorProcess | None = None
+        self.helper: AggregatorProcess | None = None
+        """The mask helper's process; None if there is none."""
+        self.helped: dict[str, int] = {"sums": 0}
+        """What the helper has done."""
 
     @asynccontextmanager
     async def reach_broker(self) -> AsyncIterator[BrokerAddress]:
@@ -73,6 +78,30 @@ class LocalFederation:
             self.aggregator.failure.cancel()
             await self.aggregator.stop()
 
+    @asynccontextmanager
+    async def start_helper(self, broker: BrokerAddress, k_min: int) -> AsyncIterator[None]:
+        """Run the mask helper of secure aggregation for the duration of the block."""
+        task = {
+            "broker": asdict(broker),
+            "directory": str(self._directory),
+            "federation": self._topics.federation,
+            "root": self._topics.root,
+            "k_min": k_min,
+        }
+        self.helper = AggregatorProcess(
+            task, self._directory / "helper.log", self._of_helper, module=HELPER, name="mask helper"
+        )
+        try:
+            await self.helper.start()
+            yield
+        finally:
+            self.helper.failure.cancel()
+            await self.helper.stop()
+
+    def _of_helper(self, event: dict[str, Any]) -> None:
+        if event["event"] == "dealt":
+            self.helped["sums"] += event["sums"]
+
     async def run_beside(self, *works: "asyncio.Future[Any]", within: float | None = None) -> bool:
         """Wait for the first of these to end; False on timeout.
 
@@ -80,7 +109,7 @@ class LocalFederation:
             Exception: of the one that ended.
             DemoError: the aggregator's process ended.
         """
-        failure = () if self.aggregator is None else (self.aggregator.failure,)
+        failure = [each.failure for each in (self.aggregator, self.helper) if each is not None]
         done, _ = await asyncio.wait({*works, *failure}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
         for ended in done:
             ended.result()

@@ -22,6 +22,7 @@ from midge.aggregator.model.export import write_model
 from midge.aggregator.service import Aggregator
 from midge.aggregator.store.store import StoreError
 from midge.broker import BrokerError, Connector, Endpoint, connector
+from midge.sensor_fleet.live.masked import MaskingKeys
 from midge.sensor_fleet.live.micro import CHUNK
 from midge.sensor_fleet.models import initial_model
 from midge.sensor_fleet.profiles.time_scaling import scaled_strategy
@@ -61,6 +62,11 @@ def make(
             "statistics_deadline": 5.0,
             **({"chunk": CHUNK} if fleet.micro else {}),
         }
+        if fleet.secure:
+            # No device tells its statistics: the operator's own test rows give the constants.
+            pooled = model.moments(data.test)
+            initial = {**initial, **model.freeze({name: pooled[name] for name in model.channels})}
+            options |= {"moments": None, **MaskingKeys(store.parent).of_aggregator()}
     config = AggregatorConfig(
         connector=connect,
         initial=initial,

@@ -9,7 +9,12 @@ import pytest
 from midge.events import EVENTS, FIELDS, Service
 from tests.docs.scripts import ROOT, script
 
-FOLDERS: dict[Service, str] = {"aggregator": "aggregator", "device": "iot_client", "authority": "broker/provisioning"}
+FOLDERS: dict[Service, str] = {
+    "aggregator": "aggregator",
+    "device": "iot_client",
+    "authority": "broker/provisioning",
+    "helper": "mask_helper",
+}
 OPEN = {"receipt", "unusual", "usual", "erased", "silent", "dropped"}
 """Events with fields that the call does not spell: `**fields`."""
 ELSEWHERE = ("micropython", "referee")

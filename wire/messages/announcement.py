@@ -6,6 +6,7 @@ from pydantic import Field, field_serializer, field_validator
 
 from midge.wire import offers
 from midge.wire.messages.fields import MICRO, U32, U63, Digest, Id, Message, Names, Sha, Word
+from midge.wire.messages.masking import Masking
 
 
 class Plan(Message, populate_by_name=True):
@@ -43,6 +44,8 @@ class Plan(Message, populate_by_name=True):
     `class`."""
     micro_codec: Word = "int8:256"
     """The codec of devices without error feedback, in place of `codec`: its error is small and random."""
+    masking: Masking | None = None
+    """How devices mask their updates (`wire.masking`), which then have no other codec; None masks nothing."""
 
     def micro(self) -> Self:
         """The same plan for constrained devices: a codec without feedback, and one update at a time."""
@@ -138,6 +141,8 @@ class Announcement(Message):
     """Names of the model's inputs, in order; empty if unknown. A device with other names does not train."""
     smallest_chunk: Annotated[int, Field(ge=1, le=2**28)] = 1024
     """Least bytes of body to which a frame is cut for devices with small limits (`Hello.largest`)."""
+    helper: Annotated[bytes, Field(max_length=4096)] = b""
+    """The mask helper's statement of its keys, as its envelope; empty if updates are not masked."""
 
     @field_validator("frames", mode="before")
     @classmethod

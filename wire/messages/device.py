@@ -66,6 +66,8 @@ class Update(Outgoing):
     `sha256` are those of the sealed bytes, as they travel."""
     feedback: bool = True
     """Whether the codec's error goes into the device's next update; True also if the codec has no error."""
+    entry: Annotated[bytes, Field(max_length=4096)] = b""
+    """Of a masked update: what the mask helper needs (`messages.masking.MaskEntry`), and the device's signature."""
     confided: bool = False
     """Whether examples, steps, seconds and metrics are sealed with the delta, by `wire.sealing.confide`."""
 

@@ -1,0 +1,88 @@
+"""Steps from sums of masked updates (`wire.masking`): one device's delta is never known here.
+
+The mask helper decides which updates are summed, and with which weights. The core decides the rate of the step, and
+when it asks for a smaller set. The records are for `AggregatorCore.note`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.state import Buffered, CoreState
+from midge.aggregator.core.step_planner import StepPlanner
+from midge.aggregator.core.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class SumName:
+    """Which of the helper's sums this is."""
+
+    store: bytes
+    """Of the helper."""
+    number: int
+
+
+class MaskedSums:
+    """Decides on sums of masked updates.
+
+    Args:
+        strategy: size of a sum, rate of its step.
+        state: the durable state.
+        steps: rates and timers.
+    """
+
+    def __init__(self, strategy: Strategy, state: CoreState, steps: StepPlanner) -> None:
+        self._strategy, self._state, self._steps = strategy, state, steps
+
+    @property
+    def newest(self) -> SumName:
+        """The newest sum that is in the journal."""
+        return SumName(self._state.helper, self._state.dealt)
+
+    def is_new(self, name: SumName) -> bool:
+        """Whether a sum is not in the journal yet."""
+        return name.store != self._state.helper or name.number > self._state.dealt
+
+    def wanted(self, now: float) -> int:
+        """Number of devices to ask for in a sum: once the deadline has passed, the fewest that the plan allows."""
+        strategy, masking = self._strategy, self._strategy.plan.masking
+        assert masking is not None
+        since, deadline = self._steps.since, strategy.deadline
+        late = since is not None and deadline is not None and now >= since + deadline
+        return masking.least if late else strategy.buffer_size or masking.least
+
+    @property
+    def waiting(self) -> dict[tuple[str, int], Buffered]:
+        """Masked updates that wait for their sum, by device and lsn."""
+        return {(item.device, item.lsn): item for item in self._state.buffer if item.masked}
+
+    def unlike(self) -> rec.DropRecord | None:
+        """A record that drops waiting updates which this strategy cannot use: masked ones, or unmasked ones."""
+        masked = self._strategy.masked
+        lsns = [item.lsn for item in self._state.buffer if item.masked != masked]
+        return self.drop(lsns, "strategy") if lsns else None
+
+    def step(self, name: SumName, weights: Mapping[int, int], factor: float) -> rec.StepRecord:
+        """The record of a step of these updates, given by lsn with their weights.
+
+        `factor` is below 1 if the sum was longer than honest devices can make it.
+        """
+        items = [item for item in self._state.buffer if item.lsn in weights]
+        planned = self._steps.record([1.0] * len(items), items)
+        return replace(
+            planned,
+            updates=tuple((item.lsn, float(weights[item.lsn])) for item in items),
+            rate=planned.rate * factor,
+            combine="masked",
+            helper=name.store,
+            dealt=name.number,
+        )
+
+    def drop(self, lsns: Iterable[int], why: str, name: SumName | None = None) -> rec.DropRecord:
+        """The record of updates that can never be in a sum; with a name, those of a sum that cannot be opened."""
+        store, number = (b"", 0) if name is None else (name.store, name.number)
+        return rec.DropRecord(self._state.next, tuple(sorted(lsns)), why, store, number)
+
+    def made(self, now: float) -> None:
+        """Record that a step was made."""
+        self._steps.made(now)

@@ -1,0 +1,104 @@
+"""The device's part in secure aggregation: the check of what its owner requires, and the masking of an update."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from midge.iot_client.masking_requirement import RequireSecure
+from midge.iot_client.training import residual
+from midge.iot_client.training.update_encoder import EncodedUpdate, Unfit
+from midge.wire import masking, sealing, signing
+from midge.wire.errors import WireError
+from midge.wire.masking import SealTo
+from midge.wire.messages import Announcement, Update
+from midge.wire.messages.masking import HelperStatement
+from midge.wire.schema import Schema, Vector
+
+
+class Masker:
+    """Masks the updates of one device.
+
+    Args:
+        required: by its owner.
+        federation: its name.
+        device: the device's name.
+        clock: seconds since 1970.
+
+    Raises:
+        KeyUnusable: the helper's key cannot be read.
+    """
+
+    def __init__(
+        self, required: RequireSecure, federation: str, device: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        sealing.required()
+        self._clock = clock
+        self._required, self._federation, self._device = required, federation, device
+        self._key = required.read_key()
+
+    def objection(self, announcement: Announcement) -> str | None:
+        """Why nothing may be trained under this announcement; None if it may."""
+        plan, required = announcement.plan.masking, self._required
+        if plan is None:
+            return "this device sends only masked updates (require_secure), and the plan asks for none"
+        if plan.ring < required.ring:
+            return f"the plan's ring has {plan.ring} bits, and this device's owner requires {required.ring}"
+        if len(announcement.seal_key) != 32:
+            return "this device sends only sealed updates, and the aggregator announces no key for that"
+        if not announcement.helper:
+            return "the mask helper has not stated its keys yet"
+        try:
+            stated = self._stated(announcement)
+        except WireError as error:
+            return str(error)
+        if required.roster is not None and stated.roster != required.roster:
+            return "the mask helper's roster is not the one that this device's owner has pinned"
+        least = max(required.k_min, plan.least, stated.least)
+        if stated.devices < least:
+            return f"the mask helper's roster has {stated.devices} devices, and a sum needs {least}"
+        return None
+
+    def _stated(self, announcement: Announcement) -> HelperStatement:
+        return signing.read_statement(announcement.helper, self._federation, [self._key])
+
+    def mask(
+        self, delta: Vector, update: Update, announcement: Announcement, schema: Schema, left: bytes | None
+    ) -> EncodedUpdate:
+        """Mask a delta.
+
+        Args:
+            delta: trained minus base, of shape (size,).
+            update: the header, which says nothing of the training.
+            announcement: of the base.
+            schema: of the model.
+            left: the packed residual of the update before it.
+
+        Raises:
+            Unfit: the helper's keys have expired.
+        """
+        if (why := self.objection(announcement)) is not None:
+            raise Unfit(why)
+        now = self._clock()
+        keys = [key for key in self._stated(announcement).keys if now < key.until]
+        if not keys:
+            raise Unfit(
+                "the keys of the mask helper have expired: its newer ones have not arrived, or the clock is wrong"
+            )
+        plan = announcement.plan
+        assert plan.masking is not None
+        before = residual.unpack(left, announcement.lineage, schema) if left and plan.feedback else None
+        wanted = delta if before is None else delta + before.values
+        to = SealTo(keys[0].key, self._federation, self._device, self._required.k_min)
+        made = masking.masked(wanted, plan.masking, update, to)
+        after = None
+        if plan.feedback:
+            norms: Sequence[Sequence[float]] = [() if before is None else before.norms]
+            (kept,) = residual.keep((wanted - made.sent)[None], delta[None], announcement.lineage, schema, norms=norms)
+            after = kept.pack()
+        return EncodedUpdate(made.update, made.body, after)
+
+
+def unmasked_objection(announcement: Announcement) -> str | None:
+    """Why a device that masks nothing cannot train under this announcement; None if it can."""
+    if announcement.plan.masking is None:
+        return None
+    return "this federation masks updates: give Device(secure=midge.RequireSecure(helper_key=…)), or --helper-key"

@@ -1,0 +1,40 @@
+"""What a device's owner requires of secure aggregation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from midge.wire import signing
+from midge.wire.signing import PublicKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequireSecure:
+    """A device that sends only masked updates, whatever a plan says.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    helper_key: bytes | str | Path
+    """The mask helper's public key, PEM, pinned: from the party that runs it, not from the aggregator's."""
+    k_min: int = 5
+    """Fewest distinct devices in a sum that this device's update may be in; the helper keeps it."""
+    ring: int = 8
+    """Fewest bits of the ring: in a smaller one, sums of few devices are not exact."""
+    roster: bytes | None = None
+    """The digest of the helper's roster, 16 bytes (`midge helper roster`); None leaves the roster to the helper."""
+
+    def __post_init__(self) -> None:
+        if self.k_min < 2:
+            raise ValueError(
+                f"k_min is {self.k_min}: a sum must have at least 2 devices, or it is one device's update."
+            )
+
+    def read_key(self) -> PublicKey:
+        """The pinned key.
+
+        Raises:
+            KeyUnusable: it is none.
+        """
+        data = self.helper_key if isinstance(self.helper_key, bytes) else Path(self.helper_key).read_bytes()
+        return signing.read_public(data, "the mask helper's key")

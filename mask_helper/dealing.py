@@ -1,0 +1,96 @@
+"""Dealing: which updates are summed together. Decided by the helper alone, from what devices have signed.
+
+Whoever chose the sets or their weights could read one update out of two sums that differ by it. So sets are disjoint,
+a set has one update of each device, and its weights follow from the updates' bases (`wire.masking.weights`).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from midge.wire import masking
+from midge.wire.messages.masking import MaskEntry
+
+Version = tuple[int, int]
+"""Generation and number of a version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An update that waits for its set."""
+
+    number: int
+    """In the ledger; counts arrivals."""
+    device: str
+    version: Version
+    """Its base."""
+    digest: bytes
+    """Of the model that its device says it trained from."""
+    entry: MaskEntry
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Updates of one set agree in this: their integers stand for the same values."""
+        entry = self.entry
+        return entry.ring, entry.levels, entry.scale, entry.slices, entry.part
+
+
+@dataclass(frozen=True, slots=True)
+class Hand:
+    """A set of updates, each with its weight."""
+
+    updates: tuple[Waiting, ...]
+    weights: tuple[int, ...]
+
+
+def deal(waiting: Iterable[Waiting], known: Mapping[Version, bytes], *, size: int, least: int) -> Hand | None:
+    """The next set; None if too few devices wait.
+
+    Args:
+        waiting: updates of one lineage, in the order of their arrival.
+        known: the digest of each version that a set was dealt from: an update of another model never counts.
+        size: number of devices that the aggregator wants.
+        least: fewest devices, of the helper's configuration.
+    """
+    kinds: dict[tuple[object, ...], list[Waiting]] = defaultdict(list)
+    for update in waiting:
+        kinds[update.kind].append(update)
+    for alike in kinds.values():
+        models = dict(known) | _majority(update for update in alike if update.version not in known)
+        by_device: dict[str, Waiting] = {}
+        for update in alike:
+            if models[update.version] == update.digest:
+                by_device.setdefault(update.device, update)  # the oldest of each device
+        if (hand := _hand(list(by_device.values()), max(size, least))) is not None:
+            return hand
+    return None
+
+
+def _majority(updates: Iterable[Waiting]) -> dict[Version, bytes]:
+    """The digest of each version that most devices report: one liar must not keep the others' updates out."""
+    votes: dict[Version, dict[bytes, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for update in updates:
+        votes[update.version][update.digest].add(update.device)
+    return {version: max(each, key=lambda digest: len(each[digest])) for version, each in votes.items()}
+
+
+def _hand(updates: list[Waiting], wanted: int) -> Hand | None:
+    """The oldest updates that may be in one set."""
+    # A device that asks for more company than there is leaves the others alone.
+    while updates:
+        demanded = max(update.entry.least for update in updates)
+        need = max(wanted, demanded)
+        if len(updates) >= need:
+            break
+        if demanded <= wanted:
+            return None
+        updates = [update for update in updates if update.entry.least < demanded]
+    if not updates:
+        return None
+    chosen = updates[:need]
+    entry = chosen[0].entry
+    if len(chosen) * entry.levels >= 2 ** (entry.ring - 1):
+        return None  # the sum would not be exact
+    least = max(update.entry.least for update in chosen)
+    bases = [number for _, number in (update.version for update in chosen)]
+    return Hand(tuple(chosen), masking.weights(bases, entry.ring, entry.levels, least))

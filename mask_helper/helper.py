@@ -1,0 +1,242 @@
+"""The helper's decisions on deposits: it trusts neither the aggregator nor the broker, and journals before it answers.
+
+- An update counts if a device of the roster has signed it. The aggregator cannot add devices.
+- A set has updates of at least K_min distinct devices, one of each; the helper deals it and computes its weights.
+- A seed is used once, under whatever identity it comes.
+- A sum that was dealt is repeated byte for byte, until the aggregator says that it has it.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from midge.mask_helper.config import HelperConfig
+from midge.mask_helper.dealing import Hand, deal
+from midge.mask_helper.ledger import Ledger
+from midge.mask_helper.opening_keys import OpeningKeys
+from midge.storage.failpoints import failpoint
+from midge.storage.files import make_folder
+from midge.wire import chunks, frames, masking, sealing, signing
+from midge.wire.errors import WireError
+from midge.wire.messages import decode
+from midge.wire.messages.masking import Dealt, Deposit, HelperStatement, Piece, Rejected, SumMember, Ticket
+
+log = logging.getLogger("mask_helper")
+
+TICKETS = 512
+"""Most tickets of a deposit."""
+PIECE = 64 * 1024
+"""Bytes of an answer in one message."""
+_VALUES = 2**26
+"""Most values of a sum: more would use up the memory."""
+
+
+class MaskHelper:
+    """Sums masks for one federation. It knows no connection.
+
+    Args:
+        config: of the helper.
+        clock: seconds since 1970.
+
+    Raises:
+        DatabaseError, DiskFull: its ledger cannot be used.
+    """
+
+    def __init__(self, config: HelperConfig, clock: Callable[[], float] = time.time) -> None:
+        self._config = config
+        make_folder(Path(config.directory))
+        self._ledger = Ledger(Path(config.directory))
+        self._ledger.open()
+        self._keys = OpeningKeys(Path(config.directory) / "opening.keys", clock, config.keep)
+        if self._keys.dealt > self._ledger.dealt:
+            log.warning("The ledger in %s is an old copy. Its opening keys are erased.", config.directory)
+            self._keys.erase()
+            self._tell("restored")
+        self._keys.answered(self._ledger.dealt)
+        self._keys.roll()
+
+    def close(self) -> None:
+        """Close the ledger."""
+        self._ledger.close()
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        if self._config.on_event is not None:
+            self._config.on_event({"event": event, "time": time.time(), **fields})
+
+    # ------------------------------------------------------------------------- its keys
+
+    def roll(self) -> bool:
+        """Make today's key and erase old ones. Returns whether the statement changed."""
+        return self._keys.roll()
+
+    def statement(self) -> bytes:
+        """The signed statement of the current keys, to be retained."""
+        config = self._config
+        return signing.sign_statement(
+            config.key,
+            HelperStatement(
+                federation=config.federation,
+                store=self._ledger.store,
+                keys=self._keys.stated,
+                least=config.least,
+                roster=masking.roster_digest(config.roster),
+                devices=len(config.roster),
+            ),
+        )
+
+    # -------------------------------------------------------------------------- deposits
+
+    def take(self, payload: bytes) -> list[bytes]:
+        """Process a deposit. When this returns, what it decided is durable.
+
+        Returns:
+            The messages to send.
+
+        Raises:
+            WireError: it is no deposit of this federation's aggregator.
+        """
+        deposit, tickets = self._read(payload)
+        before = self._ledger.dealt
+        with self._ledger.transaction():
+            if deposit.store == self._ledger.store:
+                self._ledger.forget(deposit.lineage, deposit.after)
+            judged = [(ticket, self._consider(deposit, ticket)) for ticket in tickets]
+            while self._deal(deposit):
+                pass
+        self._keys.answered(self._ledger.dealt)
+        failpoint("helper.answered")
+        if self._ledger.dealt > before:
+            self._tell("dealt", sums=self._ledger.dealt - before, number=self._ledger.dealt)
+        after = deposit.after if deposit.store == self._ledger.store else 0
+        rejected = tuple(
+            Rejected(device=ticket.device, outbox=ticket.outbox, seq=ticket.seq, why=why[:400])
+            for ticket, why in judged
+            if why
+        )
+        acknowledgement = Dealt(
+            store=self._ledger.store, lineage=deposit.lineage, answers=deposit.number, rejected=rejected
+        )
+        answers = [self._sealed(acknowledgement, b"", deposit)]
+        if (found := self._ledger.answer(deposit.lineage, after)) is not None:
+            answers.append(found)
+        return [piece for answer in answers for piece in _pieces(answer)]
+
+    def _read(self, payload: bytes) -> tuple[Deposit, list[Ticket]]:
+        deposit, rest = decode(Deposit, payload)
+        body, signature = rest[: -signing.SIGNATURE], rest[-signing.SIGNATURE :]
+        head, federation = signing.head_of(payload, rest), self._config.federation
+        if not any(key.verifies(signature, signing.DEPOSIT, federation, head) for key in self._config.release_keys):
+            raise signing.BadSignature("the deposit is not signed by the federation's release key")
+        if not chunks.fits(body, deposit.sha256):
+            raise WireError("the tickets are not those that were signed")
+        listed = frames.unpack(body, items=TICKETS)
+        if not isinstance(listed, tuple):
+            raise WireError("the tickets are no array")
+        return deposit, [frames.validate(Ticket, frames.decode(bytes(each))[0]) for each in listed]
+
+    def _consider(self, deposit: Deposit, ticket: Ticket) -> str:
+        """Add an update to those that wait. Returns why it is refused for ever; empty if it is not."""
+        lineage, ledger = deposit.lineage, self._ledger
+        if (known := ledger.state(lineage, ticket)) is not None:
+            number, why, key = known
+            if number:
+                # The aggregator holds it although it has the sum: its store was restored, or a set could not be used.
+                lost = ledger.answer(lineage, number - 1) is None or number <= deposit.after
+                return f"its mask is in sum {number}, which was answered" if lost else ""
+            if not why and self._keys.private(key) is None:
+                why = "the key that its seed was sealed to has been erased"
+                ledger.reject(lineage, ticket, why)
+            return why
+        try:
+            why = self._add(lineage, ticket)
+        except WireError as error:
+            why = str(error)
+            if isinstance(error, signing.BadSignature):
+                return why  # not recorded: anyone may have written it in the device's name
+        if why:
+            ledger.reject(lineage, ticket, why)
+        return why
+
+    def _add(self, lineage: bytes, ticket: Ticket) -> str:
+        config = self._config
+        if (public := config.roster.get(ticket.device)) is None:
+            raise signing.BadSignature("it is of a device that is not on the helper's roster")
+        entry = masking.read_entry(ticket, config.federation, lineage, public)
+        if entry.part >= entry.slices:
+            return "there is no such slice"
+        if (private := self._keys.private(entry.key)) is None:
+            return "the key that its seed was sealed to has been erased"
+        seed = masking.open_seed(config.federation, lineage, ticket, entry, private)
+        known = self._ledger.versions(lineage).get((ticket.generation, ticket.base))
+        if known is not None and known != ticket.base_digest:
+            return "its device trained from another model than others did under that number"
+        return "" if self._ledger.add(lineage, ticket, entry, seed) else "its seed was used before"
+
+    # ------------------------------------------------------------------------------ sums
+
+    def _deal(self, deposit: Deposit) -> bool:
+        """Deal the next set, if there is one."""
+        lineage, ledger = deposit.lineage, self._ledger
+        waiting = ledger.waiting(lineage)
+        expired = [each.number for each in waiting if self._keys.private(each.entry.key) is None]
+        if expired:
+            ledger.expire(lineage, expired, "the key that its seed was sealed to has been erased")
+            waiting = [each for each in waiting if each.number not in set(expired)]
+        hand = deal(waiting, ledger.versions(lineage), size=deposit.size, least=self._config.least)
+        if hand is None or not 0 < deposit.values <= _VALUES:
+            return False
+        number = ledger.dealt + 1
+        ledger.deal(lineage, hand, number, self._summed(deposit, hand, number))
+        return True
+
+    def _summed(self, deposit: Deposit, hand: Hand, number: int) -> bytes:
+        """The answer with the sum of a set's masks."""
+        lineage, entry = deposit.lineage, hand.updates[0].entry
+        tickets = [self._ledger.ticket(update.number) for update in hand.updates]
+        count = masking.places(lineage, deposit.values, entry.slices, entry.part).size
+        rows = (
+            (weight, masking.mask(self._seed(lineage, ticket), count, entry.ring))
+            for weight, ticket in zip(hand.weights, tickets, strict=True)
+        )
+        body = masking.pack(masking.weighted(rows, count, entry.ring), entry.ring)
+        members = tuple(
+            SumMember(device=ticket.device, outbox=ticket.outbox, seq=ticket.seq, weight=weight)
+            for weight, ticket in zip(hand.weights, tickets, strict=True)
+        )
+        dealt = Dealt(
+            store=self._ledger.store,
+            lineage=lineage,
+            answers=deposit.number,
+            number=number,
+            members=members,
+            ring=entry.ring,
+            levels=entry.levels,
+            scale=entry.scale,
+            slices=entry.slices,
+            part=entry.part,
+        )
+        return self._sealed(dealt, body, deposit)
+
+    def _seed(self, lineage: bytes, ticket: Ticket) -> bytes:
+        entry = masking.parse_entry(ticket.entry)
+        private = self._keys.private(entry.key)
+        assert private is not None  # those without one were expired
+        return masking.open_seed(self._config.federation, lineage, ticket, entry, private)
+
+    def _sealed(self, dealt: Dealt, body: bytes, deposit: Deposit) -> bytes:
+        """An answer, signed, then sealed to the aggregator: the broker must not learn a sum of masks."""
+        federation = self._config.federation
+        head = frames.encode(dealt.model_copy(update={"sha256": chunks.checksum(body)}))
+        signed = signing.sign_frame(self._config.key, signing.HELPER, federation, head, body)
+        return sealing.seal(signed, deposit.seal_key, masking.answer_info(federation, dealt.lineage))
+
+
+def _pieces(answer: bytes) -> Iterator[bytes]:
+    """An answer in messages that any broker takes."""
+    parts, digest = -(-len(answer) // PIECE), hashlib.sha256(answer).digest()[:16]
+    for part in range(parts):
+        header = Piece(sha256=digest, part=part, parts=parts)
+        yield frames.encode(header, answer[part * PIECE : (part + 1) * PIECE])

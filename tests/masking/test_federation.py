@@ -1,0 +1,206 @@
+"""A federation with a mask helper, over the broker in memory: real aggregator, helper and devices."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from midge.aggregator.core.participation_controller import Pace
+from midge.aggregator.core.presets import secure
+from midge.aggregator.service import Aggregator
+from midge.broker.embedded.in_memory import Twin
+from midge.iot_client.device import Device
+from midge.iot_client.masking_requirement import RequireSecure
+from midge.mask_helper.config import HelperConfig
+from midge.mask_helper.service import HelperService
+from midge.wire import codecs, masking, messages, signing
+from midge.wire.errors import WireError
+from midge.wire.messages import Announcement, Plan, Update
+from tests.federation.live import Log, aggregator, device, distance, overheard, serving
+
+STRATEGY = secure(
+    k_min=3,
+    buffer_size=4,
+    clip=20.0,
+    scale=0.25,
+    levels=60,
+    server_rate=0.5,
+    deadline=1.0,
+    pace=Pace(rest=0.0),
+    plan=Plan(),
+)
+
+
+class Party:
+    """Keys of all parties, and their processes on one broker."""
+
+    def __init__(self, folder: Path, names: list[str], strategy: Any = STRATEGY) -> None:
+        self.twin, self.log, self._folder, self._strategy = Twin(), Log(), folder, strategy
+        self.release, self.key = signing.new_key(), signing.new_key()
+        (folder / "release.key").write_bytes(self.release.pem())
+        self.keys = {name: signing.new_key() for name in names}
+
+    def aggregator(self) -> Aggregator:
+        return aggregator(
+            self.twin,
+            self._folder / "store",
+            self.log,
+            strategy=self._strategy,
+            release_key=self._folder / "release.key",
+            helper_key=self.key.public_pem(),
+            require_sealed=True,
+        )
+
+    def helper(self, least: int = 3) -> HelperService:
+        return HelperService(
+            HelperConfig(
+                connector=self.twin.connect,
+                federation="f",
+                directory=self._folder / "helper",
+                key=self.key,
+                release_keys=[self.release.public],
+                roster={name: key.public for name, key in self.keys.items()},
+                least=least,
+            )
+        )
+
+    def device(self, name: str, log: Log | None = None, **arguments: Any) -> Device:
+        required = RequireSecure(helper_key=self.key.public_pem(), k_min=3)
+        return device(
+            self.twin,
+            name,
+            log or Log(),
+            self._folder / f"{name}.outbox",
+            release_key=self.release.public_pem(),
+            signing_key=self.keys[name].pem(),
+            **{"secure": required, **arguments},
+        )
+
+    def devices(self) -> list[Device]:
+        return [self.device(name) for name in self.keys]
+
+
+NAMES = [f"pump-{number}" for number in range(6)]
+
+
+async def test_masked_updates_train_a_model_and_no_update_is_readable(tmp_path: Path) -> None:
+    party = Party(tmp_path, NAMES)
+    server, seen = party.aggregator(), overheard(party.twin)
+    async with serving(party.helper(), server, *party.devices()):
+        await party.log.until(lambda: server.open_now and distance(server.model.parameters()) < 0.3)
+        core = server.core
+        assert core.counts["accepted"] == core.applied + core.buffered
+    updates = [messages.decode_update(each.payload)[0] for each in seen if "/update/" in each.topic]
+    masked = [update for update in updates if isinstance(update, Update)]
+    assert masked
+    for update in masked:
+        assert masking.is_masked(update.codec) and update.sealed
+        with pytest.raises(WireError):
+            codecs.parse(update.codec)
+        assert (update.examples, update.steps, update.seconds, dict(update.metrics)) == (0, 0, 0.0, {})
+
+
+async def test_a_helper_that_is_away_delays_and_loses_nothing(tmp_path: Path) -> None:
+    party = Party(tmp_path, NAMES)
+    server = party.aggregator()
+    async with serving(server, *party.devices()):
+        async with serving(party.helper()):
+            await party.log.until(lambda: server.open_now and server.core.step >= 2)
+        accepted = server.core.counts["accepted"]
+        # What is under way is still accepted, with a receipt, and waits.
+        await party.log.until(lambda: server.core.counts["accepted"] > accepted)
+        step = server.core.step
+        async with serving(party.helper()):
+            await party.log.until(lambda: server.core.step > step + 1)
+        core = server.core
+        assert core.counts["unsummed"] == 0
+        assert core.counts["accepted"] == core.applied + core.buffered
+
+
+async def test_each_update_counts_once_across_restarts_of_all_parties(tmp_path: Path) -> None:
+    party = Party(tmp_path, NAMES)
+    steps = applied = accepted = 0
+    for _ in range(3):
+        server = party.aggregator()
+        async with serving(party.helper(), server, *party.devices()):
+            await party.log.until(lambda: server.open_now and server.core.step >= steps + 2)  # noqa: B023
+        core = server.core
+        assert core.counts["accepted"] == core.applied + core.buffered
+        assert core.step > steps and core.applied > applied and core.counts["accepted"] > accepted
+        steps, applied, accepted = core.step, core.applied, core.counts["accepted"]
+    assert distance(server.model.parameters()) < 3.0
+
+
+async def test_a_device_that_requires_secure_beats_any_plan(tmp_path: Path) -> None:
+    """A plan without masking, with too small a ring, or for fewer devices gets nothing from it."""
+    party = Party(tmp_path, NAMES)
+    masker = party.device(NAMES[0])._parts.masker
+    assert masker is not None
+    asked = _announcement(party)
+    assert masker.objection(asked) is None
+    plain = asked.model_copy(update={"plan": Plan()})
+    assert "only masked updates" in (masker.objection(plain) or "")
+    assert asked.plan.masking is not None
+    small = asked.plan.masking.model_copy(update={"ring": 7})
+    assert "7 bits" in (masker.objection(asked.model_copy(update={"plan": Plan(masking=small)})) or "")
+    assert "not stated" in (masker.objection(asked.model_copy(update={"helper": b""})) or "")
+    other = _announcement(Party(_folder(tmp_path / "other"), NAMES)).helper
+    assert "not signed" in (masker.objection(asked.model_copy(update={"helper": other})) or "")
+    pinned = RequireSecure(helper_key=party.key.public_pem(), roster=bytes(16))
+    strict = party.device(NAMES[1], secure=pinned)._parts.masker
+    assert strict is not None and "roster" in (strict.objection(asked) or "")
+    many = RequireSecure(helper_key=party.key.public_pem(), k_min=7)
+    shy = party.device(NAMES[1], secure=many)._parts.masker
+    assert shy is not None and "needs 7" in (shy.objection(asked) or "")
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def _announcement(party: Party) -> Announcement:
+    from midge.mask_helper.helper import MaskHelper
+
+    helper = MaskHelper(party.helper()._config)
+    try:
+        statement = helper.statement()
+    finally:
+        helper.close()
+    return Announcement(
+        federation="f",
+        lineage=bytes(16),
+        generation=0,
+        version=1,
+        step=0,
+        phase="training",
+        schema_hash=bytes(16),
+        digest=bytes(16),
+        plan=STRATEGY.plan,
+        seal_key=bytes(range(32)),
+        helper=statement,
+    )
+
+
+async def test_a_sum_that_is_too_long_is_scaled_down(tmp_path: Path) -> None:
+    """A device may put anything into the ring. The sum shows that somebody did, and its length is bounded."""
+    strategy = secure(
+        k_min=3, buffer_size=4, clip=1.0, scale=0.25, levels=60, server_rate=1.0, deadline=1.0, plan=Plan()
+    )
+    party = Party(tmp_path, NAMES, strategy)
+    server, devices = party.aggregator(), party.devices()
+    masker = devices[0]._parts.masker
+    assert masker is not None
+    honest = masker.mask
+
+    def shouting(delta: Any, update: Update, announcement: Announcement, *rest: Any) -> Any:
+        loud = announcement.plan.masking
+        assert loud is not None
+        plan = announcement.plan.model_copy(update={"masking": loud.model_copy(update={"clip": 1e9})})
+        return honest(np.full_like(delta, 15.0), update, announcement.model_copy(update={"plan": plan}), *rest)
+
+    masker.mask = shouting  # type: ignore[method-assign,assignment]
+    async with serving(party.helper(), server, *devices):
+        await party.log.until(lambda: party.log.of("sum_too_long"))
+        assert all(0 < each["factor"] < 1 for each in party.log.of("sum_too_long"))
