@@ -24,7 +24,7 @@ NAMES = (
     *("token", "claim", "to", "base_digest", "log"),
     *("health", "accepted", "verdicts", "alarms", "waits", "confided", "confides", "hidden", "hides"),
     *("rest", "trouble", "largest", "smallest_chunk", "class", "micro_codec", "verifies", "vouch"),
-    *("alias",),
+    *("alias", "where", "where_share"),
 )
 """Append only; never remove, reorder or insert. The first 128 travel in one byte."""
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}

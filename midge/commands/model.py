@@ -15,11 +15,14 @@ from midge.commands.parts import (
     add_bundle,
     add_tls,
     existing_store,
+    pairs,
     read_federation,
     server_side,
     user_errors,
 )
+from midge.commands.words import whom
 from midge.wire.inert import inert
+from midge.wire.plurals import counted
 from midge.wire.topics import ALIASES, DEFAULT_ROOT
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 _POLL = 0.2
 """Seconds between two looks for the aggregator's answer."""
+NOT_MEANT = " Is the capability spelled as the devices say it? `midge status --json` shows what they say."
 _FORMATS = ("safetensors", "onnx", "hub")
 
 
@@ -52,7 +56,16 @@ def register(subparsers: Subparsers) -> None:
     )
     registering.add_argument("--version", type=int, default=0, metavar="N", help="default: the newest release")
     registering.add_argument("--candidate", action="store_true", help="let a share of the devices try it")
-    registering.add_argument("--share", type=float, metavar="S", help="of the devices (default: the federation's)")
+    registering.add_argument(
+        "--share", type=float, metavar="S", help="of the devices (default: the federation's; with --where, all of them)"
+    )
+    registering.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only devices with this capability try it, such as site=north; several must all hold",
+    )
     promoting = _action(
         actions,
         "promote",
@@ -131,6 +144,7 @@ def run_list(args: argparse.Namespace) -> int:
         "versions": versions,
         "aliases": registry.named,
         "share": registry.share,
+        "where": dict(registry.where),
         "why": registry.why,
         "trial": registry.trial.evidence().packed() if registry.candidate else None,
     }
@@ -147,8 +161,11 @@ def run_list(args: argparse.Namespace) -> int:
     if registry.candidate:
         trial = registry.trial.evidence()
         print(
-            f"Tried by {registry.share:.0%} of the devices: better on {trial.better} of {trial.devices}, worse on "
-            f"{trial.worse}; evidence {trial.e_better:.3g} for it and {trial.e_worse:.3g} against."
+            inert(
+                f"Tried by {registry.share:.0%} of {whom(registry.where)}: better on {trial.better} of "
+                f"{trial.devices}, worse on {trial.worse}; evidence {trial.e_better:.3g} for it "
+                f"and {trial.e_worse:.3g} against."
+            )
         )
     return 0
 
@@ -186,9 +203,10 @@ def _measured(said: Mapping[str, Any]) -> str:
 
 
 def run_register(args: argparse.Namespace) -> int:
-    if args.share is not None and not args.candidate:
-        raise Problem("--share goes with --candidate: without it, no device uses the version yet.")
-    return _give(args, "register", args.version, attempt=args.candidate, share=args.share)
+    if (args.share is not None or args.where) and not args.candidate:
+        raise Problem("--share and --where go with --candidate: without it, no device uses the version yet.")
+    where = pairs(args.where, "--where")
+    return _give(args, "register", args.version, attempt=args.candidate, share=args.share, where=where)
 
 
 def run_promote(args: argparse.Namespace) -> int:
@@ -225,6 +243,9 @@ def _give(args: argparse.Namespace, verb: Any, version: int, **fields: Any) -> i
     else:
         named = ", ".join(f"{name} {number}" for name, number in said["aliases"].items()) or "no version has a name"
         print(f"Done: {named}.")
+        if (meant := said.get("meant")) is not None:
+            known = f"{meant['devices']} of {counted(meant['known'], 'known device')}"
+            print(f"The candidate is for {known}." + ("" if meant["devices"] else NOT_MEANT))
     return 0 if said["ok"] else 1
 
 
