@@ -26,7 +26,7 @@ from midge.wire.plurals import counted
 from midge.wire.topics import ALIASES, DEFAULT_ROOT
 
 if TYPE_CHECKING:
-    from midge.aggregator.core.registry import Registered, Registry
+    from midge.aggregator.core.registry import Registry
 
 _POLL = 0.2
 """Seconds between two looks for the aggregator's answer."""
@@ -133,14 +133,15 @@ def _action(actions: Subparsers, name: str, run: Callable[[argparse.Namespace], 
 
 def run_list(args: argparse.Namespace) -> int:
     with server_side():
-        from midge.aggregator.store.registered import registered_in  # noqa: PLC0415 - an extra
-    federation, registry, snapshots = registered_in(existing_store(args.store))
+        from midge.aggregator.store.registered import facts, registered_in  # noqa: PLC0415 - an extra
+    reading = registered_in(existing_store(args.store))
+    registry = reading.registry
     versions = [
-        {**_said(each, registry), "whole": snapshots[version] is not None}
+        {**facts(each, registry), "whole": reading.snapshots[version] is not None}
         for version, each in registry.versions.items()
     ]
     found = {
-        "federation": federation,
+        "federation": reading.federation,
         "versions": versions,
         "aliases": registry.named,
         "share": registry.share,
@@ -168,24 +169,6 @@ def run_list(args: argparse.Namespace) -> int:
             )
         )
     return 0
-
-
-def _said(each: "Registered", registry: "Registry") -> dict[str, Any]:
-    record = each.record
-    return {
-        "version": record.version,
-        "generation": record.generation,
-        "digest": record.digest.hex(),
-        "metrics": {"server": dict(each.server), "federated": dict(each.federated), "devices": each.devices},
-        "parent": record.parent or None,
-        "aliases": [name for name, version in registry.named.items() if version == record.version],
-        "step": record.step,
-        "at": record.at,
-        "devices": record.devices,
-        "updates": record.updates,
-        "strategy": record.strategy,
-        "by": record.by,
-    }
 
 
 def _measured(said: Mapping[str, Any]) -> str:
@@ -279,18 +262,19 @@ def _sent(args: argparse.Namespace, order: bytes) -> dict[str, Any]:
 
 def run_export(args: argparse.Namespace) -> int:
     with server_side():
-        from midge.aggregator.store.registered import registered_in  # noqa: PLC0415 - an extra
+        from midge.aggregator.store.registered import facts, registered_in  # noqa: PLC0415 - an extra
     from midge.wire.lineage import decode_snapshot  # noqa: PLC0415
 
-    federation, registry, snapshots = registered_in(existing_store(args.store))
+    reading = registered_in(existing_store(args.store))
+    registry = reading.registry
     version = _number(args.version, registry)
     if version not in registry.versions:
         listed = ", ".join(map(str, registry.versions)) or "none"
         raise Problem(f"Version {version} is not registered in {args.store}; registered are: {listed}.")
-    data = snapshots[version]
+    data = reading.snapshots[version]
     if data is None:
         raise Problem(f"The values of version {version} are damaged: see `midge store verify {args.store}`.")
-    about = {"federation": federation, **_said(registry.versions[version], registry)}
+    about = {"federation": reading.federation, **facts(registry.versions[version], registry)}
     target, parameters = Path(args.to), decode_snapshot(data).parameters()
     form = args.format or {".safetensors": "safetensors", ".onnx": "onnx"}.get(target.suffix, "hub")
     _write(form, target, parameters, about, args)

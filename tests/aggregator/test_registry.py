@@ -1,7 +1,7 @@
 """Registered versions, the names that stand for them, and what a rollback does, over a real store that is killed."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -130,7 +130,8 @@ def test_a_registered_version_is_kept_whole_with_where_it_comes_from(begin: Begi
     }
     life.learn(*[1.0] * 40, device="b")
     life.rig.engine.checkpoint(life.rig.core)
-    _, registry, snapshots = registered_in(life.rig.store.directory)
+    reading = registered_in(life.rig.store.directory)
+    registry, snapshots = reading.registry, reading.snapshots
     record = registry.versions[3].record
     assert (record.updates, record.devices, record.parent, record.by, record.step) == (2, 1, 0, "anna", 2)
     state = lineage.decode_snapshot(snapshots[3] or b"")
@@ -148,7 +149,8 @@ def test_an_earlier_release_is_registered_as_long_as_something_leads_to_it(begin
         if number == 7:
             digest = life.rig.model.state.digest()
     assert life.order("register", 8)["ok"]
-    _, registry, snapshots = registered_in(life.rig.store.directory)
+    reading = registered_in(life.rig.store.directory)
+    registry, snapshots = reading.registry, reading.snapshots
     assert lineage.decode_snapshot(snapshots[8] or b"").digest() == registry.versions[8].record.digest == digest
 
 
@@ -433,9 +435,10 @@ def test_lives_with_kills_and_checkpoints_end_as_one_without(
 # -------------------------------------------------------------------- what keeps a store
 
 
-def kept(folder: Path) -> tuple[Any, dict[int, bytes | None]]:
+def kept(folder: Path) -> tuple[Any, Mapping[int, bytes | None]]:
     """The registry of a store, and the snapshots of its versions."""
-    _, registry, snapshots = registered_in(folder)
+    reading = registered_in(folder)
+    registry, snapshots = reading.registry, reading.snapshots
     return registry.dump(), snapshots
 
 
