@@ -120,7 +120,14 @@ class FederationRuntime:
                 outlet=outlet,
                 encode_trouble=self.issuer.trouble,
             )
-            self.registry = RegistryKeeper(config.registry, self._observed, self._ingress.bodies, outlet, self.issuer)
+            self.registry = RegistryKeeper(
+                config.registry,
+                self._observed,
+                self._ingress.bodies,
+                outlet,
+                self.issuer,
+                devices=self._roster.devices,
+            )
             self.issuer.verifies = self._roster.verifies
             self.issuer.secret = self._ingress.credentials.secret
             self._vouching = AnnouncementVouching(self.issuer, self._roster, config.topics, outlet.put)

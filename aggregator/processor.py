@@ -432,6 +432,7 @@ def _publish_registered(
         champion=registry.champion,
         candidate=registry.candidate,
         share=registry.share,
+        where=dict(registry.where),
         why=record.why,
         by=record.by,
         rolled_back=record.to if isinstance(record, rec.RollbackRecord) else None,

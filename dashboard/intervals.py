@@ -70,8 +70,8 @@ class Interval:
         return [
             self.accepted,
             self.refused,
-            self._quantile(0.5),
-            self._quantile(0.9),
+            self.quantile(0.5),
+            self.quantile(0.9),
             self.up,
             self.down,
             self.online,
@@ -82,7 +82,8 @@ class Interval:
             scores.high,
         ]
 
-    def _quantile(self, part: float) -> int | None:
+    def quantile(self, part: float) -> int | None:
+        """Steps of staleness that this part of the accepted updates has at most; None if there are none."""
         left = part * self.staleness.total()
         for steps, number in sorted(self.staleness.items()):
             left -= number
@@ -148,6 +149,16 @@ class Intervals:
         for place, interval in self._closed.items():
             if place > after:
                 yield [place * self.step, *interval.packed()]
+
+    def drained(self) -> Interval:
+        """All since it was asked for last, as one interval; the intervals begin again."""
+        total = Interval()
+        for each in (*self._closed.values(), self._open):
+            total.add(each)
+        self._closed.clear()
+        self._place, self._open = None, Interval()
+        self.epoch += 1
+        return total
 
     @property
     def newest(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from midge.iot_client.board.duty_cycle import DutyCycle
+from midge.iot_client.board.hardware import stated
 from midge.iot_client.board.training_constraints import TrainingConstraints
 from midge.iot_client.board.usage_budget import Budget, Costs
 from midge.iot_client.config import DeviceConfig, Listener
@@ -157,7 +158,7 @@ class DeviceParts:
             personal=personal,
             predicting=predicting,
             tell=tell,
-            kept=AliasModels(path, config.name),
+            kept=AliasModels(path, config.name, stated(config.link, config.capabilities, micro=config.micro)),
             masker=None if config.secure is None else Masker(config.secure, config.federation, config.name),
         )
         return parts

@@ -107,6 +107,7 @@ FIELDS: Mapping[str, str] = {
     "wakes": "seconds since 1970; 0 if it does not wake by itself",
     "way": "`up` or `down`",
     "weight": "of an accepted update",
+    "where": "capabilities of the devices that use the candidate; empty: all devices",
     "whose": "the member whose certificate it is",
     "why": "the reason, one sentence",
     "written": "bytes that the outbox has written to its disk",
@@ -124,7 +125,7 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         (
             "alias",
             "info",
-            "champion candidate share why by rolled_back",
+            "champion candidate share where why by rolled_back",
             "the versions that the names stand for have changed",
         ),
         ("clipped", "warning", "device step scale", "an update is out of scale and applied in part"),

@@ -4,6 +4,7 @@ _BRINGS = {
     "aiomqtt": "aggregator",
     "cryptography": "security",
     "jinja2": "demo",
+    "mlflow": "mlflow",
     "onnx": "export",
     "onnxscript": "export",
     "safetensors": "aggregator",

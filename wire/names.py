@@ -26,6 +26,7 @@ NAMES = (
     *("rest", "trouble", "largest", "smallest_chunk", "class", "micro_codec", "verifies", "vouch"),
     *("alias", "keeps"),
     *("entry", "masking", "helper"),
+    *("where", "where_share"),
 )
 """Append only; never remove, reorder or insert. The first 128 travel in one byte."""
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}

@@ -31,7 +31,7 @@ class Ask(Message):
     revoked: Annotated[tuple[Word, ...], Field(max_length=256)] = ()
     """Devices whose waiting updates shall be dropped and whose messages shall be ignored from now on. Obeyed only if a
     release key signed it: otherwise anyone who may ask for an overview could discard others' work."""
-    order: Annotated[bytes, Field(max_length=2048)] = b""
+    order: Annotated[bytes, Field(max_length=4096)] = b""
     """An order about registered versions, as JSON. Obeyed only if a release key signed it, and only while it is fresh.
     """
 

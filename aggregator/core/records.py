@@ -4,7 +4,8 @@ A replay needs no clock, network or configuration: a record holds the weight of 
 step of a release. `pack` and `unpack` convert between records and bytes on disk.
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from midge.wire import frames
@@ -232,11 +233,13 @@ class AliasRecord:
     candidate: int
     """0: none."""
     share: float
-    """Of the devices that use the candidate."""
+    """Of the devices that use the candidate, or of those that `where` names."""
     why: str = ""
     by: str = ""
     at: float = 0.0
     order: str = ""
+    where: Mapping[str, str] = field(default_factory=dict)
+    """Capabilities of the devices that use the candidate, by name; empty means all devices."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,9 @@ class Registry:
         self.champion = self.candidate = 0
         """Versions; 0 is none."""
         self.share = 1.0
-        """Of the devices that use the candidate."""
+        """Of the devices that use the candidate, or of those that `where` names."""
+        self.where: Mapping[str, str] = {}
+        """Capabilities of the devices that use the candidate; empty means all devices."""
         self.number = 0
         """The record of the newest decision on the names."""
         self.why = ""
@@ -80,7 +82,7 @@ class Registry:
                 self.trial.add(record.device, record.gain)
             case rec.AliasRecord():
                 self._name(record, record.champion, record.candidate)
-                self.share = record.share
+                self.share, self.where = record.share, dict(record.where)
             case rec.RollbackRecord():
                 self._name(record, record.to, 0)
                 self.parent = record.to
@@ -111,11 +113,6 @@ class Registry:
         """The names that stand for a version."""
         names = {"champion": self.champion, "candidate": self.candidate}
         return {name: version for name, version in names.items() if version}
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """The names, as an event tells of them."""
-        return {"champion": self.champion, "candidate": self.candidate, "share": self.share}
 
     def known(self, version: int) -> Registered:
         """A registered version.
@@ -151,11 +148,12 @@ class Registry:
             for each in self.versions.values()
         ]
         names = [self.champion, self.candidate, self.share, self.number, self.why, self.since, self.former]
-        return [entries, names, self.trial.dump(), self.parent, list(self.orders)]
+        return [entries, names, self.trial.dump(), self.parent, list(self.orders), dict(self.where)]
 
     def load(self, state: Iterable[Any]) -> None:
         """Take up what `dump` returned."""
-        entries, names, trial, self.parent, orders = state
+        entries, names, trial, self.parent, orders, *more = state  # one of an earlier Midge ends here
+        self.where = dict(*more)
         self.versions = {}
         for packed, server, federated, devices in entries:
             record = rec.unpack("register", packed)

@@ -4,7 +4,7 @@ Nothing is written here: the records are passed to the core, which has them jour
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from midge.aggregator.core import records as rec
@@ -26,6 +26,16 @@ class Cause:
     def fields(self) -> dict[str, Any]:
         """As the fields of a record."""
         return {"why": self.why, "by": self.by, "at": self.at, "order": self.order}
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryGroup:
+    """The devices that try a candidate."""
+
+    share: float
+    """Of all devices, or of those that `where` names."""
+    where: Mapping[str, str] = field(default_factory=dict)
+    """Capabilities that such a device has, each with the text of its value; empty means all devices."""
 
 
 class RegistryDecisions:
@@ -85,10 +95,11 @@ class RegistryDecisions:
         if version == registry.champion:
             raise OrderRefused(f"version {version} is the champion already")
         candidate = 0 if version == registry.candidate else registry.candidate
-        return rec.AliasRecord(self._state.next, version, candidate, registry.share, **cause.fields())
+        where = registry.where if candidate else {}
+        return rec.AliasRecord(self._state.next, version, candidate, registry.share, **cause.fields(), where=where)
 
-    def attempt(self, version: int, share: float, cause: Cause) -> rec.AliasRecord:
-        """Make a registered version the candidate, which a share of the devices uses.
+    def attempt(self, version: int, group: CanaryGroup, cause: Cause) -> rec.AliasRecord:
+        """Make a registered version the candidate, which a group of devices uses.
 
         Raises:
             OrderRefused: it is not registered, or is the champion or the candidate.
@@ -99,7 +110,9 @@ class RegistryDecisions:
             raise OrderRefused(f"version {version} is the champion already")
         if version == registry.candidate:
             raise OrderRefused(f"version {version} is the candidate already")
-        return rec.AliasRecord(self._state.next, registry.champion, version, share, **cause.fields())
+        return rec.AliasRecord(
+            self._state.next, registry.champion, version, group.share, **cause.fields(), where=group.where
+        )
 
     def withdraw(self, cause: Cause) -> rec.AliasRecord:
         """Take the candidate back: its devices use the champion again.

@@ -20,6 +20,7 @@ def alias_of(
         chunk: most bytes of a chunk.
     """
     registry, state = core.registry, lineage.decode_snapshot(snapshot) if info.version else None
+    share, where = (registry.share, registry.where) if name == "candidate" else (1.0, {})
     return ModelAlias(
         name=name,
         federation=federation,
@@ -31,7 +32,9 @@ def alias_of(
         digest=b"" if state is None else state.digest(),
         size=info.size,
         parts=info.parts,
-        share=registry.share if name == "candidate" else 1.0,
+        share=0.0 if where else share,  # a device that knows no `where` tries none that is not for all
+        where=dict(where),
+        where_share=share if where else 1.0,
         chunk=chunk,
         byte_rate=core.strategy.byte_rate,
         devices=core.thrift.devices,

@@ -11,7 +11,7 @@ from midge.aggregator.core import events as ev
 from midge.aggregator.core.canary import gain
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.registry import OrderRefused
-from midge.aggregator.core.registry_decisions import Cause
+from midge.aggregator.core.registry_decisions import CanaryGroup, Cause
 from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.filter import Bodies
 from midge.aggregator.metrics.device_metrics import Reports
@@ -24,7 +24,8 @@ from midge.aggregator.store.model_orders import LONGEST, ModelOrder, answer, giv
 from midge.aggregator.store.registered import note_federation, snapshot_of
 from midge.wire import lineage
 from midge.wire.lineage import State
-from midge.wire.messages import FrameInfo, Report
+from midge.wire.messages import FrameInfo, Hello, Report
+from midge.wire.participation import matches
 from midge.wire.schema import Parameters
 
 log = logging.getLogger("aggregator")
@@ -59,18 +60,21 @@ class RegistryKeeper:
         bodies: hold snapshots until their record is written.
         outlet: takes events.
         issuer: knows the time and the federation's name.
+        devices: the newest status of each device.
     """
 
     def __init__(
-        self, policy: RegistryPolicy, observed: Observations, bodies: Bodies, outlet: Outlet, issuer: AnnouncementSigner
+        self,
+        policy: RegistryPolicy,
+        observed: Observations,
+        bodies: Bodies,
+        outlet: Outlet,
+        issuer: AnnouncementSigner,
+        *,
+        devices: Mapping[str, Hello],
     ) -> None:
-        self._policy, self._observed, self._bodies, self._outlet, self._issuer = (
-            policy,
-            observed,
-            bodies,
-            outlet,
-            issuer,
-        )
+        self._policy, self._observed, self._bodies = policy, observed, bodies
+        self._outlet, self._issuer, self._devices = outlet, issuer, devices
         self._looked = -math.inf
         self._reports: dict[int, Reports] = {}
         """What devices measured of each version that a name stands for."""
@@ -140,25 +144,37 @@ class RegistryKeeper:
                 log.warning("The order to %s a version is refused: %s.", order.verb, error)
                 self._outlet.tell("order_refused", verb=order.verb, version=order.version, why=str(error))
                 return {"ok": False, "verb": order.verb, "why": str(error)}
-        names = core.registry.named
+        registry = core.registry
         return {
             "ok": True,
             "verb": order.verb,
             "generation": core.generation,
             "version": core.version,
-            "aliases": names,
+            "aliases": registry.named,
+            **({"meant": self._meant(registry.where)} if registry.candidate and registry.where else {}),
         }
 
+    def _meant(self, where: Mapping[str, str]) -> dict[str, int]:
+        """How many of the known devices have these capabilities."""
+        known = self._devices.values()
+        return {"devices": sum(matches(each.capabilities, where) for each in known), "known": len(known)}
+
+    def _group(self, order: ModelOrder) -> CanaryGroup:
+        """The devices that an order is for."""
+        policy = self._policy
+        share = policy.share if order.share is None and not order.where else order.share or 1.0
+        return CanaryGroup(share, dict(order.where or policy.where))
+
     def _carry_out(self, order: ModelOrder, cause: Cause, turn: RegistryTurn) -> None:
-        core, share = turn.core, self._policy.share if order.share is None else order.share
+        core, group = turn.core, self._group(order)
         if order.verb == "register":
-            return self._register(order.version, cause, turn, share if order.attempt else None)
+            return self._register(order.version, cause, turn, group if order.attempt else None)
         if order.verb == "rollback":
             return self._roll_back(order.version, cause, turn)
         turn.do(self._combined(core, list(self._reports)))
         match order.verb:
             case "try":
-                record = core.registering.attempt(order.version, share, cause)
+                record = core.registering.attempt(order.version, group, cause)
             case "promote":
                 record = core.registering.promote(order.version, cause)
             case "withdraw":
@@ -166,8 +182,8 @@ class RegistryKeeper:
         turn.do(core.note(record))
         return None
 
-    def _register(self, version: int, cause: Cause, turn: RegistryTurn, share: float | None) -> None:
-        """Register a version, 0 for the newest; in the same transaction it becomes the candidate of this share.
+    def _register(self, version: int, cause: Cause, turn: RegistryTurn, group: CanaryGroup | None) -> None:
+        """Register a version, 0 for the newest; in the same transaction it becomes the candidate of this group.
 
         Where there is no champion, it becomes the champion at once.
 
@@ -176,17 +192,17 @@ class RegistryKeeper:
         """
         core = turn.core
         version = version or turn.engine.model.version
-        if share is not None and version in core.registry.versions:
-            return turn.do(core.note(core.registering.attempt(version, share, cause)))
+        if group is not None and version in core.registry.versions:
+            return turn.do(core.note(core.registering.attempt(version, group, cause)))
         core.registering.check_released(version)
         state = released(turn.engine, version)
         strategy = core.strategy.name
         record = core.registering.register(version, state.digest(), cause, keep=self._policy.keep, strategy=strategy)
         key = self._bodies.keep(memoryview(lineage.encode_snapshot(state)))
         actions = core.note(record, key)
-        if share is not None and core.registry.champion:
-            actions += core.note(core.registering.attempt(version, share, cause))
-        elif share is not None:
+        if group is not None and core.registry.champion:
+            actions += core.note(core.registering.attempt(version, group, cause))
+        elif group is not None:
             actions += core.note(core.registering.promote(version, cause))
         return turn.do([*actions, ev.Drop(key)])
 
@@ -209,7 +225,9 @@ class RegistryKeeper:
             return
         last = max(registry.versions.values(), key=lambda each: each.version, default=None)
         if last is None or (version > last.version and at >= last.record.at + self._policy.every):
-            self._register(version, Cause("it is due", at=at), turn, self._policy.share)
+            self._register(
+                version, Cause("it is due", at=at), turn, CanaryGroup(self._policy.share, self._policy.where)
+            )
 
     def _judge(self, turn: RegistryTurn) -> None:
         """Promote or withdraw the candidate if what devices measured says so."""

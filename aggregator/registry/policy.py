@@ -1,7 +1,10 @@
 """How a federation handles the versions that it registers."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import isfinite
+
+from midge.wire.participation import check_where
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +23,9 @@ class RegistryPolicy:
     as the candidate, unless another one is tried. None registers by order only."""
     share: float = 0.1
     """Of the devices that use a candidate, if the order does not say."""
+    where: Mapping[str, str] = field(default_factory=dict)
+    """Capabilities of the devices of which the share is taken, each with its value, if the order does not say; empty
+    means all devices."""
     metric: str = "loss"
     """The devices' metric by which a candidate is compared."""
     lower: bool = True
@@ -42,6 +48,7 @@ class RegistryPolicy:
             raise ValueError(f"alpha is {self.alpha}: it must be between 0 and 1.")
         if self.devices < 2:
             raise ValueError(f"devices is {self.devices}: it must be 2 or more, or one device decides for all.")
+        check_where(self.where)
         for name, value in (("every", self.every), ("patience", self.patience)):
             if value is not None and not (value > 0 and isfinite(value)):
                 raise ValueError(f"{name} is {value}: it must be a number of seconds above 0.")

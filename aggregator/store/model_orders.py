@@ -10,13 +10,14 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from midge.storage.files import atomic_write, make_folder
+from midge.wire.participation import check_where
 
 FOLDER = "orders"
 LONGEST = 86_400.0
@@ -48,7 +49,9 @@ class ModelOrder:
     version: int = 0
     """0: the newest of a registration, the candidate of a promotion, the champion of a rollback."""
     share: float | None = None
-    """Of the devices that use a candidate; None leaves it to the policy."""
+    """Of the devices that use a candidate; None leaves it to the policy, or takes all that `where` names."""
+    where: Mapping[str, str] = field(default_factory=dict)
+    """Capabilities of the devices that use a candidate, each with its value; empty leaves it to the policy."""
     attempt: bool = False
     """Whether a version becomes the candidate as soon as it is registered."""
     why: str = ""
@@ -61,6 +64,7 @@ class ModelOrder:
         share = 1.0 if self.share is None else self.share
         if self.verb not in get_args(Verb) or not 0 < share <= 1 or self.version < 0 or not _is_id(self.name):
             raise ValueError(f"{self.verb!r} of version {self.version} for a share of {share} is no order.")
+        check_where(self.where)
 
 
 def _is_id(name: str) -> bool:

@@ -1,7 +1,10 @@
 """The registered versions of a store, also of one that an aggregator has open."""
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
@@ -43,17 +46,54 @@ def read_core(store: Store) -> AggregatorCore:
     return core
 
 
-def registered_in(directory: Path) -> tuple[str, Registry, dict[int, bytes | None]]:
-    """The federation of a store, its registry, and the snapshot of each registered version.
+@dataclass(frozen=True, slots=True)
+class RegistryReading:
+    """What a store holds of registered versions."""
+
+    federation: str
+    """Empty if the store does not say."""
+    lineage: bytes
+    registry: Registry
+    snapshots: Mapping[int, bytes | None]
+    """By version; None if it is damaged."""
+
+
+def registered_in(directory: Path, wanted: Callable[[bytes, int], bool] = lambda *_: True) -> RegistryReading:
+    """The registered versions of a store.
+
+    Args:
+        directory: of the store.
+        wanted: whether the values of a version of a lineage are to be read.
 
     Raises:
         StoreError: it cannot be read.
     """
     with ReadOnlyStore(directory) as store:
-        registry = read_core(store).registry
-        snapshots = {version: snapshot_of(store, each) for version, each in registry.versions.items()}
+        registry, lineage = read_core(store).registry, store.lineage
+        snapshots = {
+            version: snapshot_of(store, each) for version, each in registry.versions.items() if wanted(lineage, version)
+        }
         rows = store.query("SELECT value FROM meta WHERE name = ?", (FEDERATION,))
-        return str(rows[0][0]) if rows else "", registry, snapshots
+        return RegistryReading(str(rows[0][0]) if rows else "", lineage, registry, snapshots)
+
+
+def facts(each: Registered, registry: Registry) -> dict[str, Any]:
+    """What is known of a registered version, as plain values."""
+    record = each.record
+    return {
+        "version": record.version,
+        "generation": record.generation,
+        "digest": record.digest.hex(),
+        "metrics": {"server": dict(each.server), "federated": dict(each.federated), "devices": each.devices},
+        "parent": record.parent or None,
+        "aliases": [name for name, version in registry.named.items() if version == record.version],
+        "step": record.step,
+        "at": record.at,
+        "devices": record.devices,
+        "updates": record.updates,
+        "strategy": record.strategy,
+        "by": record.by,
+    }
 
 
 def note_federation(store: Store, federation: str) -> None:

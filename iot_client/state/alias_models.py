@@ -5,6 +5,7 @@ must not bring it back.
 """
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from midge.wire import lineage, messages
 from midge.wire.errors import WireError
 from midge.wire.lineage import State
 from midge.wire.messages import ModelAlias
-from midge.wire.participation import takes_part
 from midge.wire.topics import ALIASES, Alias
 
 log = logging.getLogger("iot_client")
@@ -47,10 +47,13 @@ class AliasModels:
     Args:
         path: of the outbox; None keeps them in memory.
         device: its name.
+        capabilities: what it says it is.
     """
 
-    def __init__(self, path: Path | None, device: str) -> None:
-        self._path, self._device = path, device
+    def __init__(
+        self, path: Path | None, device: str, capabilities: Mapping[str, str | int | float | bool] | None = None
+    ) -> None:
+        self._path, self._device, self._capabilities = path, device, capabilities or {}
         self._kept: dict[Alias, AliasModel] = {}
         self.lineage: bytes | None = None
         """The lineage that is announced now; None if it is not known. Names of another one count no more."""
@@ -122,8 +125,8 @@ class AliasModels:
         return found
 
     def tries(self, alias: ModelAlias) -> bool:
-        """Whether this device is of the share that a name is for."""
-        return takes_part(self._device, alias.lineage, 0, alias.number, alias.share)
+        """Whether this device is one of those that a name is for."""
+        return alias.chooses(self._device, self._capabilities)
 
 
 def _same(before: AliasModel, now: AliasModel) -> bool:

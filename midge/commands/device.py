@@ -12,7 +12,7 @@ from midge.commands.arguments import like
 from midge.commands.gateway import add_gateway, gateway, refuse_options
 from midge.commands.guest import add_guest, make_guest
 from midge.commands.keeping import add_keeping, keep
-from midge.commands.parts import Problem, Subparsers, called, user_errors
+from midge.commands.parts import Problem, Subparsers, called, pairs, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.publishing import add_publishing, publish
 from midge.commands.settings import settings_file
@@ -63,6 +63,13 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--k-min", type=int, default=5, metavar="N", help="with --helper-key: fewest devices in a sum (default: 5)"
+    )
+    parser.add_argument(
+        "--capability",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what this device is, for its status, such as site=north: a candidate of the model can be tried by it",
     )
     add_log(parser)
     parser.add_argument(
@@ -147,6 +154,8 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     fields, bundle = moved(app, args)
     if bundle is not None:
         fields |= _renewing(args)
+    if args.capability:
+        fields["capabilities"] = {**(app.config.capabilities or {}), **pairs(args.capability, "--capability")}
     with user_errors():
         app.config = replace(app.config, **fields)
     name = args.name or (bundle and bundle.name)

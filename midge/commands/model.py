@@ -15,18 +15,22 @@ from midge.commands.parts import (
     add_bundle,
     add_tls,
     existing_store,
+    pairs,
     read_federation,
     server_side,
     user_errors,
 )
+from midge.commands.words import whom
 from midge.wire.inert import inert
+from midge.wire.plurals import counted
 from midge.wire.topics import ALIASES, DEFAULT_ROOT
 
 if TYPE_CHECKING:
-    from midge.aggregator.core.registry import Registered, Registry
+    from midge.aggregator.core.registry import Registry
 
 _POLL = 0.2
 """Seconds between two looks for the aggregator's answer."""
+NOT_MEANT = " Is the capability spelled as the devices say it? `midge status --json` shows what they say."
 _FORMATS = ("safetensors", "onnx", "hub")
 
 
@@ -52,7 +56,16 @@ def register(subparsers: Subparsers) -> None:
     )
     registering.add_argument("--version", type=int, default=0, metavar="N", help="default: the newest release")
     registering.add_argument("--candidate", action="store_true", help="let a share of the devices try it")
-    registering.add_argument("--share", type=float, metavar="S", help="of the devices (default: the federation's)")
+    registering.add_argument(
+        "--share", type=float, metavar="S", help="of the devices (default: the federation's; with --where, all of them)"
+    )
+    registering.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only devices with this capability try it, such as site=north; several must all hold",
+    )
     promoting = _action(
         actions,
         "promote",
@@ -120,17 +133,19 @@ def _action(actions: Subparsers, name: str, run: Callable[[argparse.Namespace], 
 
 def run_list(args: argparse.Namespace) -> int:
     with server_side():
-        from midge.aggregator.store.registered import registered_in  # noqa: PLC0415 - an extra
-    federation, registry, snapshots = registered_in(existing_store(args.store))
+        from midge.aggregator.store.registered import facts, registered_in  # noqa: PLC0415 - an extra
+    reading = registered_in(existing_store(args.store))
+    registry = reading.registry
     versions = [
-        {**_said(each, registry), "whole": snapshots[version] is not None}
+        {**facts(each, registry), "whole": reading.snapshots[version] is not None}
         for version, each in registry.versions.items()
     ]
     found = {
-        "federation": federation,
+        "federation": reading.federation,
         "versions": versions,
         "aliases": registry.named,
         "share": registry.share,
+        "where": dict(registry.where),
         "why": registry.why,
         "trial": registry.trial.evidence().packed() if registry.candidate else None,
     }
@@ -147,28 +162,13 @@ def run_list(args: argparse.Namespace) -> int:
     if registry.candidate:
         trial = registry.trial.evidence()
         print(
-            f"Tried by {registry.share:.0%} of the devices: better on {trial.better} of {trial.devices}, worse on "
-            f"{trial.worse}; evidence {trial.e_better:.3g} for it and {trial.e_worse:.3g} against."
+            inert(
+                f"Tried by {registry.share:.0%} of {whom(registry.where)}: better on {trial.better} of "
+                f"{trial.devices}, worse on {trial.worse}; evidence {trial.e_better:.3g} for it "
+                f"and {trial.e_worse:.3g} against."
+            )
         )
     return 0
-
-
-def _said(each: "Registered", registry: "Registry") -> dict[str, Any]:
-    record = each.record
-    return {
-        "version": record.version,
-        "generation": record.generation,
-        "digest": record.digest.hex(),
-        "metrics": {"server": dict(each.server), "federated": dict(each.federated), "devices": each.devices},
-        "parent": record.parent or None,
-        "aliases": [name for name, version in registry.named.items() if version == record.version],
-        "step": record.step,
-        "at": record.at,
-        "devices": record.devices,
-        "updates": record.updates,
-        "strategy": record.strategy,
-        "by": record.by,
-    }
 
 
 def _measured(said: Mapping[str, Any]) -> str:
@@ -186,9 +186,10 @@ def _measured(said: Mapping[str, Any]) -> str:
 
 
 def run_register(args: argparse.Namespace) -> int:
-    if args.share is not None and not args.candidate:
-        raise Problem("--share goes with --candidate: without it, no device uses the version yet.")
-    return _give(args, "register", args.version, attempt=args.candidate, share=args.share)
+    if (args.share is not None or args.where) and not args.candidate:
+        raise Problem("--share and --where go with --candidate: without it, no device uses the version yet.")
+    where = pairs(args.where, "--where")
+    return _give(args, "register", args.version, attempt=args.candidate, share=args.share, where=where)
 
 
 def run_promote(args: argparse.Namespace) -> int:
@@ -225,6 +226,9 @@ def _give(args: argparse.Namespace, verb: Any, version: int, **fields: Any) -> i
     else:
         named = ", ".join(f"{name} {number}" for name, number in said["aliases"].items()) or "no version has a name"
         print(f"Done: {named}.")
+        if (meant := said.get("meant")) is not None:
+            known = f"{meant['devices']} of {counted(meant['known'], 'known device')}"
+            print(f"The candidate is for {known}." + ("" if meant["devices"] else NOT_MEANT))
     return 0 if said["ok"] else 1
 
 
@@ -258,18 +262,19 @@ def _sent(args: argparse.Namespace, order: bytes) -> dict[str, Any]:
 
 def run_export(args: argparse.Namespace) -> int:
     with server_side():
-        from midge.aggregator.store.registered import registered_in  # noqa: PLC0415 - an extra
+        from midge.aggregator.store.registered import facts, registered_in  # noqa: PLC0415 - an extra
     from midge.wire.lineage import decode_snapshot  # noqa: PLC0415
 
-    federation, registry, snapshots = registered_in(existing_store(args.store))
+    reading = registered_in(existing_store(args.store))
+    registry = reading.registry
     version = _number(args.version, registry)
     if version not in registry.versions:
         listed = ", ".join(map(str, registry.versions)) or "none"
         raise Problem(f"Version {version} is not registered in {args.store}; registered are: {listed}.")
-    data = snapshots[version]
+    data = reading.snapshots[version]
     if data is None:
         raise Problem(f"The values of version {version} are damaged: see `midge store verify {args.store}`.")
-    about = {"federation": federation, **_said(registry.versions[version], registry)}
+    about = {"federation": reading.federation, **facts(registry.versions[version], registry)}
     target, parameters = Path(args.to), decode_snapshot(data).parameters()
     form = args.format or {".safetensors": "safetensors", ".onnx": "onnx"}.get(target.suffix, "hub")
     _write(form, target, parameters, about, args)

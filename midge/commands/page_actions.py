@@ -56,8 +56,9 @@ def actions_on(store: Path) -> Sequence[Action]:
             "Register",
             "federation",
             partial(ordered, "register"),
-            "Keep a release whole, to use, to export or to go back to, and let a share of the devices try it?",
-            asks="Version (the newest)",
+            "Keep a release whole, to use, to export or to go back to, and let a share of the devices try it, or those "
+            "with a capability, such as site=north?",
+            asks="Version (the newest), NAME=VALUE (all)",
         ),
         Action(
             "promote",
@@ -100,16 +101,27 @@ async def _written(write: Callable[..., T], *arguments: Any) -> T:
 
 async def _ordered(store: Path, verb: model_orders.Verb, asked: ActionRequest) -> str:
     """Give an order about registered versions, and wait for the aggregator's answer."""
-    text = asked.text.strip()
-    if text and not (text.isascii() and text.isdecimal() and len(text) < 19):
-        raise Refused(f"{text[:40]!r} is no version: write its number, or nothing.")
-    order = model_orders.ModelOrder(verb, int(text or 0), attempt=verb == "register", by="the live page")
+    attempt, version, where = verb == "register", 0, dict[str, str]()
+    for text in asked.text.split():
+        name, equal, value = text.partition("=")
+        if attempt and name and equal:
+            where[name] = value
+        elif not version and text.isascii() and text.isdecimal() and len(text) < 19:
+            version = int(text)
+        else:
+            raise Refused(f"{text[:40]!r} is no version: write its number, or nothing.")
+    try:
+        order = model_orders.ModelOrder(verb, version, attempt=attempt, where=where, by="the live page")
+    except ValueError as error:
+        raise Refused(str(error)) from error
     await _written(model_orders.give, store, order)
     for _ in range(round(_ANSWER / _POLL)):
         if (answer := model_orders.answered(store, order)) is not None:
             if not answer["ok"]:
                 raise Refused(f"{answer['why']}.")
-            return ", ".join(f"{name} {version}" for name, version in answer["aliases"].items()) or "Registered."
+            named = ", ".join(f"{name} {version}" for name, version in answer["aliases"].items()) or "Registered."
+            meant = answer.get("meant")
+            return named if meant is None else f"{named}, for {meant['devices']} of {meant['known']} known devices"
         await asyncio.sleep(_POLL)
     return "The order is in the store: the aggregator follows it once it runs and has its broker, within a day."
 

@@ -57,6 +57,17 @@ def called(text: str) -> str:
     return name
 
 
+def pairs(texts: list[str], option: str) -> dict[str, str]:
+    """The values of an option that is given as NAME=VALUE, several times."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equal, value = text.partition("=")
+        if not (name and equal):
+            raise Problem(f"{option} is {text!r}: say a name and a value, such as site=north.")
+        found[name] = value
+    return found
+
+
 def existing_store(directory: str) -> Path:
     """The directory of an existing aggregator's store."""
     path = Path(directory)

@@ -98,7 +98,7 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"New models are used untried: {why}"
         case {"event": "alias", "champion": champion, "candidate": candidate, "share": share, "why": why, **rest}:
             back = "" if rest.get("rolled_back") is None else f"Rolled back to version {rest['rolled_back']}. "
-            tried = f", and {share:.0%} of the devices try version {candidate}" if candidate else ""
+            tried = f", and {share:.0%} of {whom(rest.get('where', {}))} try version {candidate}" if candidate else ""
             return (
                 f"{back}Devices use {f'version {champion}' if champion else 'the newest version'}{tried}. {why}".strip()
             )
@@ -188,6 +188,12 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "fetch_failed" | "unfit" | "refused" | "clock", "why": why}:
             return str(why)
     return ""
+
+
+def whom(where: Mapping[str, str]) -> str:
+    """The devices with these capabilities."""
+    named = " and ".join(f"{name}={value}" for name, value in where.items())
+    return f"the devices with {named}" if named else "the devices"
 
 
 def bar(done: int, total: int) -> str:

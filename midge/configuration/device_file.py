@@ -18,6 +18,7 @@ OPTIONS: Final[Mapping[str, Table]] = {
     "device": {
         "name": "name",
         "outbox": "outbox",
+        "capabilities": "capability",
         "release_key": "release_key",
         "signing_key": "signing_key",
         "helper_key": "helper_key",

@@ -1,7 +1,7 @@
 """Registered versions, the names that stand for them, and what a rollback does, over a real store that is killed."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.presets import fedbuff
+from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.strategy import Strategy, sgd
 from midge.aggregator.model.model import REGISTERED
 from midge.aggregator.observations import Observations
@@ -30,7 +31,7 @@ from midge.aggregator.store.salvage import salvage
 from midge.aggregator.store.store import StoreFull
 from midge.aggregator.store.verification import verify
 from midge.wire import frames, lineage, messages
-from midge.wire.messages import ModelAlias, Report, Verdict
+from midge.wire.messages import DeviceState, Hello, ModelAlias, Report, Verdict
 from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, QuickStore, Rig
 
 NOW = 1_800_000_000.0
@@ -43,6 +44,7 @@ class Life:
     def __init__(self, directory: Path, policy: RegistryPolicy | None = None, **arguments: Any) -> None:
         self.rig = Rig(directory, **arguments)
         self.wall = NOW
+        self.devices: dict[str, Hello] = {}
         self.observed = Observations(self.rig.outlet.tell)
         self.rig.processor._observed = self.observed
         bodies = self.rig.ingress.bodies
@@ -52,6 +54,7 @@ class Life:
             bodies,
             self.rig.outlet,
             AnnouncementSigner(TOPICS, clock=lambda: self.wall),
+            devices=self.devices,
         )
         self.now = 0.0
         self.rig.start()
@@ -127,7 +130,8 @@ def test_a_registered_version_is_kept_whole_with_where_it_comes_from(begin: Begi
     }
     life.learn(*[1.0] * 40, device="b")
     life.rig.engine.checkpoint(life.rig.core)
-    _, registry, snapshots = registered_in(life.rig.store.directory)
+    reading = registered_in(life.rig.store.directory)
+    registry, snapshots = reading.registry, reading.snapshots
     record = registry.versions[3].record
     assert (record.updates, record.devices, record.parent, record.by, record.step) == (2, 1, 0, "anna", 2)
     state = lineage.decode_snapshot(snapshots[3] or b"")
@@ -145,7 +149,8 @@ def test_an_earlier_release_is_registered_as_long_as_something_leads_to_it(begin
         if number == 7:
             digest = life.rig.model.state.digest()
     assert life.order("register", 8)["ok"]
-    _, registry, snapshots = registered_in(life.rig.store.directory)
+    reading = registered_in(life.rig.store.directory)
+    registry, snapshots = reading.registry, reading.snapshots
     assert lineage.decode_snapshot(snapshots[8] or b"").digest() == registry.versions[8].record.digest == digest
 
 
@@ -430,9 +435,10 @@ def test_lives_with_kills_and_checkpoints_end_as_one_without(
 # -------------------------------------------------------------------- what keeps a store
 
 
-def kept(folder: Path) -> tuple[Any, dict[int, bytes | None]]:
+def kept(folder: Path) -> tuple[Any, Mapping[int, bytes | None]]:
     """The registry of a store, and the snapshots of its versions."""
-    _, registry, snapshots = registered_in(folder)
+    reading = registered_in(folder)
+    registry, snapshots = reading.registry, reading.snapshots
     return registry.dump(), snapshots
 
 
@@ -550,6 +556,54 @@ def test_by_hand_only_and_patience_that_ends(begin: Begin) -> None:
     assert life.registry.candidate == 3
     life.look(200.0)
     assert life.registry.candidate == 0 and life.registry.why.startswith("undecided. ")
+
+
+def test_the_rules_capabilities_are_tried_and_survive_a_kill_and_a_checkpoint(begin: Begin) -> None:
+    policy = RegistryPolicy(every=100.0, share=0.5, where={"site": "north"})
+    life = begin(policy)
+    life.look()
+    life.learn(1.0)
+    life.look(110.0)
+    alias = life.aliases()["candidate"]
+    assert (alias.version, alias.share, alias.where, alias.where_share) == (2, 0.0, {"site": "north"}, 0.5)
+    assert life.aliases()["champion"].where == {} and life.aliases()["champion"].share == 1.0
+    life = begin(policy)
+    assert life.registry.where == {"site": "north"}
+    life.rig.engine.checkpoint(life.rig.core)
+    life = begin(policy)
+    assert life.registry.where == {"site": "north"}
+    assert life.order("withdraw")["ok"] and life.registry.where == {}
+
+
+def test_an_order_says_whom_it_means_before_the_policy_does(begin: Begin) -> None:
+    life = begin(RegistryPolicy(share=0.1, where={"site": "north"}))
+    life.devices |= {
+        name: Hello(state=DeviceState.READY, outbox=1, capabilities={"site": site, "main": True, "rows": 3})
+        for name, site in (("a", "north"), ("b", "south"), ("c", "south"))
+    }
+    life.order("register", attempt=True)
+    life.learn(1.0)
+    said = life.order("register", attempt=True, where={"site": "south", "main": "true"})
+    assert said["meant"] == {"devices": 2, "known": 3} and life.registry.share == 1.0
+    life.order("withdraw")
+    assert life.order("try", 2)["meant"] == {"devices": 1, "known": 3} and life.registry.share == 0.1
+
+
+def test_a_registry_of_before_capabilities_is_read(begin: Begin) -> None:
+    life = tried(begin)
+    registry = Registry()
+    registry.load(life.registry.dump()[:-1])
+    assert registry.where == {} and registry.named == life.registry.named
+
+
+@pytest.mark.parametrize(
+    "where", [["site"], {"site": 3}, {"": "north"}, {"x" * 65: "a"}, {str(i): "a" for i in range(5)}]
+)
+def test_what_no_message_can_hold_is_no_order(where: Any) -> None:
+    with pytest.raises(ValueError, match="where"):
+        ModelOrder("try", 2, where=where)
+    with pytest.raises(ValueError, match="where"):
+        RegistryPolicy(where=where)
 
 
 def test_a_rule_registers_and_tries_what_is_due(begin: Begin) -> None:

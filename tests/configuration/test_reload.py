@@ -1,6 +1,7 @@
 """SIGHUP: what may change while an aggregator serves, and what is refused with nothing changed."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -9,21 +10,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import midge
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
+from midge.aggregator.home_assistant_bridge import ShownAggregator
 from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
-from midge.aggregator.store.pausing import pause, resume
+from midge.aggregator.registry.policy import RegistryPolicy
+from midge.aggregator.store.model_orders import ModelOrder, answered, give
+from midge.aggregator.store.pausing import pause, paused, resume
 from midge.aggregator.store.store import Store, StoreFull
+from midge.broker import Endpoint, connector
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.local.local_broker import local_broker
+from midge.broker.mqtt.connection import Options
+from midge.broker.mqtt.retained import read_retained
+from midge.commands.page_actions import actions_on
 from midge.configuration.aggregator_file import FIXED, RELOADED, changes, fixed
+from midge.dashboard.actions import ActionRequest
+from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Parameters, TrainingPlan
 from midge.wire.messages import Verdict
+from midge.wire.topics import HomeTopics, Topics
 from tests.federation.live import STRATEGY, Log, aggregator, device, serving
+from tests.federation.test_registry_live import PLAIN, World, used
+from tests.operations.test_home_assistant import retained, shown
 from tests.waiting import until
 
 NEWER = replace(STRATEGY, rate=0.25, release_every=2)
@@ -113,6 +128,117 @@ async def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
             server.config = replace(server.config, strategy=NEWER)
         assert server.core is core and server.config.strategy == STRATEGY
         server.federation.core.handle(ev.StoreWritable(), 0.0)
+
+
+@pytest.mark.virtual
+async def test_what_home_assistant_shows_goes_on_through_a_reload_and_its_switch_works(tmp_path: Path) -> None:
+    """Seen to fail on a view that keeps the core of before the reload, and on a pause that a reload ends."""
+    twin, log, topics = Twin(), Log(), HomeTopics(Topics("f"))
+    server = aggregator(twin, tmp_path / "store", log)
+    home = ShownAggregator(server, topics)
+
+    async def switched(word: bytes) -> None:
+        async with twin.connect(Options(client_id="home-assistant")) as connection:
+            await connection.publish(topics.pause, word)
+
+    async with serving(home, *[device(twin, name, log, tmp_path / name) for name in "ab"]):
+        await log.until(lambda: shown(twin, topics.state).get("version", 0) >= 3)
+        configured = retained(twin, topics.config())
+        server.config = replace(server.config, strategy=NEWER, limits=IngressLimits(rate=40.0))
+        version = server.core.version
+        await log.until(lambda: shown(twin, topics.state)["version"] > version + 2)
+        await switched(b"ON")
+        await log.until(lambda: shown(twin, topics.state)["paused"])
+        assert server.core.paused == "paused in Home Assistant"
+        server.config = replace(server.config, strategy=STRATEGY)
+        assert server.core.paused == "paused in Home Assistant"
+        version = server.core.version
+        await switched(b"OFF")
+        await log.until(lambda: shown(twin, topics.state)["version"] > version and not server.core.paused)
+        assert not shown(twin, topics.state)["paused"]
+        assert retained(twin, topics.config()) == configured
+        assert len(log.of("connected")) == 3, "no connection was given up"
+
+
+@pytest.mark.virtual
+async def test_orders_that_wait_and_a_trial_that_runs_go_on_through_a_reload(tmp_path: Path) -> None:
+    """Seen to fail on a registry that is rebuilt without its pairs."""
+    world = World(tmp_path, RegistryPolicy(share=1.0, devices=8), strategy=PLAIN)
+    resting = (lambda: "it only predicts",)
+
+    def evaluate(parameters: Parameters) -> Scores:
+        return Scores(5, {"loss": -float(np.asarray(parameters["b"])[0])})
+
+    boards = [world.device(f"d{number}", conditions=resting, evaluate=evaluate) for number in range(6)]
+    late = [world.device(f"late{number}", conditions=resting, evaluate=evaluate) for number in range(3)]
+    server = world.aggregator()
+    store = tmp_path / "store"
+
+    def reload(rate: float) -> None:
+        server.config = replace(server.config, strategy=replace(PLAIN, rate=rate))
+
+    async with serving(server, world.device("trainer"), *boards):
+        await world.learn(server)
+        first = ModelOrder("register", attempt=True)
+        give(store, first)
+        reload(0.5)  # before it was looked for
+        await world.log.until(lambda: answered(store, first))
+        await world.learn(server)
+        orders = [ModelOrder("register", attempt=True), ModelOrder("promote", 2), ModelOrder("withdraw")]
+        orders += [ModelOrder("try", 3)]
+        for order in orders:
+            give(store, order)
+            reload(0.25 if server.config.strategy.rate == 0.5 else 0.5)
+        said: list[dict[str, Any]] = []
+
+        def came() -> bool:
+            said.extend(found for each in orders[len(said) :][:1] if (found := answered(store, each)) is not None)
+            return len(said) == len(orders)
+
+        await world.log.until(came)
+        assert [each["ok"] for each in said] == [True, False, True, True]
+        assert server.core.registry.named == {"champion": 2, "candidate": 3}
+        await world.log.until(lambda: len(server.core.registry.trial) == 6)
+        server.federation.engine.checkpoint(server.core)
+        reload(1.0)
+        assert len(server.core.registry.trial) == 6
+        async with serving(*late):
+            await world.log.until(lambda: world.log.of("alias", champion=3, candidate=0, by="rule"))
+            assert len(world.log.of("trial")) == 1
+            await world.log.until(lambda: all(used(board) == 3 for board in (*boards, *late)))
+    with Store(store) as closed:
+        followed = [
+            entry.record.order
+            for entry in closed.entries(after=0)
+            if isinstance(entry.record, rec.AliasRecord | rec.RegisterRecord) and entry.record.order
+        ]
+    assert {followed.count(each.name) for each in (first, orders[0])} == {2}, "a registration, and the name"
+    assert [followed.count(each.name) for each in orders[1:]] == [0, 1, 1]
+
+
+@pytest.mark.virtual
+async def test_actions_of_the_page_are_followed_by_an_aggregator_that_is_reloaded(tmp_path: Path) -> None:
+    twin, log, store = Twin(), Log(), tmp_path / "store"
+    server = aggregator(twin, store, log)
+    do, nothing = {action.name: action for action in actions_on(store)}, ActionRequest()
+    async with serving(server, device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: log.of("release", version=3))
+        registering = asyncio.create_task(do["register"].carry_out(nothing))
+        pausing = asyncio.create_task(do["pause"].carry_out(ActionRequest(text="the winter")))
+        withdrawing = asyncio.create_task(do["withdraw"].carry_out(ActionRequest("b")))
+        await asyncio.sleep(0)
+        server.config = replace(server.config, strategy=NEWER)
+        assert "champion" in await registering and await pausing == "Paused: the winter"
+        assert "withdrawn" in await withdrawing
+        await log.until(lambda: log.of("health", state="paused") and log.of("erased"))
+        server.config = replace(server.config, strategy=STRATEGY)
+        assert server.core.paused == "the winter"
+        assert "champion" in await do["rollback"].carry_out(nothing)
+        generation = server.core.generation
+        server.config = replace(server.config, strategy=NEWER)
+        assert server.core.generation == generation == 1
+        await do["resume"].carry_out(nothing)
+        await log.until(lambda: not server.core.paused)
 
 
 def test_new_limits_hold_at_once_and_quarantines_stay() -> None:
@@ -245,6 +371,40 @@ def test_a_hangup_reads_the_file_again(tmp_path: Path, broker: str) -> None:
         journal = [entry.record for entry in store.entries(after=0)]
     decided = [record.strategy for record in journal if isinstance(record, rec.StrategyRecord)]
     assert [f"'deadline': {seconds}" in text for seconds, text in zip((5.0, 7.0), decided, strict=True)] == [True, True]
+
+
+def test_a_hangup_beside_home_assistant_and_with_an_order_that_waits(tmp_path: Path, broker: str) -> None:
+    """The process: signals, the switch at the broker, and an order in the store, all within the same second."""
+    own, topics = Process(tmp_path, broker), HomeTopics(Topics("pumps"))
+
+    async def switch(word: bytes) -> None:
+        async with connector(Endpoint.parse(broker))(Options(client_id="home-assistant")) as connection:
+            await connection.publish(topics.pause, word)
+
+    with own.running("--home-assistant") as process:
+        store = tmp_path / "store"
+        order = ModelOrder("promote", 7)
+        give(store, order)
+        own.change(process, "deadline = 5.0", "deadline = 7.0")("strategy.deadline changed.")
+        until("the order is answered", lambda: not list((store / "orders").glob("*.json")))
+        said = answered(store, order)
+        assert said is not None and not said["ok"] and said["why"].startswith("version 7 is not registered")
+
+        def state() -> dict[str, Any]:
+            async def read() -> dict[str, Any]:
+                async with connector(Endpoint.parse(broker))(Options(client_id="a-reader")) as connection:
+                    found = await read_retained(connection, topics.state, marker=f"{topics.prefix}/reader")
+                return dict(json.loads(bytes(found[0].payload))) if found else {}
+
+            return asyncio.run(read())
+
+        until("it is shown", state, every=0.5)
+        asyncio.run(switch(b"ON"))
+        until("it is paused", lambda: state()["paused"], every=0.5)
+        own.change(process, "deadline = 7.0", "deadline = 9.0")("strategy.deadline changed.")
+        assert paused(store) == "paused in Home Assistant"
+        asyncio.run(switch(b"OFF"))
+        until("it goes on", lambda: not state()["paused"], every=0.5)
 
 
 def test_options_go_before_the_file_at_a_reload_too(tmp_path: Path, broker: str) -> None:

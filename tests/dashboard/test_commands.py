@@ -143,6 +143,14 @@ async def test_versions_are_registered_promoted_and_gone_back_to_from_the_page(t
         before = log.of("release")[-1]["version"]
         await log.until(lambda: log.of("release")[-1]["version"] > before)
         assert "candidate" in await do["register"].carry_out(nothing)
+        with pytest.raises(Refused, match="'site=north' is no version"):
+            await do["promote"].carry_out(actions.ActionRequest(text="site=north"))
+        assert "candidate" not in await do["rollback"].carry_out(nothing)
+        before = log.of("release")[-1]["version"]
+        await log.until(lambda: log.of("release")[-1]["version"] > before)
+        said = await do["register"].carry_out(actions.ActionRequest(text="site=north"))
+        assert "candidate" in said and said.endswith(", for 0 of 2 known devices")
+        assert server.core.registry.where == {"site": "north"}
         said = await do["promote"].carry_out(nothing)
         assert "champion" in said and "candidate" not in said
         assert "champion" in await do["rollback"].carry_out(nothing)

@@ -128,6 +128,45 @@ async def test_a_share_tries_the_candidate_and_a_withdrawal_reaches_it(tmp_path:
         assert read_alias(tmp_path / f"{min(trying)}.outbox.candidate").state is None
 
 
+@pytest.mark.virtual
+async def test_only_devices_with_a_capability_try_the_candidate(tmp_path: Path) -> None:
+    """Seen to fail on devices that ignore `where`, and on an aggregator that forgets it with its process."""
+    world = World(tmp_path)
+    sites = {"n1": "north", "n2": "north", "n3": "north", "s1": "south", "s2": "south", "plain": None}
+    resting = (lambda: "it only predicts",)
+    boards = [world.device("trainer")]
+    for name, site in sites.items():
+        capabilities = None if site is None else {"site": site, "hall": 3}
+        boards.append(world.device(name, conditions=resting, capabilities=capabilities))
+    north = {"n1", "n2", "n3"}
+
+    def trying() -> set[str]:
+        return {board.name for board in boards if used(board) == 3}
+
+    async with serving(*boards):
+        server = world.aggregator()
+        async with serving(server):
+            await world.learn(server)
+            await world.order("register", attempt=True)
+            await world.learn(server)
+            said = await world.order("register", attempt=True, where={"site": "north", "hall": "3"})
+            assert said["meant"] == {"devices": 3, "known": 7}
+            await world.log.until(lambda: trying() == north)
+            assert _alias(server).share == 0, "a device that does not know `where` tries nothing"
+        server = world.aggregator()
+        async with serving(server):
+            await world.learn(server)
+            assert trying() == north and _alias(server).where == {"site": "north", "hall": "3"}
+            said = await world.order("withdraw")
+            await world.log.until(lambda: not trying())
+            said = await world.order("try", 3, where={"site": "north"}, share=0.5)
+            chosen = {name for name in north if _alias(server).chooses(name, {"site": "north"})}
+            await world.log.until(lambda: trying() == chosen)
+            said = await world.order("promote")
+            assert said["aliases"] == {"champion": 3} and "meant" not in said
+            await world.log.until(lambda: len(trying()) == len(boards))
+
+
 def _alias(server: Aggregator) -> messages.ModelAlias:
     posts = [post for post in server.federation.everything() if post.topic.endswith("alias/candidate")]
     return messages.decode_alias(posts[0].payload)[0]

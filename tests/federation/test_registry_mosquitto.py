@@ -24,6 +24,7 @@ from tests import needs
 from tests.federation.live import Log, serving
 
 GOAL = 3.0
+NORTH = {"d0", "d1", "d2"}
 CHILD = """
 import sys
 from dataclasses import replace
@@ -78,6 +79,7 @@ class Fleet:
                     train=self.train,
                     outbox=folder / f"{name}.outbox",
                     conditions=() if name == "trainer" else resting,
+                    capabilities={"site": "north"} if name in NORTH else None,
                 )
             )
             for name in names
@@ -104,12 +106,12 @@ class Fleet:
 
     async def use(self, version: int) -> None:
         """Wait until each device predicts with a version."""
+        await self.log.until(lambda: len(self.using(version)) == len(self.boards))
 
-        def used() -> bool:
-            models = [board._parts.predicting.model for board in self.boards]
-            return all(model is not None and model.version == version for model in models)
-
-        await self.log.until(used)
+    def using(self, version: int) -> set[str]:
+        """The devices that predict with a version."""
+        models = {board.name: board._parts.predicting.model for board in self.boards}
+        return {name for name, model in models.items() if model is not None and model.version == version}
 
 
 async def midge(*words: str) -> dict[str, Any]:
@@ -158,11 +160,17 @@ async def test_promote_try_kill_and_roll_back_a_live_federation(tmp_path: Path) 
                 remote = (url, "6", "--federation", "f", "--release-key", str(tmp_path / "release.key"))
                 assert (await midge("promote", *remote))["aliases"] == {"champion": 6}
                 await fleet.use(6)
+                await fleet.learn(0.5)
+                assert (await midge("register", store, "--candidate", "--where", "site=north"))["meant"]["devices"] == 3
+                await fleet.log.until(lambda: fleet.using(7) == NORTH)
+                assert fleet.using(6) == {board.name for board in fleet.boards} - NORTH
+                assert (await midge("rollback", store, "--candidate"))["aliases"] == {"champion": 6}
+                await fleet.use(6)
             await fleet.log.until(lambda: not fleet.boards[0].holding)
     settled = [(event["outbox"], event["seq"]) for event in fleet.log.of("receipt", device="trainer")]
     assert len(settled) == len(set(settled)) == fleet.trained, "each has one verdict"
     found = await midge("list", store)
-    assert [each["version"] for each in found["versions"]] == [2, 3, 6] and found["federation"] == "f"
+    assert [each["version"] for each in found["versions"]] == [2, 3, 6, 7] and found["federation"] == "f"
     assert found["versions"][2]["parent"] == 3 and found["versions"][2]["updates"] == 3
     assert found["versions"][1]["metrics"]["server"] == {"error": 1.0}
     assert found["versions"][1]["metrics"]["federated"]["loss"]["median"] == 1.0

@@ -189,7 +189,10 @@ def test_the_commands_say_what_is_in_their_way(tmp_path: Path, capsys: pytest.Ca
     for words, why in [
         (["export", store, "7", "--to", str(tmp_path / "m")], "registered are: 2, 3"),
         (["export", store, "best", "--to", str(tmp_path / "m")], "name a number"),
-        (["register", store, "--share", "0.5"], "goes with --candidate"),
+        (["register", store, "--share", "0.5"], "go with --candidate"),
+        (["register", store, "--where", "site=north"], "go with --candidate"),
+        (["register", store, "--candidate", "--where", "site"], "say a name and a value, such as site=north"),
+        (["register", store, "--candidate", "--where", f"site={'n' * 65}"], "at most 64 characters"),
         (["register", store, "--candidate", "--share", "1.5"], "is no order"),
         (["rollback", store, "2", "--candidate"], "no version to name"),
         (["list", str(tmp_path)], "no store"),

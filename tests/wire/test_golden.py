@@ -308,6 +308,22 @@ VECTORS: dict[str, Vector] = {
             epoch=7,
         )
     ),
+    "alias-where": message(
+        ModelAlias(
+            name="candidate",
+            federation="pumps",
+            lineage=ID,
+            generation=1,
+            number=42,
+            version=20,
+            schema_hash=SCHEMA.hash,
+            digest=ID,
+            size=1000,
+            share=0.0,
+            where={"site": "north", "class": "micro"},
+            where_share=0.5,
+        )
+    ),
     "alias-of-none": message(ModelAlias(name="champion", federation="pumps", lineage=ID, generation=1, number=41)),
     "announcement": Vector(messages.encode_announcement(ANNOUNCEMENT), messages.decode_announcement),
     "part": message(

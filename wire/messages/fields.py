@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from midge.wire import inputs
+from midge.wire.participation import MOST_WHERE
 
 Id = Annotated[bytes, Field(min_length=16, max_length=16)]
 NO_LINEAGE = bytes(16)
@@ -22,6 +23,8 @@ Sentence = Annotated[str, Field(max_length=400)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Metrics = Annotated[dict[Word, Finite], Field(max_length=32)]
 Capabilities = Annotated[dict[Word, Sentence | int | float | bool], Field(max_length=32)]
+Where = Annotated[dict[Word, Word], Field(max_length=MOST_WHERE)]
+"""Capabilities by name, each with the text of its value: a device with all of them is meant."""
 Names = Annotated[tuple[Word, ...], Field(max_length=inputs.MOST)]
 Hidden = Annotated[bytes, Field(max_length=60_000)]
 """Fields about the device itself, sealed by `wire.sealing.hide`; empty if nothing is sealed."""

@@ -1,11 +1,13 @@
 """The message that says which registered version of the model a name stands for."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from midge.wire.messages.announcement import Announcement, FrameInfo
-from midge.wire.messages.fields import U32, U63, Id, Message, Names, Word
+from midge.wire.messages.fields import U32, U63, Id, Message, Names, Where, Word
+from midge.wire.participation import matches, takes_part
 
 
 class ModelAlias(Message):
@@ -29,7 +31,12 @@ class ModelAlias(Message):
     parts: Annotated[int, Field(ge=1, le=2**20)] = 1
     """Number of chunks of its snapshot."""
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """The share of the devices that use it: those that `wire.participation.takes_part` chooses by `number`."""
+    """The share of the devices that use it: those that `wire.participation.takes_part` chooses by `number`. 0 if
+    `where` says which."""
+    where: Where = {}  # noqa: RUF012 - pydantic copies it
+    """If not empty, only devices with these capabilities use it; `wire.participation.matches` compares them."""
+    where_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The share of those devices that use it."""
     chunk: Annotated[int, Field(ge=256, le=2**28)] = 256 * 1024
     """Most bytes of body in a chunk."""
     issued: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -49,6 +56,13 @@ class ModelAlias(Message):
     def order(self) -> tuple[int, int, int]:
         """Orders what was published under one name."""
         return self.epoch, self.generation, self.number
+
+    def chooses(self, device: str, capabilities: Mapping[str, str | int | float | bool]) -> bool:
+        """Whether a device with these capabilities is to use it."""
+        if not matches(capabilities, self.where):
+            return False
+        share = self.where_share if self.where else self.share
+        return takes_part(device, self.lineage, 0, self.number, share)
 
     def announcement(self) -> Announcement:
         """The version as an announcement, by which it is fetched and verified."""
