@@ -161,9 +161,9 @@ async def measured(case: str, devices: int, parameters: int, options: argparse.N
     sent, came = loads[0]
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
-        stretches = {name: [*before, *during] for name, (before, during, _) in outcomes.items()}
-        there = {"other_sent": loads[1][0], "other_came": loads[1][1]}
-        np.savez(options.keep / f"{case}-{devices}.npz", sent=sent, came=came, **there, **stretches)
+        arrays: dict[str, Any] = {name: [*before, *during] for name, (before, during, _) in outcomes.items()}
+        arrays |= {"sent": sent, "came": came, "other_sent": loads[1][0], "other_came": loads[1][1]}
+        np.savez(options.keep / f"{case}-{devices}.npz", **arrays)
         (options.keep / f"{case}-{devices}.json").write_text(json.dumps([part.events for part in scene.parts]))
     about = {
         **({} if options.byte_rate is None else {"byte_rate": options.byte_rate}),
@@ -203,7 +203,8 @@ def row(loads: list[Times], before: Stretch, during: Stretch, lost: int) -> Row:
 def window(sent: npt.NDArray[Any], came: npt.NDArray[Any], stretch: Stretch) -> npt.NDArray[Any]:
     """Latency in seconds of the messages sent in a period."""
     chosen = (sent >= stretch[0]) & (sent <= stretch[1]) & ~np.isnan(came)
-    return (came - sent)[chosen]
+    delays: npt.NDArray[Any] = (came - sent)[chosen]
+    return delays
 
 
 def percentile(seconds: npt.NDArray[Any], share: float) -> float:
@@ -227,7 +228,7 @@ def main() -> None:
     options.before = options.before or (2.0 if options.quick else 10.0)
     options.patience = options.patience or (30.0 if options.quick else 240.0)
     megabytes = options.megabytes or (2.0 if options.quick else 10.0)
-    sizes = {"fetch": (30,), "drain": (200,)}
+    sizes: dict[str, tuple[int, ...]] = {"fetch": (30,), "drain": (200,)}
     if not options.quick:
         sizes = {"fetch": (100, 300), "drain": (3000,)}
     rows = []

@@ -4,7 +4,7 @@
 
 | row | |
 |---|---|
-| `mode` | `secure` masks updates (`wire.masking`), with `slices=4` each covers a quarter; `central` adds noise to steps |
+| `mode` | `secure` masks updates (`wire.masking`), by `slices=4` a quarter of each; `central` adds noise to steps |
 | `params`, `k` | parameters of the model; devices in a sum |
 | `bytes_per_param` | bytes of an update's whole payload per parameter, with header, entry, seals and signatures |
 | `step_seconds` | processor seconds, median: the helper verifies K tickets and sums masks, the aggregator opens it |

@@ -500,7 +500,7 @@ class Soak:
         stretches = self.stretches
         beside = [*stretches["beside"], *stretches["reconnect"]]
         lost = sum(int(np.isnan(came).sum()) for _, came in own)
-        found = {"messages": sum(len(sent) for sent, _ in own), "lost": lost}
+        found: dict[str, float] = {"messages": sum(len(sent) for sent, _ in own), "lost": lost}
         kinds = {"alone": stretches["alone"], "beside": beside, "reconnect": stretches["reconnect"]}
         for name, chosen in kinds.items():
             for what, share in (("p50", 50), ("p99", 99)):

@@ -169,6 +169,7 @@ class DeviceParts:
         model = VerifiedModel("train", told.lineage, told.version, state, told.features, told.generation)
         with suppress(Missing):  # the training reports it, with details
             self.predicting.take(model, time.monotonic())
+
     def objection(self, announcement: Announcement) -> str | None:
         """Why the owner's requirements forbid training under this announcement; None if they do not."""
         return unmasked_objection(announcement) if self.masker is None else self.masker.objection(announcement)

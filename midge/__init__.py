@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from midge.iot_client.data.csv_source import CsvRows
     from midge.iot_client.data.mqtt_source import SensorTopic
     from midge.iot_client.data.samples import Samples
-    from midge.iot_client.state.model_comparison import KeepRule
     from midge.iot_client.masking_requirement import RequireSecure
+    from midge.iot_client.state.model_comparison import KeepRule
     from midge.iot_client.training.autoencoder import Autoencoder
     from midge.iot_client.training.evaluation import Scores
     from midge.iot_client.training.fit import Fit, Recipe

@@ -10,6 +10,7 @@ Updates in bursts from one base, as from devices in lock-step, add up before any
 steps of K make m/K steps in the same direction, however small their staleness. A second bound covers them.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from functools import lru_cache
@@ -27,6 +28,9 @@ BURSTS = 0.8
 bursts this bound is the one that makes learning slow."""
 _FEWEST, _MOST = 32, 2048
 """Updates from which the margin is computed, and most updates that are remembered."""
+_EARLY = 8
+"""Updates from which it is estimated, if there are two of each device: while the estimate is rough, it may only lower
+the rate. Four devices whose steps did not wait for a full buffer swung to forty times their data within 32 updates."""
 _DOMINANT = 1.5
 """Multiple of its fair share of the window beyond which a device's updates count less. Otherwise liars that send all
 the time, always from the newest version, would hide the delays of the others, and the rate would be too high for them.
@@ -141,7 +145,10 @@ class GainMarginEstimator:
             del self._of_base[min(self._of_base)]
         self._burst += share * (2 * self._of_base[base] - 1 - self._burst) / max(devices, 1)
         self._since += 1
-        if len(self._seen) >= _FEWEST and (not self._shares or self._since >= max(16, devices // 2)):
+        known, usual = len(self._seen), max(16, devices // 2)
+        if known < _FEWEST:
+            usual = max(_EARLY, 2 * devices) if not self._shares else max(_EARLY // 2, devices // 2)
+        if self._since >= usual or known == _FEWEST:
             self._since, self._margin = 0, None
             window = list(islice(self._seen, max(0, len(self._seen) - max(64, 4 * devices)), None))
             self._shares = _by_staleness(window)
@@ -155,8 +162,13 @@ class GainMarginEstimator:
 
         At most 1 − β1: a rate of 1 applies a whole delta, and momentum multiplies it by 1 / (1 − β1) in the long run.
         """
-        if not self._shares:
-            return None
+        return self._rate(buffer_size) if self._shares and len(self._seen) >= _FEWEST else None
+
+    def early_rate(self, buffer_size: int) -> float:
+        """A rough estimate of it before that, infinite before eight updates."""
+        return self._rate(buffer_size) if self._shares else math.inf
+
+    def _rate(self, buffer_size: int) -> float:
         if self._margin is None:
             self._margin = gain_margin(self._shares, self._momentum)
         gain = min(1.0 - self._momentum, SHARE * self._margin, BURSTS * 2 * buffer_size / max(self._burst, 1.0))

@@ -120,7 +120,15 @@ class StepPlanner:
     @property
     def mean_rate(self) -> float:
         """The mean rate of a step."""
-        return self._strategy.mean_rate(self._steering.live, self.safe_rate)
+        return min(self._strategy.mean_rate(self._steering.live, self.safe_rate), self._early_rate)
+
+    @property
+    def _early_rate(self) -> float:
+        """What bounds the rate while the safe rate is unknown; infinite otherwise, or if the strategy is not bounded."""
+        strategy = self._strategy
+        if self.safe_rate is not None or not strategy.bounded or strategy.form == "mixing" or strategy.adaptive:
+            return math.inf
+        return self._state.margin.early_rate(strategy.size(self._steering.live))
 
     @property
     def turn_gain(self) -> float | None:
@@ -128,7 +136,7 @@ class StepPlanner:
 
         It is unknown for an adaptive optimizer, which divides by the size of its input: the rate is no share there.
         """
-        if self.safe_rate is None or self._strategy.optimizer.kind != "sgd":
+        if self.safe_rate is None or self._strategy.adaptive:
             return None
         live = self._steering.live
         return self.mean_rate * self._state.margin.mean_weight * live / self._strategy.size(live)
@@ -175,6 +183,7 @@ class StepPlanner:
             weights = [weight if known else 0.0 for weight, known in zip(weights, affords, strict=True)]
         # The stalest update decides: an adaptive rate falls with the longest delay in a buffer.
         rate = strategy.step_rate(max(item.staleness for item in updates), live, self.safe_rate)
+        rate = min(rate, self._early_rate)
         return rec.StepRecord(
             lsn=self._state.next,
             step=self._state.step + 1,

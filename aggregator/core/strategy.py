@@ -355,6 +355,11 @@ class Strategy:
         shares = Counter(item.device for item in buffered)
         return [item.weight / shares[item.device] for item in buffered]
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the optimiser divides by the size of its input: its rate is no loop gain then."""
+        return self.optimizer.kind != "sgd"
+
     def step_rate(self, largest: int, live: int, safe: float | None) -> float:
         """The rate of a step whose stalest update is `largest` steps old, with `live` devices online."""
         limit = self.optimizer.delay_limit
@@ -369,8 +374,8 @@ class Strategy:
         takes precedence, because devices of different speeds leave more room. A configured rate has the same bounds,
         unless `bounded` is False.
         """
-        if self.rate is not None and not (self.bounded and self.optimizer.kind == "sgd"):
-            return self.rate  # an adaptive optimiser divides by the size of u: its rate is no loop gain
+        if self.rate is not None and (self.adaptive or not self.bounded):
+            return self.rate
         if self.form == "mixing":
             # Mixing pulls x back to p_v, so it is stable at any rate; what is bounded is each device's share of x.
             return min(self.rate or 1.0, MIXED / (max(live, 1) * self.staleness(max(live - 1, 0))))

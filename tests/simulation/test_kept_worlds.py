@@ -210,6 +210,31 @@ WORLDS = {
         night=14.854041987554261,
         loss=0.05173990676229055,
     ),
+    # Steps did not wait for a full buffer, and the first 32 updates were applied at a rate for full ones.
+    "four devices before their delays are known": replace(
+        Drawn(
+            50100828,
+            "fedbuff, trimmed",
+            4,
+            0.0,
+            0.31394021065889743,
+            0.0,
+            "scale",
+            0.11118522823088564,
+            10.906754772904195,
+            0.0,
+            0.0,
+            0.0,
+            0,
+            "",
+        ),
+        median=300.0,
+        night=9.224756157586189,
+        reboots=0.24496459996824455,
+        loss=0.022957024689156703,
+        delayed=0.08237227294408622,
+        latency=0.08387817656751079,
+    ),
     "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),
@@ -220,6 +245,7 @@ WORLDS = {
 def test_it_learns_in_a_world_that_once_stopped_it(name: str) -> None:
     found = verdict(WORLDS[name])
     assert not found["stalled"]
+    assert not found["broken"]
     assert not found["late"]
 
 
