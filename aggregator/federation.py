@@ -288,7 +288,7 @@ class FederationRuntime:
                 self._looked_for_room = now
                 self._look_for_room(now)
             return
-        self.processor.drop_unconfirmed(now)
+        self.processor.reader.drop_unconfirmed(now)
         self._vouching.look()
         for post in self.shelf.overdue(now):
             self._outlet.put(post)

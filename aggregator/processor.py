@@ -1,6 +1,6 @@
 """Processing of deliveries, one batch at a time, into durable decisions and outgoing messages.
 
-`process` reads a batch; the shell (`aggregator.shell`) asks the core, commits and executes, with the processor as its
+`process` takes a batch; the shell (`aggregator.shell`) asks the core, commits and executes, with the processor as its
 host: store, model and queue. It knows no connection and no event loop; one thread calls it.
 """
 
@@ -15,6 +15,7 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.encoder_doubt import NO_FEEDBACK
 from midge.aggregator.core.update_admission import OTHER_BASE
+from midge.aggregator.delivery_reader import DeliveryReader
 from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.filter import IngressFilter
 from midge.aggregator.ingress.roster import Roster
@@ -30,9 +31,9 @@ from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
 from midge.wire import codecs
 from midge.wire.errors import WireError
-from midge.wire.messages import NO_LINEAGE, DeviceState, Fetch, Settled, Statistics, Update, Verdict
+from midge.wire.messages import Fetch, Settled, Update, Verdict
 from midge.wire.noise import rounded_gaussian
-from midge.wire.topics import Origin, Topics
+from midge.wire.topics import Topics
 
 log = logging.getLogger("aggregator")
 
@@ -77,6 +78,15 @@ class Processor:
         self._core: AggregatorCore = shelf.core
         ingress.admission.proven = roster.known = self._core.contributed
         self.fitting = PartFitting(shelf, ingress, roster, outlet)
+        self.reader = DeliveryReader(
+            self._core,
+            topics,
+            ingress=ingress,
+            roster=roster,
+            outlet=outlet,
+            observed=self._observed,
+            announce=self.announce,
+        )
         self._receipts = Receipts()
         """Receipts of the current batch."""
         self.shell = AggregatorShell(self._core, self)
@@ -111,109 +121,16 @@ class Processor:
 
     def _take(self, delivery: Delivery, now: float) -> Sequence[ev.Action]:
         """Process one delivery."""
-        try:
-            read = self._read(delivery, now)
-        except WireError as error:
-            # The connection discards an oversized payload, and delivers one byte in its place.
-            why = str(error) if len(delivery.payload) != 1 else f"{error}; an oversized message is cut to one byte"
-            self._outlet.meters.dropped["malformed"] += 1
-            self._observed.drops.dropped(delivery.topic, why, now)
-            if not delivery.retain:  # the sender of a retained message may have left long ago
-                self._ingress.troubles.tell(self._topics.named(delivery.topic), why, now)
-            return ()
-        if isinstance(read, ev.StatisticsArrived) and (why := self._unwanted(read.statistics)):
-            self._ingress.troubles.tell(read.device, why, now)
+        read = self.reader.read(delivery, now)
         if isinstance(read, ev.FetchAsked):
             read = self.fitting.asked(read, now)
         if isinstance(read, ev.Reply | ev.GrantChunks):
             return (read,)  # decided by the ingress filter
         return () if read is None else self.shell.settle(read, now)
 
-    def _unwanted(self, statistics: Statistics) -> str:
-        """Why statistics cannot be used; empty if they can, or if they are only too late."""
-        if self._core.full is not None:
-            return f"its statistics cannot be stored now: {self._core.full}"
-        asked = tuple((moment.name, moment.channels) for moment in self._core.moments)
-        if asked and (statistics.lineage, statistics.names) == (self._core.lineage, asked):
-            return ""
-        return "its statistics are not those that the announcement of this lineage requests"
-
-    # ------------------------------------------------------------------- reading
-
-    def _read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | ev.GrantChunks | None:
-        try:
-            origin = self._topics.origin(delivery.topic)
-        except WireError:
-            if not self._ingress.stray(delivery.topic, now, len(delivery.payload)):
-                return None  # counted as a flood
-            raise
-        if not delivery.retain:
-            self._observed.activity.heard(origin.device, now)
-        try:
-            match origin.sort:
-                case "update":
-                    self._roster.waits.pop(origin.device, None)
-                    return self._ingress.update(origin.device, delivery.payload, now, self._core.hi)
-                case "status":
-                    return self._status(origin, delivery, now)
-                case "report":
-                    self._report(origin.device, delivery.payload, now)
-                    return None
-        except WireError:
-            self._ingress.malformed(origin.device, now)
-            raise
-
-    def _report(self, device: str, payload: bytes, now: float) -> None:
-        report = self._ingress.report(device, payload, now)
-        # The same version number of another lineage is another model.
-        if report is not None and report.lineage == self._core.lineage:
-            if self._core.strategy.privacy is not None:
-                self._outlet.meters.dropped["private"] += 1  # no budget pays for showing it, or deciding by it
-                return
-            self._observed.heard(device, report)
-            self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
-        elif report is not None and report.lineage != NO_LINEAGE:
-            self._ingress.troubles.tell(device, "its report is of another lineage than the announced one", now)
-
-    def _status(self, origin: Origin, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
-        device = origin.device
-        if not delivery.payload:
-            self._observed.activity.forget(device)
-            self._follow(self._roster.leave(device), now)
-            return None
-        hello = self._ingress.status(device, delivery.payload, now)
-        if hello is None or hello.state is DeviceState.JOINING:
-            return None
-        # A retained status may be old, and its device waits for no answer.
-        greets = hello.state is DeviceState.READY and not delivery.retain
-        answer = self._ingress.greeting(device, hello, now) if greets else None
-        if not hello.state.live and hello.state is not DeviceState.SLEEPING:
-            self._observed.activity.leave(device)
-        if isinstance(answer, ev.Greeted) and hello.lineage == self._core.lineage:
-            self._observed.put_back.heard(device, hello.generation, hello.version)
-        if not self._ingress.known.withdrawn(device):
-            self._follow(self._roster.take(device, hello), now)
-        elif delivery.retain:
-            self._outlet.put(Post(delivery.topic, b""))  # a withdrawn device's name must not stay at the broker
-        return answer
-
-    def _follow(self, changes: Sequence[ev.Event | ev.Announce], now: float) -> None:
-        """Report changes of the roster to the core, which returns no actions for them."""
-        for change in changes:
-            if isinstance(change, ev.Announce):
-                self.announce()
-            else:
-                self._core.handle(change, now)
-
-    def drop_unconfirmed(self, now: float) -> None:
-        """Drop statuses that were removed while we were disconnected."""
-        for device in self._roster.unconfirmed(now):
-            self._observed.activity.forget(device)
-            self._follow(self._roster.leave(device), now)
-
     def forget(self, device: str, now: float) -> None:
         """Remove everything about a device, here and at the broker."""
-        self._follow(self._roster.forget(device), now)
+        self.reader.follow(self._roster.forget(device), now)
         self._ingress.forget(device)
         self._observed.forget(device)
         self._outlet.put(Post(self._topics.status(device), b""))

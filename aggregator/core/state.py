@@ -5,7 +5,7 @@ implementation. Timers are not part of it: they restart with the process.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,18 @@ class Buffered(Waiting):
     lsn: int = 0
     masked: bool = False
     """Whether only its sum with others can be decoded."""
+
+    def dump(self) -> list[Any]:
+        """Plain values for `load`."""
+        first = [self.lsn, self.device, self.staleness, self.weight, self.scale]
+        return [*first, self.norm, self.agreement, self.outbox, self.trivial, self.masked]
+
+    @classmethod
+    def load(cls, values: Sequence[Any]) -> "Buffered":
+        """Restore from the result of `dump`; a checkpoint of an earlier Midge has fewer values."""
+        lsn, device, staleness, weight, scale, norm, agreement, *later = values
+        outbox, trivial, masked = (*later, 0, False, False)[:3]
+        return cls(device, staleness, weight, scale, norm, agreement, outbox, trivial, lsn, masked)
 
 
 class CoreState:
@@ -332,21 +344,7 @@ class CoreState:
             "share": self._steering.share,
             "work": [self.work.steps, self.work.recipe],
             "sum": [self.helper, self.dealt],
-            "masked": [item.lsn for item in self.buffer if item.masked],
-            "buffer": [
-                [
-                    item.lsn,
-                    item.device,
-                    item.staleness,
-                    item.weight,
-                    item.scale,
-                    item.norm,
-                    item.agreement,
-                    item.outbox,
-                    item.trivial,
-                ]
-                for item in self.buffer
-            ],
+            "buffer": [item.dump() for item in self.buffer],
             "contributors": sorted(self.contributors),
             "trivial": sorted(self.trivial),
             "ledger": self.ledger.dump(),
@@ -378,11 +376,7 @@ class CoreState:
             times = dict(state["times"])
             self.versions.load([number, step, times.get(number, 0.0)] for number, step in state["steps_at"])
         self.helper, self.dealt = state.get("sum", (b"", 0))
-        masked = set(state.get("masked", ()))
-        self.buffer = [
-            Buffered(device, staleness, weight, scale, *later, lsn=lsn, masked=lsn in masked)  # type: ignore[misc]
-            for lsn, device, staleness, weight, scale, *later in state["buffer"]
-        ]
+        self.buffer = [Buffered.load(values) for values in state["buffer"]]
         self.applied = state.get("applied", self.counts["accepted"] - len(self.buffer))
         if "registry" in state:
             self.registry.load(state["registry"])

@@ -124,7 +124,7 @@ class StepPlanner:
 
     @property
     def _early_rate(self) -> float:
-        """What bounds the rate while the safe rate is unknown; infinite otherwise, or if the strategy is not bounded."""
+        """The bound of a bounded strategy's rate while the safe rate is unknown; infinite otherwise."""
         strategy = self._strategy
         if self.safe_rate is not None or not strategy.bounded or strategy.form == "mixing" or strategy.adaptive:
             return math.inf
