@@ -23,8 +23,8 @@ from midge.iot_client.connection.model_fetcher import Fetcher, FetchError
 from midge.iot_client.connection.prediction_feed import PredictionFeed
 from midge.iot_client.connection.publisher import Publisher
 from midge.iot_client.connection.statistics_message import StatisticsSource
-from midge.iot_client.data.intake import SOON, IntakeWatch
 from midge.iot_client.data.samples import Samples
+from midge.iot_client.intake_reports import report_intake
 from midge.iot_client.model_trials import try_models
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
@@ -155,7 +155,7 @@ class DeviceRuntime:
             found.append(PredictionFeed(self.parts, lambda: self.session.unsuited).run())
         if samples is not None:
             found += [source.follow(samples) for source in self.parts.config.sources]
-            found.append(self._watch_intake(samples))
+            found.append(report_intake(self.parts, self.greet))
         if self.parts.predicting.keeper is not None:
             found.append(try_models(self.parts, self.parts.predicting.keeper, self.greet))
         return found
@@ -191,19 +191,6 @@ class DeviceRuntime:
             if not self.parts.duty.asleep:
                 self.look()
             await asyncio.sleep(every)
-
-    async def _watch_intake(self, samples: Samples) -> None:
-        """Log if no useful rows come from the sources, and report their counts."""
-        watch, began = IntakeWatch(samples.intakes, lambda: len(samples)), time.monotonic()
-        while True:
-            await asyncio.sleep(SOON)
-            useless, news = watch.look(time.monotonic() - began)
-            for each in useless:
-                log.warning("%s: no useful row comes. %s.", self.parts.config.name, each.words())
-            if news:
-                self.parts.tell("intake", useless=bool(useless), sources=samples.received())
-            if useless:
-                self.greet()
 
     def look(self) -> None:
         """Check whether the device's own constraints keep it from training, or off its link. In the loop of `run`."""

@@ -25,6 +25,10 @@ from midge.aggregator.core.versions import Versions
 from midge.wire.messages import Verdict
 
 
+_ADDED: list[Any] = [0.0, 0.0, 0, False, False]
+"""Values of a waiting update that checkpoints of earlier versions of Midge do not have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Buffered(Waiting):
     """An accepted update that waits for its step, with the number (lsn) of its journal record."""
@@ -43,8 +47,8 @@ class Buffered(Waiting):
     @classmethod
     def load(cls, values: Sequence[Any]) -> "Buffered":
         """Restore from the result of `dump`; a checkpoint of an earlier Midge has fewer values."""
-        lsn, device, staleness, weight, scale, norm, agreement, *later = values
-        outbox, trivial, masked = (*later, 0, False, False)[:3]
+        lsn, device, staleness, weight, scale, *later = values
+        norm, agreement, outbox, trivial, masked = [*later, *_ADDED[len(later) :]]
         return cls(device, staleness, weight, scale, norm, agreement, outbox, trivial, lsn, masked)
 
 
