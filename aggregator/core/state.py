@@ -24,7 +24,6 @@ from midge.aggregator.core.strategy import Strategy, Waiting
 from midge.aggregator.core.versions import Versions
 from midge.wire.messages import Verdict
 
-
 _ADDED: list[Any] = [0.0, 0.0, 0, False, False]
 """Values of a waiting update that checkpoints of earlier versions of Midge do not have."""
 
