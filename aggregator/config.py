@@ -81,8 +81,8 @@ class AggregatorConfig:
         credential_files: certificates and authorities that the connector uses: an alarm warns 60 days before one of
             them, or the release key, expires.
         limits: how much devices may send, and when one is quarantined.
-        retention: seconds of silence after which a device's names are erased, if none of its updates could be counted
-            twice should it return; None keeps them.
+        retention: seconds of silence after which a device's names are erased, once there is a version that it does not
+            know: updates of earlier ones are stale from then on, so that none counts twice. None keeps the names.
         helper_key: the mask helper's public key, PEM, pinned: for a strategy of secure aggregation.
         registry: how versions are registered, kept, tried and promoted.
 

@@ -61,7 +61,7 @@ class Upkeep:
         self.checkpoint_records, self._retention = config.checkpoint_records, config.retention
         self._checkpointed = lsn, now
         """Newest record in a checkpoint, and when it was written."""
-        self._looked_for_requests = self.looked_for_silence = -math.inf
+        self._looked_for_requests, self.looked_for_silence = -math.inf, now  # a clock may be wrong just after a start
 
     def tend(self, core: AggregatorCore, engine: Engine, forgetful: Forgetful, now: float) -> None:
         """Do what is due.
@@ -127,18 +127,27 @@ class Upkeep:
     def _forget_silent(self, core: AggregatorCore, engine: Engine, forgetful: Forgetful, now: float) -> None:
         if self._retention is None or core.strategy.privacy is not None:
             return  # a private budget is spent permanently, so its devices must stay known
-        silent = self._names.silent(self._wall() - self._retention, core.oldest_base)
-        silent = [device for device in silent if not core.waits(device) and not core.charged(device)]
+        known = self._names.silent(self._wall() - self._retention, core.version)
+        silent = [device for device in known if not core.waits(device) and not core.charged(device)]
         if silent:
-            counted = self._forget(silent, core, engine, forgetful, now)
+            # Without a record of what was received, a repeated update would count twice: so it must be stale.
+            before = 1 + max(known[device] for device in silent)
+            counted = self._forget(silent, core, engine, forgetful, now, before=before)
             for device in silent:
                 self._names.audit("erased after silence", device, "retention")
             self._outlet.tell("silent", devices=len(silent), **counted)
 
     def _forget(
-        self, devices: Sequence[str], core: AggregatorCore, engine: Engine, forgetful: Forgetful, now: float
+        self,
+        devices: Sequence[str],
+        core: AggregatorCore,
+        engine: Engine,
+        forgetful: Forgetful,
+        now: float,
+        *,
+        before: int = 0,
     ) -> Counter[str]:
-        counted = forget(engine, core, self._names, devices)
+        counted = forget(engine, core, self._names, devices, before)
         self._checkpointed = core.lsn, now
         for device in devices:
             forgetful.forget(device, now)

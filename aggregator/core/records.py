@@ -265,11 +265,13 @@ class RollbackRecord:
 
 @dataclass(frozen=True, slots=True)
 class ForgetRecord:
-    """A device is erased with the checkpoint that follows. Replay needs only the record's number."""
+    """A device is erased with the checkpoint that follows."""
 
     lsn: int
     device: str
     """The alias that replaces its name."""
+    before: int = 0
+    """Updates of versions before this one are stale from now on: one of the device's might be counted twice."""
 
 
 @dataclass(frozen=True, slots=True)

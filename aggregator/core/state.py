@@ -170,9 +170,10 @@ class CoreState:
             case rec.RollbackRecord():
                 self.registry.take(record)
                 self._roll_back(record)
-            case rec.ForgetRecord() | rec.StrategyRecord():
-                # An erasure is in the checkpoint that follows its record; a strategy is noted for people.
-                pass
+            case rec.ForgetRecord():
+                self.versions.forget_before(record.before)  # the rest is in the checkpoint that follows
+            case rec.StrategyRecord():
+                pass  # noted for people
 
     def _take_update(self, record: rec.UpdateRecord) -> None:
         verdict = Verdict(record.verdict)
@@ -261,10 +262,10 @@ class CoreState:
         self.releases.add(self.generation, version, digest)
         self.releases.forget_before(self.oldest_base)
 
-    def forget(self, device: str, alias: str) -> rec.ForgetRecord:
+    def forget(self, device: str, alias: str, before: int) -> rec.ForgetRecord:
         """Remove everything about a device; counts that need it keep it under an alias."""
         assert not self.waiting(device)
-        record = rec.ForgetRecord(self.next, alias)
+        record = rec.ForgetRecord(self.next, alias, before)
         self.take(record)
         for part in (self.outboxes, self.heard, self.fleet, self.standings):
             part.forget(device)

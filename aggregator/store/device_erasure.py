@@ -223,14 +223,13 @@ class Names:
                 )
             self._heard.clear()
 
-    def silent(self, before: float, oldest_base: int) -> list[str]:
-        """Devices inactive since `before` whose records can be dropped without risking double counting.
+    def silent(self, before: float, newest: int) -> dict[str, int]:
+        """Devices inactive since `before`, each with the newest version at its last activity, if it was not `newest`.
 
-        Their updates were trained from versions that existed at their last activity. If all of these are too old by
-        now, a repeated update is refused as stale, even without a record that it had been received.
+        Their updates were trained from that version or earlier ones.
         """
-        rows = self._store.query("SELECT device FROM seen WHERE at < ? AND version < ?", (int(before), oldest_base))
-        return [device for (device,) in rows if device not in self._heard]
+        rows = self._store.query("SELECT device, version FROM seen WHERE at < ? AND version < ?", (int(before), newest))
+        return {device: version for device, version in rows if device not in self._heard}
 
 
 def intact(entry: object) -> bool:
@@ -298,13 +297,20 @@ def readmit_in_stopped(store: Store, device: str, by: str) -> bool:
     return True
 
 
-def forget(engine: Engine, core: AggregatorCore, names: Names, devices: Sequence[str]) -> Counter[str]:
+def forget(engine: Engine, core: AggregatorCore, names: Names, devices: Sequence[str], before: int = 0) -> Counter[str]:
     """Erase devices of which no update waits for a step.
+
+    Args:
+        engine: the model and its store.
+        core: of the same store.
+        names: of the same store.
+        devices: to erase.
+        before: updates of versions before this one are refused as stale from now on.
 
     Raises:
         StoreFull: there is no room; the journal still holds the rest, and the request can be repeated.
     """
-    actions = [core.forget(device, names.alias(device)) for device in devices]
+    actions = [core.forget(device, names.alias(device), before) for device in devices]
     engine.store.commit([Entry(action.record, None) for action in actions])
     for device in devices:
         engine.forget(device)

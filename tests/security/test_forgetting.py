@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,24 +240,29 @@ def _cutting(work: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
     return cut
 
 
-def test_who_is_silent_for_long_is_forgotten_only_where_nothing_could_count_twice(tmp_path: Path) -> None:
-    life = Keeping(tmp_path, replace(EVERYTHING_COUNTS, max_staleness=5), retention=1000.0)
-    life.send(NAME, 1)
+def test_who_is_silent_for_long_is_forgotten_and_nothing_counts_twice(tmp_path: Path) -> None:
+    """Seen to fail: a fleet that releases every quarter of an hour would have erased no name for a century."""
+    life = Keeping(tmp_path, retention=1000.0)
+    sent = life.update(NAME, 1)
+    life.hear(sent)
     life.send("other", 1)
     names, core = life.federation.names, life.federation.core
     names.write_heard(0.0, core.version)  # long ago
     life.federation.upkeep.looked_for_silence = -1e9
     life.hear(later=1.0)
-    assert "silent" not in life.told  # its version can still be trained from
-    for seq in range(2, 12):
-        life.send("other", seq, np.ones(SIZE, np.float32))
+    assert "silent" not in life.told  # its version is the newest one, which is never too old
+    life.send("other", 2, np.ones(SIZE, np.float32))
+    life.send("third", 1, np.ones(SIZE, np.float32))
     life.federation.upkeep.looked_for_silence = -1e9
     life.hear(later=1.0)
     assert "silent" in life.told
     assert found(tmp_path, NAME.encode()) == []
-    stale = life.send(NAME, 2)
-    assert stale.verdict is Verdict.ACCEPTED  # it is not refused, and starts over
+    assert [each.verdict for each in life.hear(sent)[0].settled] == [Verdict.STALE]
     life.federation.close()
+    again = Keeping(tmp_path)
+    assert [each.verdict for each in again.hear(sent)[0].settled] == [Verdict.STALE]
+    assert again.send(NAME, 2).verdict is Verdict.ACCEPTED  # it is not refused, and starts over
+    again.federation.close()
 
 
 def test_the_audit_log_is_a_chain_without_names(tmp_path: Path) -> None:
