@@ -295,13 +295,7 @@ class AggregatorCore(CoreView):
         return self._state.outboxes.advance_to(device, number, first, self._state.oldest_base)
 
     def forget(self, device: str, alias: str, before: int = 0) -> ev.Journal:
-        """Remove everything about a device. None of its updates may be waiting, and a checkpoint must follow.
-
-        Args:
-            device: its name.
-            alias: replaces it where counts need distinct devices.
-            before: updates of versions before this one are refused as stale from now on.
-        """
+        """Erase a device of which no update waits; bases older than `before` are stale. A checkpoint must follow."""
         return ev.Journal(self._state.forget(device, alias, before))
 
     # ---------------------------------------------------------- steps and releases

@@ -136,8 +136,10 @@ class FleetStatistics:
         known.norms.append(record.norm)
         known.examples, known.steps, known.agreement = record.examples, record.steps, record.agreement
         known.staleness.append(record.staleness)
-        if record.reference > 0 and (not self._references or self._references[-1][0] != self.turn):
-            self._references.append((self.turn, record.reference))  # in a replay, nothing else computes it
+        # In a replay, nothing else computes it. The least reference is no measurement: turns of zeros would lower it.
+        measured = not self._references or record.reference > self._least_reference
+        if measured and record.reference > 0 and (not self._references or self._references[-1][0] != self.turn):
+            self._references.append((self.turn, record.reference))
         self.taken += 1
         self._heard.add(record.device)
         if 2 * len(self._heard) > len(self._devices):
@@ -189,9 +191,12 @@ class FleetStatistics:
                 if self._references and self._references[-1][0] == self.turn:
                     self._references.pop()
                 self._references.append((self.turn, some))
-            lately = median_low([norm for _, norm in self._references] or [0.0])
-            self._computed["norm"] = self.taken, max(middle, lately / _MEMORY)
+            self._computed["norm"] = self.taken, max(middle, self._least_reference)
         return self._computed["norm"][1]
+
+    @property
+    def _least_reference(self) -> float:
+        return median_low([norm for _, norm in self._references] or [0.0]) / _MEMORY
 
     def typical(self, device: str) -> float:
         """The median L2 norm of a device's own last updates; 0 before its first."""

@@ -27,7 +27,7 @@ class Life:
         """As plain values."""
         update = asdict(self.update)
         update["outbox"] = f"{self.update.outbox:016x}"
-        update["body"] = self.update.body.hex()
+        update |= {"body": self.update.body.hex(), "ticket": self.update.ticket.hex()}
         return {
             **update,
             "step": None if self.step is None else self.step.step,

@@ -20,6 +20,7 @@ from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.model.model import Model
+from midge.aggregator.observations import Observations
 from midge.aggregator.processor import Processor
 from midge.aggregator.publish.model_publisher import ModelPublisher
 from midge.aggregator.publish.outlet import Outlet
@@ -114,6 +115,7 @@ class Rig:
                 outlet=self.outlet,
             )
             self.roster = Roster(None, self.outlet, self.core.bounds.devices)
+            self.observed = Observations(self.tell)
             self.processor = self.process_again()
         except BaseException:
             self.store.close()
@@ -121,7 +123,15 @@ class Rig:
 
     def process_again(self) -> Processor:
         """A processor of what the devices have said so far."""
-        return Processor(self.engine, self.shelf, TOPICS, ingress=self.ingress, roster=self.roster, outlet=self.outlet)
+        return Processor(
+            self.engine,
+            self.shelf,
+            TOPICS,
+            ingress=self.ingress,
+            roster=self.roster,
+            outlet=self.outlet,
+            observed=self.observed,
+        )
 
     def _keep(self, post: Post) -> None:
         self.posts.append(post)

@@ -46,6 +46,17 @@ def test_a_fleet_at_rest_does_not_clip_the_first_news_to_nothing() -> None:
     assert 0 < fleet.norm(5.0) <= 8 / 64
 
 
+def test_zeros_of_a_fleet_at_rest_do_not_lower_the_reference_from_turn_to_turn() -> None:
+    """Seen to fail: the least reference was remembered as a measurement, and fell to a 64th with each turn."""
+    fleet = FleetStatistics()
+    for turn in range(9):
+        for device in "abcd":
+            fleet.heard(device, 0.0, float(turn))
+            norm, reference = 8.0 if turn == 0 else 0.0, fleet.norm(float(turn))
+            fleet.take(UpdateRecord(1, device, 1, 1, "accepted", norm=norm, reference=reference))
+    assert fleet.norm(9.0) == 8 / 64
+
+
 def test_devices_that_have_gone_have_no_vote_after_three_intervals() -> None:
     fleet = FleetStatistics()
     for turn in range(5):

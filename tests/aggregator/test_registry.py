@@ -17,7 +17,6 @@ from midge.aggregator.core.presets import fedbuff
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.strategy import Strategy, sgd
 from midge.aggregator.model.model import REGISTERED
-from midge.aggregator.observations import Observations
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.registry.keeper import RegistryKeeper
 from midge.aggregator.registry.policy import RegistryPolicy
@@ -45,8 +44,7 @@ class Life:
         self.rig = Rig(directory, **arguments)
         self.wall = NOW
         self.devices: dict[str, Hello] = {}
-        self.observed = Observations(self.rig.outlet.tell)
-        self.rig.processor._observed = self.observed
+        self.observed = self.rig.observed
         bodies = self.rig.ingress.bodies
         self.keeper = RegistryKeeper(
             policy or RegistryPolicy(),
