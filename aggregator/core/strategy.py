@@ -157,8 +157,8 @@ class Strategy:
     """Multiple of the fleet's reference norm to which a delta is scaled down by strategies without `clip`. None leaves
     only the guard of 1,000 times the norm, which always holds."""
     release_floor: int = 2
-    """Least number of distinct devices whose work a release carries. Devices whose updates are next to zero do not count,
-    nor, above 2, those that repeat an earlier one. Use at least 5 if strangers may join (docs/strategies.md)."""
+    """Least number of distinct devices whose work a release carries. Devices whose updates are next to zero do not
+    count, nor, above 2, those that repeat an earlier one. Use at least 5 if strangers may join (docs/strategies.md)."""
     release_interval: float = 0.0
     """Least seconds between two releases."""
     byte_rate: float = 8e6
