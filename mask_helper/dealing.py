@@ -16,7 +16,7 @@ Version = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingUpdate:
     """An update that waits for its set."""
 
     number: int
@@ -39,11 +39,11 @@ class Waiting:
 class Hand:
     """A set of updates, each with its weight."""
 
-    updates: tuple[Waiting, ...]
+    updates: tuple[WaitingUpdate, ...]
     weights: tuple[int, ...]
 
 
-def deal(waiting: Iterable[Waiting], known: Mapping[Version, bytes], *, size: int, least: int) -> Hand | None:
+def deal(waiting: Iterable[WaitingUpdate], known: Mapping[Version, bytes], *, size: int, least: int) -> Hand | None:
     """The next set; None if too few devices wait.
 
     Args:
@@ -52,12 +52,12 @@ def deal(waiting: Iterable[Waiting], known: Mapping[Version, bytes], *, size: in
         size: number of devices that the aggregator wants.
         least: fewest devices, of the helper's configuration.
     """
-    kinds: dict[tuple[object, ...], list[Waiting]] = defaultdict(list)
+    kinds: dict[tuple[object, ...], list[WaitingUpdate]] = defaultdict(list)
     for update in waiting:
         kinds[update.kind].append(update)
     for alike in kinds.values():
         models = dict(known) | _majority(update for update in alike if update.version not in known)
-        by_device: dict[str, Waiting] = {}
+        by_device: dict[str, WaitingUpdate] = {}
         for update in alike:
             if models[update.version] == update.digest:
                 by_device.setdefault(update.device, update)  # the oldest of each device
@@ -66,7 +66,7 @@ def deal(waiting: Iterable[Waiting], known: Mapping[Version, bytes], *, size: in
     return None
 
 
-def _majority(updates: Iterable[Waiting]) -> dict[Version, bytes]:
+def _majority(updates: Iterable[WaitingUpdate]) -> dict[Version, bytes]:
     """The digest of each version that most devices report: one liar must not keep the others' updates out."""
     votes: dict[Version, dict[bytes, set[str]]] = defaultdict(lambda: defaultdict(set))
     for update in updates:
@@ -74,7 +74,7 @@ def _majority(updates: Iterable[Waiting]) -> dict[Version, bytes]:
     return {version: max(each, key=lambda digest: len(each[digest])) for version, each in votes.items()}
 
 
-def _hand(updates: list[Waiting], wanted: int) -> Hand | None:
+def _hand(updates: list[WaitingUpdate], wanted: int) -> Hand | None:
     """The oldest updates that may be in one set."""
     # A device that asks for more company than there is leaves the others alone.
     while updates:

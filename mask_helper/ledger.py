@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from midge.mask_helper.dealing import Hand, Version, Waiting
+from midge.mask_helper.dealing import Hand, Version, WaitingUpdate
 from midge.storage.database import Database
 from midge.storage.failpoints import failpoint
 from midge.wire import frames, masking
@@ -102,7 +102,7 @@ class Ledger:
             "UPDATE entries SET rejected = ? WHERE lineage = ? AND device = ? AND outbox = ? AND seq = ?", (why, *place)
         )
 
-    def waiting(self, lineage: bytes) -> list[Waiting]:
+    def waiting(self, lineage: bytes) -> list[WaitingUpdate]:
         """The updates that wait, in the order of their arrival."""
         rows = self._database.connection.execute(
             "SELECT number, ticket FROM entries WHERE lineage = ? AND dealt = 0 AND rejected = '' ORDER BY number",
@@ -112,7 +112,9 @@ class Ledger:
         for number, data in rows:
             ticket = _ticket(data)
             version = ticket.generation, ticket.base
-            found.append(Waiting(number, ticket.device, version, ticket.base_digest, masking.parse_entry(ticket.entry)))
+            found.append(
+                WaitingUpdate(number, ticket.device, version, ticket.base_digest, masking.parse_entry(ticket.entry))
+            )
         return found
 
     def ticket(self, number: int) -> Ticket:

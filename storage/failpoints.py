@@ -21,6 +21,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "checkpoint.written": "a checkpoint's file has its name, and the store does not know it yet",
         "checkpoint.entered": "the store knows the checkpoint, and keeps what older ones needed",
         "checkpoint.pruned": "the store has forgotten older checkpoints, and their files are still there",
+        "history.within": "a period of the history is written, and its transaction is open",
         "recovery.replayed": "the journal is replayed, and the frames that it made are not stored yet",
         "commit.before": "a batch is decided, and none of it is written",
         "commit.bodies": "the larger bodies of a batch are on the disk, and no record of them",

@@ -89,6 +89,10 @@ def adam(
     return Optimizer("amsgrad" if amsgrad else "adam", beta1, beta2, epsilon, delay)
 
 
+_PAIR = 2
+"""The floor of a release with which an attacker under two names can subtract what it sent, whatever that is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """The fields of an accepted update on which its weight in its step depends."""
@@ -157,8 +161,8 @@ class Strategy:
     """Multiple of the fleet's reference norm to which a delta is scaled down by strategies without `clip`. None leaves
     only the guard of 1,000 times the norm, which always holds."""
     release_floor: int = 2
-    """Least number of distinct devices whose work a release carries. Devices whose updates are next to zero do not
-    count, nor, above 2, those that repeat an earlier one. Use at least 5 if strangers may join (docs/strategies.md)."""
+    """Least number of distinct devices whose work a release carries. Above 2, devices whose updates are next to zero or
+    repeat an earlier one do not count. Use at least 5 if strangers may join (docs/strategies.md)."""
     release_interval: float = 0.0
     """Least seconds between two releases."""
     byte_rate: float = 8e6
@@ -261,9 +265,11 @@ class Strategy:
     def hides(self) -> bool:
         """Whether trivial updates count towards no release.
 
-        A private strategy must not depend on the devices' data, and the values of masked updates are unknown.
+        Not with a floor of two: a device that knows its own update can subtract it, whatever it is, and of two devices
+        one that has nothing to learn would stop the other. A private strategy must not depend on the devices' data, and
+        the values of masked updates are unknown.
         """
-        return self.release_floor > 1 and self.privacy is None and not self.masked
+        return self.release_floor > _PAIR and self.privacy is None and not self.masked
 
     @property
     def masked(self) -> bool:

@@ -30,8 +30,6 @@ OTHER_BASE = (
 )
 _ROUNDING = 1 - 1e-6
 """Keeps a clipped delta below its bound in spite of float32 rounding: the privacy guarantee assumes the bound."""
-_PAIR = 2
-"""The floor of a release with which an attacker under two names can subtract what it sent, whatever that is."""
 _NEXT_TO_ZERO = 1 / 64
 """Fraction of the fleet's reference norm up to which an update hides nothing of one of that norm."""
 _REMEMBERED = 4096
@@ -275,14 +273,11 @@ class UpdateAdmission:
         """Whether an update is next to zero, or has the content of an earlier one from another base.
 
         It cannot hide another device's work in a release. A device that trained from another model has another delta.
-        With a floor of two a repetition counts: whoever sends one could as well subtract an update of its own, and a
-        first trial whose training always makes the same delta would stop.
         """
         if not self._strategy.hides:
             return False
         known, base = self._contents, (event.update.generation, event.update.base)
         repeats = bool(event.content) and known.setdefault(event.content, base) != base
-        repeats = repeats and self._strategy.release_floor > _PAIR
         while len(known) > _REMEMBERED:
             del known[next(iter(known))]
         return repeats or event.norm <= _NEXT_TO_ZERO * reference
