@@ -38,7 +38,7 @@ LEVELS = 7
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """One way to send deltas: as they are, or masked with so many slices."""
+    """One way to send deltas: as they are, or masked, with a number of slices."""
 
     name: str
     slices: int
@@ -235,7 +235,7 @@ class Federation:
 
 
 def plainly(size: int) -> Callable[[str, Vector, int], Iterator[Vector]]:
-    """Send deltas as float32, one of each device in a mean of so many."""
+    """Send deltas as float32, one of each device in a mean of K."""
     waiting: dict[str, list[Vector]] = {}
 
     def send(name: str, delta: Vector, _version: int) -> Iterator[Vector]:

@@ -70,6 +70,6 @@ def _between(hour: np.ndarray, begin, end) -> np.ndarray:
 
 
 def _smooth(noise: np.ndarray, hours: int) -> np.ndarray:
-    """Noise that changes over so many hours, of deviation 1."""
+    """Noise of deviation 1 with a correlation time in hours."""
     window = np.hanning(hours + 2)
     return np.convolve(noise, window / np.sqrt(np.sum(window**2)), "valid")

@@ -10,20 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.device import PACKAGES
 from midge.storage.failpoints import POINTS, VARIABLE, failpoint
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = (
-    "wire",
-    "storage",
-    "broker",
-    "iot_client",
-    "aggregator",
-    "mask_helper",
-    "dashboard",
-    "sensor_fleet",
-    "midge",
-)
 
 
 def test_every_failpoint_is_registered_and_stands_in_one_place() -> None:
