@@ -120,15 +120,12 @@ class StepPlanner:
     @property
     def mean_rate(self) -> float:
         """The mean rate of a step."""
-        return min(self._strategy.mean_rate(self._steering.live, self.safe_rate), self._early_rate)
+        return self._strategy.mean_rate(self._steering.live, self.safe_rate, self._early_rate)
 
     @property
     def _early_rate(self) -> float:
-        """The bound of a bounded strategy's rate while the safe rate is unknown; infinite otherwise."""
-        strategy = self._strategy
-        if self.safe_rate is not None or not strategy.bounded or strategy.form == "mixing" or strategy.adaptive:
-            return math.inf
-        return self._state.margin.early_rate(strategy.size(self._steering.live))
+        """The bound of the rate while the safe rate is unknown."""
+        return self._state.margin.early_rate(self._strategy.size(self._steering.live))
 
     @property
     def turn_gain(self) -> float | None:
@@ -182,8 +179,8 @@ class StepPlanner:
             affords = [ledger.affords(privacy, item.device, item.outbox) for item in updates]
             weights = [weight if known else 0.0 for weight, known in zip(weights, affords, strict=True)]
         # The stalest update decides: an adaptive rate falls with the longest delay in a buffer.
-        rate = strategy.step_rate(max(item.staleness for item in updates), live, self.safe_rate)
-        rate = min(rate, self._early_rate)
+        stalest = max(item.staleness for item in updates)
+        rate = strategy.step_rate(stalest, live, self.safe_rate, self._early_rate)
         return rec.StepRecord(
             lsn=self._state.next,
             step=self._state.step + 1,

@@ -366,14 +366,16 @@ class Strategy:
         """Whether the optimiser divides by the size of its input: its rate is no loop gain then."""
         return self.optimizer.kind != "sgd"
 
-    def step_rate(self, largest: int, live: int, safe: float | None) -> float:
+    def step_rate(self, largest: int, live: int, safe: float | None, early: float = math.inf) -> float:
         """The rate of a step whose stalest update is `largest` steps old, with `live` devices online."""
         limit = self.optimizer.delay_limit
-        rate = self.mean_rate(live, safe)
+        rate = self.mean_rate(live, safe, early)
         return rate / largest if limit is not None and largest > max(limit, 1) else rate
 
-    def mean_rate(self, live: int, safe: float | None = None) -> float:
+    def mean_rate(self, live: int, safe: float | None = None, early: float = math.inf) -> float:
         """The server's rate with `live` devices online and the safe rate of `aggregator.core.gain_margin`, if known.
+
+        Until it is known, the rate is at most `early`, which is estimated from a few updates.
 
         While a device trains, the others move the model: n concurrent trainings, K to a step, add η·n/K full deltas
         before the first of them takes effect. Above about two the model may oscillate, for any K. A measured safe rate
@@ -390,6 +392,7 @@ class Strategy:
         busy = self.pace.concurrency or self.pace.cohort or live * self.pace.share
         reach = REACH / (1 + self.calibration)  # cached deltas repeat those of a training ago
         bound = min(1.0, reach * self.size(live) / max(busy, 1.0)) * (1 - self.momentum)
+        bound = min(bound, early)
         return bound if self.rate is None else min(self.rate, bound)
 
     def divisor(self, size: int) -> float:
