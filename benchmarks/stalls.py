@@ -137,8 +137,10 @@ class _Honest:
     """Absences of each device, by index."""
     held: Sequence[Interval]
     """When nothing can be accepted."""
+    needed: int
+    """Number of devices without which no release is made."""
     enough: int
-    """Number of devices needed."""
+    """Number of devices that are never without an accepted update for long."""
     stretch: float
     """Allowance for a training beside its usual time."""
     waits: float
@@ -163,9 +165,9 @@ class _Honest:
             if (gone := population.leaves(name)) is not None:
                 away[place].append((gone.at, math.inf))
         most = len(places)
-        enough = max(strategy.release_floor, 3 if most > 2 else 2)
+        needed = max(strategy.release_floor, 2)
         if strategy.privacy is not None and strategy.deadline is None:
-            enough = max(enough, strategy.size(most))  # a step waits for this number of distinct devices
+            needed = max(needed, strategy.size(most))  # a step waits for this number of distinct devices
         # A broken link reconnects by itself; a lost message is repeated, and may be lost again.
         waits = (strategy.deadline or 0.0) + INTERVALS * (BROKEN * drawn.median if drawn.online else 0.0)
         waits += 2 * CONNECTING * drawn.latency * drawn.median * 4
@@ -178,7 +180,8 @@ class _Honest:
             places,
             away,
             sorted([*((crash.at, crash.until) for crash in incidents.crashes), *incidents.pauses]),
-            enough,
+            needed,
+            max(needed, min(3, most)),
             math.exp(2 * drawn.jitter),
             waits,
         )
@@ -186,7 +189,7 @@ class _Honest:
     @property
     def abandoned(self) -> bool:
         """Whether fewer devices stay to the end than a release needs."""
-        return sum(intervals[-1][1] < math.inf for intervals in self.away.values()) < self.enough
+        return sum(intervals[-1][1] < math.inf for intervals in self.away.values()) < self.needed
 
     def stalled(self, found: Simulated, end: float) -> str:
         """The first interval in which an honest update was due but none was accepted; empty if there is none."""
@@ -238,7 +241,7 @@ def verdict(drawn: Drawn) -> dict[str, Any]:
     found["world"] = repr(drawn)
     try:
         played = play(drawn)
-        found["abandoned"] = played.abandoned
+        found["abandoned"] = bool(played.abandoned)
         bound = math.inf if played.abandoned else _bound(drawn, played)
         if not played.end <= bound:
             found["late"] = f"ends at {played.end:.3g}, beyond {bound:.3g}"
@@ -248,7 +251,7 @@ def verdict(drawn: Drawn) -> dict[str, Any]:
             found["broken"] = "" if played.end <= bound else f"ends at {played.end:.3g}, beyond {bound:.3g}"
             played = replace(played, stalled=before.stalled or played.stalled, ruined=before.ruined or played.ruined)
         found["stalled"], found["broken"] = played.stalled, found["broken"] or played.ruined
-        found["over"] = played.end / bound if bound else 0.0
+        found["over"] = float(played.end / bound) if bound else 0.0
     except Exception as error:  # noqa: BLE001 - whatever it is: no world may raise anything
         found["broken"] = f"{type(error).__name__}: {error} ({traceback.format_exc(limit=-3)})"
     return found
@@ -275,15 +278,21 @@ def main() -> int:
     parser.add_argument("--seeds", help="several, such as 1,2,3,4,5, instead of --seed")
     parser.add_argument("--quick", action="store_true", help="100 worlds, under 90 seconds on two cores")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a world stalled or broke")
+    parser.add_argument("--rows", type=Path, help="file of played worlds: they are counted, and each new one is added")
     parser.add_argument("--store", action="store_true", help="store the results in benchmarks/results/stalls.json")
     given = parser.parse_args()
     seeds = [given.seed] if given.seeds is None else [int(seed) for seed in given.seeds.split(",")]
     each, began = 100 if given.quick else given.worlds, time.perf_counter()
     with ProcessPoolExecutor(2, initializer=_begin) as pool:
         numbers = [seed * WORLDS + number for seed in seeds for number in range(each)]
-        found: list[dict[str, Any]] = []
-        for row in pool.map(judge, numbers, chunksize=1):
+        stored = given.rows.read_text().splitlines() if given.rows and given.rows.exists() else []
+        known = {row["seed"]: row for row in map(json.loads, stored)}
+        found: list[dict[str, Any]] = [known[number] for number in numbers if number in known]
+        for row in pool.map(judge, [number for number in numbers if number not in known], chunksize=1):
             found.append(row)
+            if given.rows:
+                with given.rows.open("a") as rows:
+                    rows.write(json.dumps(row) + "\n")
             if row["stalled"] or row["late"] or row["broken"]:
                 findings = f"stalled: {row['stalled']} broken: {row['broken']} late: {row['late']}"
                 sys.stderr.write(f"{row['seed']}: {findings} {row['world']}\n")
