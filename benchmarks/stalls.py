@@ -236,7 +236,7 @@ def judge(seed: int) -> dict[str, Any]:
 
 
 def verdict(drawn: Drawn) -> dict[str, Any]:
-    """Run one world, and the same without its attackers if it has any; both longer if it ends beyond its bound."""
+    """Run one world, the same without its attackers where its bound needs it, and both longer if it ends beyond that."""
     found = {"seed": drawn.seed, "stalled": "", "broken": "", "late": "", "abandoned": False, "over": math.inf}
     found["world"] = repr(drawn)
     try:
@@ -258,10 +258,11 @@ def verdict(drawn: Drawn) -> dict[str, Any]:
 
 
 def _bound(drawn: Drawn, played: Played) -> float:
-    """The bound of a world's final RMSE."""
+    """The bound of a world's final RMSE; below its slack alone, the world without attackers need not be run."""
     if not drawn.liars:
         return 1.05 * max(played.before, played.ignorant)
-    return play(replace(drawn, liars=0, kind="")).end + SLACK * played.ignorant
+    slack = SLACK * played.ignorant
+    return slack if played.end <= slack else play(replace(drawn, liars=0, kind="")).end + slack
 
 
 def _begin() -> None:
