@@ -81,6 +81,8 @@ class Played:
     """That of a model of zeros with the first labels."""
     ignorant: float
     """That of a model of zeros with the last labels."""
+    least: float
+    """That of the best model with the last labels."""
     ruined: str
     """When the model was ruined, and how far; empty if it was not."""
     stalled: str
@@ -122,7 +124,7 @@ def play(drawn: Drawn) -> Played:
     worst = max(errors, key=lambda error: error if math.isfinite(error) else math.inf)
     ruined = "" if worst <= RUINED * max(before, after) else f"was {worst:.3g} off, an ignorant model {after:.3g}"
     fleet = _Honest.of(drawn, strategy, speeds, world.population(names), incidents or Incidents())
-    return Played(errors[-1], before, after, ruined, fleet.stalled(found, end), fleet.abandoned)
+    return Played(errors[-1], before, after, sensors.least(end), ruined, fleet.stalled(found, end), fleet.abandoned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,7 @@ def judge(seed: int) -> dict[str, Any]:
 
 
 def verdict(drawn: Drawn) -> dict[str, Any]:
-    """Run one world, the same without its attackers where its bound needs it, and both longer if it ends beyond that."""
+    """Run one world, without its attackers as well where its bound needs it, and longer if it ends beyond that."""
     found = {"seed": drawn.seed, "stalled": "", "broken": "", "late": "", "abandoned": False, "over": math.inf}
     found["world"] = repr(drawn)
     try:
@@ -258,11 +260,15 @@ def verdict(drawn: Drawn) -> dict[str, Any]:
 
 
 def _bound(drawn: Drawn, played: Played) -> float:
-    """The bound of a world's final RMSE; below its slack alone, the world without attackers need not be run."""
+    """The bound of a world's final RMSE.
+
+    With attackers it is at least what any model needs; a world that ends below that is not run without attackers.
+    """
     if not drawn.liars:
         return 1.05 * max(played.before, played.ignorant)
     slack = SLACK * played.ignorant
-    return slack if played.end <= slack else play(replace(drawn, liars=0, kind="")).end + slack
+    certain = played.least + slack
+    return certain if played.end <= certain else play(replace(drawn, liars=0, kind="")).end + slack
 
 
 def _begin() -> None:

@@ -302,9 +302,9 @@ class Sensors:
         ]
         # Gradient descent on a quadratic loss is an affine map, which is computed once rather than for each training.
         trained = np.array([[tensors != ("b",)] * 3 + [tensors != ("w",)] for tensors in self._partial], np.float64)
-        rows = np.concatenate([self.x, np.ones((world.devices, ROWS, 1))], axis=2)
-        pull = RATE / ROWS * trained[:, :, None] * rows.transpose(0, 2, 1)
-        step = np.eye(4) - pull @ rows
+        self._rows = np.concatenate([self.x, np.ones((world.devices, ROWS, 1))], axis=2)
+        pull = RATE / ROWS * trained[:, :, None] * self._rows.transpose(0, 2, 1)
+        step = np.eye(4) - pull @ self._rows
         powers = [np.linalg.matrix_power(step, number) for number in range(STEPS + 1)]
         self._keeps: Sequence[npt.NDArray[np.float64]] = powers
         """The linear part of a training, by its number of steps."""
@@ -350,6 +350,11 @@ class Sensors:
         with np.errstate(over="ignore", invalid="ignore"):
             outputs = self.x @ np.asarray(parameters["w"], np.float64) + float(parameters["b"][0])
             return float(np.sqrt(np.mean((outputs - self.labels(now)) ** 2)))
+
+    def least(self, now: float) -> float:
+        """The RMSE below which no model gets, with the labels of a time in seconds: that of ordinary least squares."""
+        best, *_ = np.linalg.lstsq(self._rows.reshape(-1, 4), self.labels(now).ravel(), rcond=None)
+        return self.rmse({"w": best[:3], "b": best[3:]}, now)
 
 
 def kinds(drawn: Drawn) -> Sequence[str]:
