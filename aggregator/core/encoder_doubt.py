@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from statistics import median
 
 ADVICE = "the encoder seems to lose what it leaves out; use int8:256, or keep feedback as the protocol says"
+EITHER = f"if their data does not change, {ADVICE}"
 NO_FEEDBACK = "its codec leaves most values out and the device keeps none of them for its next update: use int8:256"
 _UPDATES = 9
 """Updates of a device that a judgement takes: three thirds, whose medians no single outlier can move."""
@@ -39,6 +40,8 @@ def doubt(norms: Sequence[float], excess: float, damping: float) -> str:
     if excess > _LONG and last > first / _FALLS:
         return f"its updates are {excess:.0f} times as long as the others': {ADVICE}"
     grows = middle > _GROWS * first > 0 and last > _GROWS * middle
-    if (grows and last > _FAR * first) or (damping < 1 and last > _GROWS * first > 0):
+    if grows and last > _FAR * first:
         return f"its updates grow, {last / first:.1f} times in the last {len(norms)}: {ADVICE}"
+    if damping < 1 and last > _GROWS * first > 0:
+        return f"its updates grow, {last / first:.1f} times in the last {len(norms)}, as most devices' do: {EITHER}"
     return ""
