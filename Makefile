@@ -15,6 +15,7 @@
 #   make home-assistant  a real Home Assistant shows a federation, and its switch pauses it; needs Python 3.13
 #   make upgrade         a rolling upgrade from an earlier version, with its real code: BASE=TAG or a commit
 #   make mutants         which tests catch which bug that is put in on purpose
+#   make release         build dist/ and try it: its metadata, two devices and the demonstration from the installed wheel
 #   make install         .venv with everything, for work on Midge itself
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ ARGS ?= --target 0.93 --seconds 120
 CHROMIUM ?= chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
   --disable-component-update --disable-sync --user-data-dir=$(CURDIR)/runs/.chromium --hide-scrollbars
 
-.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench nightly micro home-assistant upgrade
+.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench nightly micro home-assistant upgrade release
 .DELETE_ON_ERROR:
 
 ifdef TORCH
@@ -97,6 +98,11 @@ nightly: install
 	$(BIN)/python -m benchmarks.soak_year --store || code=$$?; \
 	$(BIN)/python docs/performance.py; exit $$code
 
+release: install
+	@.ci/packages mosquitto
+	$(PIP) --constraint constraints.txt --editable '.[release]'
+	@$(BIN)/python -m tools.release
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -130,4 +136,4 @@ pictures: install
 	$(CHROMIUM) --screenshot=docs/pictures/report.png --window-size=1200,1180 file://$(CURDIR)/runs/pictures/report.html
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
