@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -16,7 +15,6 @@ from households import Household
 from server import app
 from together import run
 
-import midge
 from midge.broker import Endpoint, Options, connector
 
 
@@ -75,8 +73,7 @@ def devices(url: str) -> list:
     return [*homes, assistants]
 
 
-# A week passes in a minute, so the homes need the served model more often than once a minute.
-run(partial(app, strategy=midge.balanced(serve_interval=0.01)), devices, args.seconds)
+run(app, devices, args.seconds)
 found = judged(households, {"federated": assistants.forecasts, "alone": alone(households)})
 if args.picture:
     args.picture.write_text(picture(found))

@@ -15,6 +15,7 @@ def app(url: str = "mqtt://localhost", store: str | Path = "homes", **more) -> m
         initial=initial(),
         roles={"own.*": "local", "input_*": "frozen", "target_*": "frozen"},
         features=INPUTS,
+        strategy=midge.fedavg(20, deadline=10.0),  # all homes train when an hour ends: these are rounds
         store=store,
         **more,
     )
