@@ -5,6 +5,7 @@ answers each with another file. The record that follows from an order names it, 
 after a crash is answered and not followed twice.
 """
 
+import asyncio
 import getpass
 import json
 import os
@@ -24,6 +25,8 @@ LONGEST = 86_400.0
 """Seconds for which an order waits for its aggregator: later, it is refused."""
 FRESH = 600.0
 """Seconds for which one that came signed over the network is taken: later, it may be an old one that is sent again."""
+_POLL = 0.2
+"""Seconds between two looks for the aggregator's answer."""
 _WORDS = 300
 """Characters of a reason that are kept."""
 
@@ -130,4 +133,13 @@ def answered(directory: Path, order: ModelOrder) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     path.unlink(missing_ok=True)
+    return said
+
+
+async def awaited(directory: Path, order: ModelOrder, seconds: float) -> dict[str, Any] | None:
+    """Take the answer to an order as soon as there is one; None if there is none within `seconds`."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while (said := answered(directory, order)) is None and loop.time() < end:
+        await asyncio.sleep(_POLL)
     return said

@@ -28,8 +28,6 @@ from midge.wire.topics import ALIASES, DEFAULT_ROOT
 if TYPE_CHECKING:
     from midge.aggregator.core.registry import Registry
 
-_POLL = 0.2
-"""Seconds between two looks for the aggregator's answer."""
 NOT_MEANT = " Is the capability spelled as the devices say it? `midge status --json` shows what they say."
 _FORMATS = ("safetensors", "onnx", "hub")
 
@@ -213,9 +211,7 @@ def _give(args: argparse.Namespace, verb: Any, version: int, **fields: Any) -> i
     else:
         path = existing_store(args.store)
         orders.give(path, order)
-        until = time.monotonic() + args.wait
-        while (found := orders.answered(path, order)) is None and time.monotonic() < until:
-            time.sleep(_POLL)
+        found = asyncio.run(orders.awaited(path, order, args.wait))
         when = "when it runs and has its broker, within a day at most"
         said = found or {"ok": False, "waits": True, "why": f"the aggregator did not answer yet: it follows it {when}"}
     said = {"verb": verb, **said}

@@ -16,8 +16,8 @@ from midge.dashboard.actions import Action, ActionRequest, Refused
 T = TypeVar("T")
 _LONGEST = 60.0
 """Seconds that a journal may take to be read."""
-_ANSWER, _POLL = 20.0, 0.2
-"""Seconds in which a running aggregator answers an order, and between two looks for the answer."""
+_ANSWER = 20.0
+"""Seconds in which a running aggregator answers an order."""
 
 
 def actions_on(store: Path) -> Sequence[Action]:
@@ -115,15 +115,13 @@ async def _ordered(store: Path, verb: model_orders.Verb, asked: ActionRequest) -
     except ValueError as error:
         raise Refused(str(error)) from error
     await _written(model_orders.give, store, order)
-    for _ in range(round(_ANSWER / _POLL)):
-        if (answer := model_orders.answered(store, order)) is not None:
-            if not answer["ok"]:
-                raise Refused(f"{answer['why']}.")
-            named = ", ".join(f"{name} {version}" for name, version in answer["aliases"].items()) or "Registered."
-            meant = answer.get("meant")
-            return named if meant is None else f"{named}, for {meant['devices']} of {meant['known']} known devices"
-        await asyncio.sleep(_POLL)
-    return "The order is in the store: the aggregator follows it once it runs and has its broker, within a day."
+    if (answer := await model_orders.awaited(store, order, _ANSWER)) is None:
+        return "The order is in the store: the aggregator follows it once it runs and has its broker, within a day."
+    if not answer["ok"]:
+        raise Refused(f"{answer['why']}.")
+    named = ", ".join(f"{name} {version}" for name, version in answer["aliases"].items()) or "Registered."
+    meant = answer.get("meant")
+    return named if meant is None else f"{named}, for {meant['devices']} of {meant['known']} known devices"
 
 
 async def _explained(store: Path, asked: ActionRequest) -> str:
