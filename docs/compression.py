@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from marks import put
+
 from midge.sensor_fleet.report.scales import linear, logarithmic
 from midge.sensor_fleet.report.svg import Label, Plot
 
@@ -101,13 +103,9 @@ def downlink_table() -> list[str]:
     return lines
 
 
-def page(text: str) -> str:
-    """Return the page with updated tables."""
-    for name, lines in (("codecs", codec_table()), ("downlink", downlink_table())):
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        before, rest = text.split(begin)
-        text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
-    return text
+def parts() -> dict[str, str]:
+    """Return the tables of the page."""
+    return {"codecs": "\n".join(codec_table()), "downlink": "\n".join(downlink_table())}
 
 
 def _quality(row: Row) -> float:
@@ -147,7 +145,7 @@ def picture() -> str:
 def main() -> None:
     """Write picture and page."""
     PICTURE.write_text(picture() + "\n", encoding="utf-8")
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    put(PAGE, parts())
 
 
 if __name__ == "__main__":

@@ -74,21 +74,14 @@ def reloaded() -> str:
     )
 
 
-GENERATED = {
-    "aggregator": lambda: keys("aggregator"),
-    "device": lambda: keys("device"),
-    "reloaded": reloaded,
-}
-
-
-def section(name: str) -> str:
-    """One generated part of the page, between its marks."""
-    return f"<!-- {name} -->\n\n{GENERATED[name]()}\n\n<!-- /{name} -->"
+def parts() -> dict[str, str]:
+    """All generated parts of the page."""
+    return {"aggregator": keys("aggregator"), "device": keys("device"), "reloaded": reloaded()}
 
 
 def main() -> None:
     """Put all of them into the page."""
-    put(PAGE, map(section, GENERATED))
+    put(PAGE, parts())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from marks import put
 from midge.events import EVENTS, FAILED, FIELDS, LOG, EventKind
 
 PAGE = Path(__file__).with_name("events.md")
-BEGIN, END = "<!-- events -->", "<!-- /events -->"
 TITLES = {
     "aggregator": "Of an aggregator",
     "device": "Of a device",
@@ -22,21 +21,21 @@ def row(kind: EventKind) -> str:
     return f"| `{kind.name}` | {kind.level} | {fields} | {kind.meaning} |"
 
 
-def section() -> str:
+def parts() -> dict[str, str]:
     """The tables, as they stand on the page."""
-    lines = [BEGIN]
+    lines: list[str] = []
     for service, kinds in EVENTS.items():
         lines += ["", f"## {TITLES[service]}", "", "| event | level | fields | |", "|---|---|---|---|"]
         lines += [row(kind) for kind in kinds.values()]
     lines += ["", "## Of every command", "", "| event | level | fields | |", "|---|---|---|---|", row(LOG), row(FAILED)]
     lines += ["", "## Fields", "", "| field | |", "|---|---|"]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in sorted(FIELDS.items())]
-    return "\n".join([*lines, "", END])
+    return {"events": "\n".join(lines)}
 
 
 def main() -> None:
     """Put the tables into the page."""
-    put(PAGE, [section()])
+    put(PAGE, parts())
 
 
 if __name__ == "__main__":

@@ -407,17 +407,14 @@ def messages_keepalive() -> int:
     return found
 
 
-GENERATED = {"names": names, "fields": fields, "enumerations": enumerations, "limits": limits}
-
-
-def section(name: str) -> str:
-    """Return one generated part of the page, between its markers."""
-    return f"<!-- {name} -->\n\n{GENERATED[name]()}\n\n<!-- /{name} -->"
+def parts() -> dict[str, str]:
+    """Return all generated parts of the page."""
+    return {"names": names(), "fields": fields(), "enumerations": enumerations(), "limits": limits()}
 
 
 def main() -> None:
     """Write all generated parts into the page."""
-    put(PAGE, map(section, GENERATED))
+    put(PAGE, parts())
 
 
 if __name__ == "__main__":

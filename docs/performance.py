@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from marks import put
+
 from midge.sensor_fleet.report.quantities import plain
 from midge.sensor_fleet.report.scales import logarithmic
 from midge.sensor_fleet.report.svg import Drawing, Label, Plot
@@ -474,19 +476,16 @@ def pictures(results: Results) -> dict[str, str]:
 # -------------------------------------------------------------------------- writing
 
 
-def filled(text: str, parts: dict[str, list[str]]) -> str:
-    """Return a page with updated content between its markers."""
-    for name, lines in parts.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        text = text[: text.index(begin) + len(begin)] + "\n".join(["", *lines]) + text[text.index(end) :]
-    return text
+def parts() -> dict[str, str]:
+    """Return the blocks of the page."""
+    return {name: "\n".join(lines) for name, lines in blocks(load()).items()}
 
 
 def main() -> None:
     """Write page, README and pictures."""
     results = load()
-    PAGE.write_text(filled(PAGE.read_text(), blocks(results)))
-    README.write_text(filled(README.read_text(), {"performance": summary(results)}))
+    put(PAGE, parts())
+    put(README, {"performance": "\n".join(summary(results))})
     for name, drawn in pictures(results).items():
         (PICTURES / name).write_text(drawn)
 

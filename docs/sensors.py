@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from marks import put
 
 from midge import simulate
 from midge.sensor_fleet.data import FleetData
@@ -316,19 +317,23 @@ def pictures(results: Entry) -> Iterable[tuple[str, str]]:
         yield f"sensors-{kind}.svg", curves(results, kind)
 
 
-def page(text: str, results: Entry) -> str:
-    """Return the page with an updated table."""
-    begin, end = "<!-- measured -->\n", "<!-- /measured -->"
-    return text[: text.index(begin) + len(begin)] + "\n".join(["", *tables(results)]) + "\n" + text[text.index(end) :]
+def load() -> Entry:
+    """Read the results."""
+    results: Entry = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return results
+
+
+def parts() -> dict[str, str]:
+    """Return the tables of the page."""
+    return {"measured": "\n".join(tables(load()))}
 
 
 def main() -> None:
     """Write page and pictures."""
     if "--measure" in sys.argv[1:]:
         measure()
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
-    for name, drawn in pictures(results):
+    put(PAGE, parts())
+    for name, drawn in pictures(load()):
         (PICTURES / name).write_text(drawn, encoding="utf-8")
 
 

@@ -27,7 +27,6 @@ from midge.wire.schema import Vector
 from midge.wire.topics import Topics
 
 PAGE = Path(__file__).with_name("session.md")
-BEGIN, END = "<!-- session -->", "<!-- /session -->"
 TOPICS, DEVICE, OUTBOX, BOOT, NUMBER = Topics("pumps"), "pump-17", 5, 77, 12_345
 LINEAGE = bytes(range(16))
 _LINE = 28
@@ -209,18 +208,18 @@ def session() -> Iterator[tuple[str, str, str, bytes]]:
     yield "the device, retained", mine, leaves, _hello(DeviceState.DISCONNECTED, model, first=3, next=3)
 
 
-def section() -> str:
+def parts() -> dict[str, str]:
     """Return the session as shown on the page."""
-    parts = [BEGIN, ""]
+    lines: list[str] = []
     for number, (who, topic, why, payload) in enumerate(session(), 1):
-        parts += [f"### {number}. `{topic}`", "", textwrap.fill(f"From {who}. {why}", 118), "", "```"]
-        parts += [*said(payload), "```", ""]
-    return "\n".join([*parts, END])
+        lines += [f"### {number}. `{topic}`", "", textwrap.fill(f"From {who}. {why}", 118), "", "```"]
+        lines += [*said(payload), "```", ""]
+    return {"session": "\n".join(lines)}
 
 
 def main() -> None:
     """Write the session into the page."""
-    put(PAGE, [section()])
+    put(PAGE, parts())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from marks import put
 from midge.iot_client.session.session import LINKS, WORKS
 
 PAGE = Path(__file__).with_name("design.md")
-BEGIN, END = "<!-- states -->", "<!-- /states -->"
 
 
 def diagram(table: Mapping[tuple[Enum, str], Enum]) -> str:
@@ -19,14 +18,14 @@ def diagram(table: Mapping[tuple[Enum, str], Enum]) -> str:
     return "\n".join(["```mermaid", "stateDiagram-v2", f"    [*] --> {first}", *lines, "```"])
 
 
-def section() -> str:
+def parts() -> dict[str, str]:
     """Return both diagrams as shown on the page."""
-    return f"{BEGIN}\n\n{diagram(LINKS)}\n\n{diagram(WORKS)}\n\n{END}"
+    return {"states": f"{diagram(LINKS)}\n\n{diagram(WORKS)}"}
 
 
 def main() -> None:
     """Write the diagrams into the page."""
-    put(PAGE, [section()])
+    put(PAGE, parts())
 
 
 if __name__ == "__main__":

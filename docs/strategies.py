@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from marks import put
+
 from midge.sensor_fleet.report.quantities import plain
 from midge.sensor_fleet.report.scales import linear
 from midge.sensor_fleet.report.svg import Label, Plot
@@ -328,18 +330,21 @@ def curves(parts: dict[str, Any], world: str, devices: int) -> str:
     return plot.file(STYLE) + "\n"
 
 
-def page(text: str, results: dict[str, Any]) -> str:
-    """Return the page with updated blocks."""
-    for name, lines in blocks(results).items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        text = text[: text.index(begin) + len(begin)] + "\n".join(["", *lines]) + text[text.index(end) :]
-    return text
+def load() -> dict[str, Any]:
+    """Read the results."""
+    results: dict[str, Any] = json.loads(RESULTS.read_text())
+    return results
+
+
+def parts() -> dict[str, str]:
+    """Return the blocks of the page."""
+    return {name: "\n".join(lines) for name, lines in blocks(load()).items()}
 
 
 def main() -> None:
     """Write page and pictures."""
-    results = json.loads(RESULTS.read_text())
-    PAGE.write_text(page(PAGE.read_text(), results))
+    results = load()
+    put(PAGE, parts())
     (PICTURES / "strategies-correlated.svg").write_text(curves(results["parts"], "correlated", 50))
     (PICTURES / "strategies-lockstep.svg").write_text(curves(results["parts"], "lockstep", 20))
 

@@ -7,7 +7,6 @@ from marks import put
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
-BEGIN, END = "<!-- tree -->", "<!-- /tree -->"
 PACKAGES = {
     "wire": "wire format shared by device and aggregator; pure",
     "storage": "durable files, databases, failpoints",
@@ -51,17 +50,17 @@ def listing(folder: Path, depth: int = 1) -> list[str]:
     return lines
 
 
-def section() -> str:
+def parts() -> dict[str, str]:
     """Return the tree as shown on the page."""
     short = [f"{name}/".ljust(16) + text for name, text in {**PACKAGES, **OTHERS}.items()]
     long = [line for name in PACKAGES for line in (f"{name}/", *listing(ROOT / name))]
     fold = ["<details><summary>Every file in one phrase</summary>", "", "```", *long, "```", "", "</details>"]
-    return "\n".join([BEGIN, "```", *short, "```", "", *fold, END])
+    return {"tree": "\n".join(["```", *short, "```", "", *fold])}
 
 
 def main() -> None:
     """Write the tree into the page."""
-    put(PAGE, [section()])
+    put(PAGE, parts())
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from midge.events import EVENTS, FIELDS, Service
-from tests.docs.scripts import ROOT, script
+from tests.docs.scripts import ROOT
 
 FOLDERS: dict[Service, str] = {
     "aggregator": "aggregator",
@@ -70,8 +69,3 @@ def test_every_field_has_a_meaning_and_none_hides_what_each_line_has() -> None:
     used = {field for kinds in EVENTS.values() for kind in kinds.values() for field in kind.fields}
     assert used == FIELDS.keys()
     assert not used & {"time", "level", "service", "event", "logger", "message", "traceback"}
-
-
-def test_the_page_is_made_from_the_registry() -> None:
-    events = script("events")
-    assert events.section() in Path(events.PAGE).read_text(), "run: python docs/events.py"

@@ -16,11 +16,11 @@ def _script() -> ModuleType:
     return scripts.script("performance")
 
 
-def test_page_table_and_pictures_are_of_the_results_that_are_kept(script: ModuleType) -> None:
+def test_the_readmes_table_and_pictures_are_of_the_results_that_are_kept(script: ModuleType) -> None:
     results = script.load()
-    page, readme = script.PAGE.read_text(), script.README.read_text()
-    assert script.filled(page, script.blocks(results)) == page, "run: python docs/performance.py"
-    assert script.filled(readme, {"performance": script.summary(results)}) == readme, "run: python docs/performance.py"
+    readme = script.README.read_text()
+    table = {"performance": "\n".join(script.summary(results))}
+    assert scripts.script("marks").filled(readme, table) == readme, "run: python docs/performance.py"
     for name, drawn in script.pictures(results).items():
         assert (script.PICTURES / name).read_text() == drawn, "run: python docs/performance.py"
 
