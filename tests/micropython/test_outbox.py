@@ -14,8 +14,13 @@ BODY = "abc" * 20 + "defg" * 15
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return json.loads(run(PROGRAMS / "power.py", folder=tmp_path_factory.mktemp("power"), heap=2**26).stdout)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("power")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Any:
+    return json.loads(run(PROGRAMS / "power.py", folder=folder, heap=2**26).stdout)
 
 
 def _check(results: Any, new: Any) -> None:
@@ -62,6 +67,6 @@ def test_a_flipped_bit_is_seen_wherever_it_is(found: Any) -> None:
     assert all(found["rotten"])
 
 
-def test_an_outbox_never_takes_more_than_two_files(tmp_path: Path) -> None:
-    run(PROGRAMS / "power.py", folder=tmp_path, heap=2**26)
-    assert {path.name for path in tmp_path.iterdir()} <= {"outbox.0", "outbox.1"}
+def test_an_outbox_never_takes_more_than_two_files(found: Any, folder: Path) -> None:
+    assert found
+    assert {path.name for path in folder.iterdir()} <= {"outbox.0", "outbox.1"}
