@@ -36,6 +36,8 @@ PACE = 0.2
 """Seconds that a training takes."""
 TRIES = 8
 """Faults that are tried at each kill."""
+FEWEST = 10
+"""Faults that are tried however short the play is."""
 DRAIN = 120.0
 """Seconds within which everything must be settled in the end."""
 _SPARED = (".lock", "-shm", ".jsonl", ".tmp")
@@ -105,7 +107,7 @@ class Rot:
             try:
                 for actor in (server, *fleets):
                     await actor.start()
-                while time.time() < until or not self.outcome.kills:
+                while time.time() < until or self.outcome.tried < FEWEST:
                     await asyncio.sleep(self._random.uniform(0.5, 2.5))
                     await self._befall(self._random.choice([server, server, *fleets]), server)
                 await self._drain(server, fleets)
