@@ -81,7 +81,10 @@ class DeliveryReader:
             match origin.sort:
                 case "update":
                     self._roster.waits.pop(origin.device, None)
-                    return self._ingress.update(origin.device, delivery.payload, now, self._core.hi)
+                    found = self._ingress.update(origin.device, delivery.payload, now, self._core.hi)
+                    if isinstance(found, ev.Arrived):
+                        self._claimed(found)
+                    return found
                 case "status":
                     return self._status(origin, delivery, now)
                 case "report":
@@ -90,6 +93,15 @@ class DeliveryReader:
         except WireError:
             self._ingress.malformed(origin.device, now)
             raise
+
+    def _claimed(self, arrived: ev.Arrived) -> None:
+        """Record the base of an update that is ahead of this store.
+
+        If the announcement of a restored store comes before its status, a device greets with that version already.
+        """
+        update, core = arrived.update, self._core
+        if update.lineage == core.lineage and (update.generation, update.base) > (core.generation, core.version):
+            self._observed.put_back.heard(arrived.device, update.generation, update.base)
 
     def _report(self, device: str, payload: bytes, now: float) -> None:
         report = self._ingress.report(device, payload, now)

@@ -140,6 +140,6 @@ async def awaited(directory: Path, order: ModelOrder, seconds: float) -> dict[st
     """Take the answer to an order as soon as there is one; None if there is none within `seconds`."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    while (said := answered(directory, order)) is None and loop.time() < end:
+    while (said := answered(directory, order)) is None and loop.time() < end:  # noqa: ASYNC110 - another process answers
         await asyncio.sleep(_POLL)
     return said

@@ -1,4 +1,4 @@
-"""Different models under one version number are found: by devices' greetings, an update's base, a log of releases."""
+"""Different models under one version number are found: by devices' greetings, updates' bases, a log of releases."""
 
 import shutil
 from pathlib import Path
@@ -38,6 +38,26 @@ async def test_a_store_that_was_put_back_is_found_by_a_greeting_if_the_broker_fo
             await log.until(lambda: log.of("receipt", verdict="accepted", repeat=False))
         assert server.core.generation >= 1
         assert server.core.version > later
+
+
+@pytest.mark.virtual
+async def test_a_store_that_was_put_back_is_found_by_an_update_where_no_greeting_shows_it(tmp_path: Path) -> None:
+    """A device that hears the announcement before the aggregator's status greets with the version of that.
+
+    Seen to fail: versions went on under numbers that devices hold. It was the greeting's test, now and then.
+    """
+    twin, log = Twin(), Log()
+    with rig(tmp_path) as life:
+        life.send("a", 1, [1, 0, 0, 0])
+        initial, strategy = life.model.parameters(), life.core.strategy
+        topic, ahead = life.update("b", 1, [1, 0, 0, 0], base=life.core.version + 6)
+    server = aggregator(twin, tmp_path, log, initial=initial, strategy=strategy)
+    async with serving(server), twin.connect(Options("b")) as b:
+        await log.until(lambda: log.of("connected"))
+        await b.publish(topic, ahead)
+        await log.until(lambda: log.of("put_back"))
+    assert server.core.generation == 1
+    assert server.core.version > 6
 
 
 def test_one_device_raises_the_generation_once_and_not_to_its_end() -> None:
