@@ -44,7 +44,7 @@ test: install
 	@rm -f $(LEFT_OUT)
 	@code=0; set -x; \
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not alone' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) && \
-	$(BIN)/pytest -m alone --left-out=$(LEFT_OUT) $(PYTEST_ARGS) || code=$$?; \
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m alone --left-out=$(LEFT_OUT) $(PYTEST_ARGS) || code=$$?; \
 	{ set +x; } 2>/dev/null; $(BIN)/python -m tests.left_out $(LEFT_OUT); exit $$code
 
 lint: install

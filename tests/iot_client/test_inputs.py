@@ -75,6 +75,7 @@ def from_csv(twin: Twin, path: Path, name: str, log: Log, *words: str) -> Device
     return app
 
 
+@pytest.mark.virtual
 async def test_statistics_wait_for_rows_as_training_does(tmp_path: Path) -> None:
     """Of one row each, the spread was chance, and no update fitted what was frozen of it."""
     twin, log = Twin(), Log()
