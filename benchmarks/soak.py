@@ -35,35 +35,21 @@ import asyncio
 import getpass
 import json
 import os
-import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import AsyncExitStack
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from benchmarks.hostile_fleet import at
-from benchmarks.neighbour import Times, percentile, window
 from benchmarks.neighbour_processes import Part, first, may_go_first, stock_mosquitto
 from benchmarks.soak_fleet import weighed
-from benchmarks.soak_judgement import (
-    RECONNECT,
-    Growth,
-    Traffic,
-    all_back,
-    delay_kept,
-    descriptors_flat,
-    memory_kept,
-    store_bounded,
-)
+from benchmarks.soak_judgement import RECONNECT
+from benchmarks.soak_results import Course, Row, Sizes
+from benchmarks.soak_sampling import Sampler, Series
 from benchmarks.suite import RESULTS, machine
-from midge.aggregator.store.store import KEEP_RECORDS
 from midge.broker import connector
 from midge.broker.local.mosquitto import find_mosquitto
 from midge.broker.local.process import Child, free_port
@@ -82,32 +68,6 @@ DOWN = 2.0
 CUT = 0.1
 KEEPALIVE = 30.0
 """Of a device (`DeviceConfig.keepalive`)."""
-JUDGED = ("broker", "aggregator", "gateway")
-"""Processes of a federation; those with hundreds of devices each exist only here, and grow until each has trained."""
-ENOUGH = 10
-"""Fewest samples of a process that is judged."""
-SETTLE = 0.15
-"""Part of a process's life at its beginning that is not judged: it fills its caches."""
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Sizes of a soak."""
-
-    devices: int
-    minutes: float
-    speed_up: float
-    alone: float
-    """Seconds of telemetry alone, before and after."""
-
-    @property
-    def interval(self) -> float:
-        return 3600.0 / self.speed_up
-
-    @property
-    def seconds(self) -> float:
-        return 60.0 * self.minutes
 
 
 class Broker:
@@ -147,74 +107,6 @@ class Broker:
         if self._child is not None:
             await self._child.stop()
             self._child = None
-
-
-def resident(pid: int) -> float:
-    """Resident bytes of a process (Linux)."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def open_files(pid: int) -> float:
-    """Number of open descriptors of a process (Linux)."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def disk(directory: Path) -> float:
-    """Bytes of all files of a folder, without SQLite's log: that comes and goes, up to some megabytes."""
-    found = 0
-    for path in directory.rglob("*"):
-        with suppress(OSError):  # removed meanwhile
-            found += 0 if path.name.endswith(("-wal", "-shm")) else path.stat().st_size
-    return found
-
-
-@dataclass
-class Series:
-    """Samples of one process or folder."""
-
-    hours: list[float] = field(default_factory=list)
-    memory: list[float] = field(default_factory=list)
-    files: list[float] = field(default_factory=list)
-
-    def add(self, pid: int) -> None:
-        self.hours.append(time.monotonic() / 3600)
-        self.memory.append(resident(pid))
-        self.files.append(open_files(pid))
-
-    def since(self, hour: float) -> "Series":
-        """The samples after an hour, when the process was in its place, without the first while its caches fill."""
-        start = sum(each < hour for each in self.hours)
-        start += round(SETTLE * (len(self.hours) - start))
-        return Series(self.hours[start:], self.memory[start:], self.files[start:])
-
-
-class Sampler:
-    """Samples processes and the store each second; a process that is replaced begins a new series."""
-
-    def __init__(self, store: Path) -> None:
-        self.pids: dict[str, Callable[[], int | None]] = {}
-        self.series: dict[str, Series] = {}
-        self.store = Series()
-        self._directory = store
-        self._sampled: dict[str, int] = {}
-
-    def reset(self) -> None:
-        """Begin all series again."""
-        self.series, self.store, self._sampled = {}, Series(), {}
-
-    async def run(self) -> None:
-        """Sample until cancelled."""
-        while True:
-            for name, find in self.pids.items():
-                if (pid := find()) is None:
-                    continue
-                if self._sampled.get(name) != pid:
-                    self._sampled[name], self.series[name] = pid, Series()
-                with suppress(OSError):  # it ended meanwhile
-                    self.series[name].add(pid)
-            self.store.hours.append(time.monotonic() / 3600)
-            self.store.memory.append(disk(self._directory))
-            await asyncio.sleep(1.0)
 
 
 class Soak:
@@ -258,7 +150,9 @@ class Soak:
             await self._quiet()
             for part, _ in self.telemetry:
                 await part.end()
-            return self._found()
+            files = [file for _, file in self.telemetry]
+            course = Course(self._sizes, self.sampler, self.store, self.notes, self._placed, self.stretches, files)
+            return {**course.row(), "refused": self.total("refused")}
 
     async def _end(self) -> None:
         for part in (self.aggregator, *self.fleets, *(part for part, _ in self.telemetry)):
@@ -432,91 +326,6 @@ class Soak:
             while True:
                 await asyncio.sleep(1.0)
                 self.notes["idle"] = (weighed(connection) - before) / (time.monotonic() - began)
-
-    # ------------------------------------------------------------------ its results
-
-    def _found(self) -> Row:
-        sizes, notes = self._sizes, self.notes
-        settled = {name: each.since(self._placed.get(name, 0.0)) for name, each in self.sampler.series.items()}
-        series = {name: each for name, each in settled.items() if len(each.hours) >= ENOUGH}
-        memory = {name: Growth.of(each.hours, each.memory) for name, each in series.items()}
-        files = {name: Growth.of(each.hours, each.files) for name, each in series.items()}
-        rows = [
-            {
-                "process": name,
-                "rss_mb": memory[name].row(sizes.speed_up, 1e6),
-                "descriptors": files[name].row(sizes.speed_up),
-                "minutes": round(60 * (series[name].hours[-1] - series[name].hours[0]), 1),
-            }
-            for name in series
-        ]
-        traffic = Traffic(
-            notes["payload"] / sizes.devices, notes["wire"] / sizes.devices, notes["seconds"], notes["idle"]
-        )
-        store, telemetry, reconnect = self._stored(), self._telemetry(), notes["reconnect"]
-        promises = {
-            "memory": memory_kept([memory[name] for name in JUDGED if name in memory]),
-            "descriptors": descriptors_flat(list(files.values())),
-            "disk": store["bounded"],
-            "reconnect": all_back(reconnect["all_s"]),
-            "telemetry": delay_kept(telemetry["p99_alone_ms"], telemetry["p99_beside_ms"]),
-        }
-        return {
-            "rows": rows,
-            "store": store,
-            "telemetry": telemetry,
-            "reconnect": reconnect,
-            "restarts": {name: notes[name] for name in ("join_s", "after_kill_s", "upgrade_s", "after_upgrade_s")},
-            "updates": notes["accepted"],
-            "refused": self.total("refused"),
-            "updates_per_s": round(notes["accepted"] / notes["seconds"], 1),
-            "idle_bytes_per_s": round(notes["idle"], 2),
-            "mb_a_month": traffic.month(sizes.speed_up),
-            "promises": promises,
-        }
-
-    def _stored(self) -> Row:
-        """The store's size, and what it will be with all records that it keeps."""
-        with sqlite3.connect(f"file:{self.store / 'store.db'}?mode=ro", uri=True) as db:
-            ((records, kept),) = db.execute("SELECT count(*), sum(length(record)) FROM journal").fetchall()
-        stored = self.sampler.store
-        half = len(stored.hours) // 2  # by then the bodies of the kept checkpoints are there
-        growth = Growth.of(stored.hours[half:], stored.memory[half:])
-        size, own = disk(self.store), kept / max(records, 1)
-        each = growth.slope.per_hour / (records / (stored.hours[-1] - stored.hours[0]))
-        return {
-            "mb": round(size / 1e6, 2),
-            **growth.row(self._sizes.speed_up, 1e6),
-            "records": records,
-            "bytes_a_record": round(own, 1),
-            "disk_bytes_a_record": round(each, 1),
-            "bound_mb": round((size + (KEEP_RECORDS - records) * max(own, each)) / 1e6, 1),
-            "bounded": store_bounded(growth, records / (stored.hours[-1] - stored.hours[0]), own),
-        }
-
-    def _telemetry(self) -> Row:
-        files = [file for _, file in self.telemetry]
-        other, *own = [_load(file) for file in files]
-        stretches = self.stretches
-        beside = [*stretches["beside"], *stretches["reconnect"]]
-        lost = sum(int(np.isnan(came).sum()) for _, came in own)
-        found: dict[str, float] = {"messages": sum(len(sent) for sent, _ in own), "lost": lost}
-        kinds = {"alone": stretches["alone"], "beside": beside, "reconnect": stretches["reconnect"]}
-        for name, chosen in kinds.items():
-            for what, share in (("p50", 50), ("p99", 99)):
-                found[f"{what}_{name}_ms"] = percentile(_delays(own, chosen), share)
-        found["p99_other_alone_ms"] = percentile(_delays([other], stretches["alone"]), 99)
-        found["p99_other_beside_ms"] = percentile(_delays([other], beside), 99)
-        return found
-
-
-def _load(file: Path) -> Times:
-    with np.load(file) as times:
-        return times["sent"], times["came"]
-
-
-def _delays(times: list[Times], stretches: list[tuple[float, float]]) -> Any:
-    return np.concatenate([window(*each, stretch) for each in times for stretch in stretches])
 
 
 def _rounded(seconds: float | None) -> float | None:

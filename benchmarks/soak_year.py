@@ -41,8 +41,8 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for tests.federation
 
-from benchmarks.soak import disk, resident  # noqa: E402
 from benchmarks.soak_judgement import MEMORY, MONTH, Growth, bounded, last  # noqa: E402
+from benchmarks.soak_sampling import disk, resident  # noqa: E402
 from benchmarks.suite import RESULTS, machine  # noqa: E402
 from midge.aggregator.config import AggregatorConfig  # noqa: E402
 from midge.aggregator.core.participation_controller import Pace  # noqa: E402

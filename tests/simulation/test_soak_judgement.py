@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from benchmarks.soak import Series
 from benchmarks.soak_judgement import (
     Growth,
     Slope,
@@ -16,6 +15,7 @@ from benchmarks.soak_judgement import (
     slope,
     store_bounded,
 )
+from benchmarks.soak_sampling import Series
 
 HOURS = np.arange(600) / 3600
 
