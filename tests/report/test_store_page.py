@@ -11,7 +11,8 @@ from midge.__main__ import main
 from midge.aggregator.store.history import FederatedScore, Period, ScoreRange
 from midge.aggregator.store.registered import note_federation
 from midge.aggregator.store.summary import StoreSummary, summarise
-from midge.sensor_fleet.report.store_sections import ROWS, HistoryView, sections, store_page
+from midge.sensor_fleet.report.store_figures import HistoryView
+from midge.sensor_fleet.report.store_sections import ROWS, sections, store_page
 from tests.aggregator.rig import Rig, rig
 from tests.aggregator.test_history import BEGAN
 from tests.aggregator.test_migrations import GOLDEN, PARAMETERS, copied
