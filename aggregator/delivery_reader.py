@@ -42,6 +42,8 @@ class DeliveryReader:
         self._core, self._topics = core, topics
         self._ingress, self._roster, self._outlet = ingress, roster, outlet
         self._observed, self._announce = observed, announce
+        self._newest = 0, 0
+        """Generation and version, as of an update that was ahead of those before."""
 
     def read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | ev.GrantChunks | None:
         """What is to be decided on a delivery, or what the ingress filter has decided; None if there is nothing."""
@@ -100,8 +102,12 @@ class DeliveryReader:
         If the announcement of a restored store comes before its status, a device greets with that version already.
         """
         update, core = arrived.update, self._core
-        if update.lineage == core.lineage and (update.generation, update.base) > (core.generation, core.version):
-            self._observed.put_back.heard(arrived.device, update.generation, update.base)
+        base = update.generation, update.base
+        if base <= self._newest:
+            return
+        self._newest = core.generation, core.version
+        if base > self._newest and update.lineage == core.lineage:
+            self._observed.put_back.heard(arrived.device, *base)
 
     def _report(self, device: str, payload: bytes, now: float) -> None:
         report = self._ingress.report(device, payload, now)
