@@ -29,17 +29,7 @@ import midge
 from midge.broker.local.local_broker import local_broker
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = (
-    "wire",
-    "storage",
-    "broker",
-    "iot_client",
-    "aggregator",
-    "mask_helper",
-    "dashboard",
-    "sensor_fleet",
-    "midge",
-)
+PACKAGES = (*sorted(path.name for path in (ROOT / "midge").iterdir() if path.is_symlink()), "midge")
 FLOOR = "import numpy, msgpack, paho.mqtt.client\nfrom pydantic import BaseModel\nclass M(BaseModel):\n    a: int\n"
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 OURS = "import midge\nmidge.Device\nimport midge.broker.mqtt.paho_connection\n"

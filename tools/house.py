@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PRODUCT = ("wire", "storage", "broker", "iot_client", "aggregator", "mask_helper", "dashboard", "sensor_fleet", "midge")
+PRODUCT = (*sorted(path.name for path in (ROOT / "midge").iterdir() if path.is_symlink()), "midge")
+"""The packages: `midge` has a link to each of the others."""
 BOARDS = ROOT / "iot_client" / "micropython"
 """A separate program for another machine, with its own class names; its words are checked all the same."""
 BANNED = r"so many|by chance|anew|of note|of before|somebody|nobody|anybody|mendable"

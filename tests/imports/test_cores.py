@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.device import PACKAGES
+
 ROOT = Path(__file__).parents[2]
-PRODUCT = ("aggregator", "iot_client", "dashboard", "mask_helper", "sensor_fleet", "midge", "benchmarks", "broker")
+PRODUCT = (*PACKAGES, "benchmarks")
 OWN = {"aggregator/core/core.py", "iot_client/session/session.py"}
 CORES = ("core", "_core")
 SESSIONS = ("session", "_session")

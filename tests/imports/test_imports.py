@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.device import PACKAGES
+
 ROOT = Path(__file__).parents[2]
 HEAVY = (
     "torch", "aiomqtt", "safetensors", "sklearn", "scipy", "rich", "starlette", "uvicorn", "midge.aggregator",
@@ -68,7 +70,13 @@ def test_a_file_of_the_users_with_the_name_of_a_folder_of_ours_is_no_harm(tmp_pa
     assert done.returncode == 0, done.stderr
 
 
-FOLDERS = ("wire", "storage", "broker", "iot_client", "aggregator", "mask_helper", "dashboard", "sensor_fleet")
+FOLDERS = PACKAGES[:-1]
+
+
+def test_an_image_is_built_from_every_package() -> None:
+    """Seen to fail on a package that was not in the context."""
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert kept == {*PACKAGES, "pyproject.toml", "README.md", "LICENSE"}
 
 
 def test_our_packages_are_imported_as_those_of_midge() -> None:
