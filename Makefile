@@ -9,7 +9,8 @@
 #   make rot             kill processes and have their files rot for SECONDS=60 from SEED=1: does anything change unseen?
 #   make fuzz            give every decoder bytes that nobody thought of, for SECONDS=60
 #   make bench           measure all that docs/performance.md tells, in under 20 minutes, and write the page anew
-#   make nightly         soak 3,000 live devices for MINUTES=10, live a year in virtual time, and write the page anew
+#   make nightly         soak 3,000 live devices for MINUTES=10, live a year in virtual time, and write the page anew;
+#                        and `make home-assistant` where there is Python 3.13
 #   make micro           the clients for microcontrollers under resets: 1,000 updates each, against Mosquitto; MICRO=--quick
 #                        for a tenth of it
 #   make home-assistant  a real Home Assistant shows a federation, and its switch pauses it; needs Python 3.13
@@ -97,6 +98,8 @@ nightly: install
 	@code=0; $(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --store || code=$$?; \
 	$(BIN)/python -m benchmarks.soak_year --store || code=$$?; \
 	$(BIN)/python docs/performance.py; exit $$code
+	@! { test -x $(HOME_ASSISTANT)/bin/python || command -v $(HOME_ASSISTANT_PYTHON) >/dev/null; } || \
+	$(MAKE) home-assistant
 
 release: install
 	@.ci/packages mosquitto
