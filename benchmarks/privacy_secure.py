@@ -4,8 +4,8 @@ import heapq
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from midge.iot_client.masking_requirement import RequireSecure
 from midge.iot_client.training.update_encoder import EncodedUpdate, update_of
 from midge.mask_helper.config import HelperConfig
 from midge.mask_helper.helper import MaskHelper
-from midge.sensor_fleet.data import FleetData, load
+from midge.sensor_fleet.data import FleetData, Rows, load
 from midge.sensor_fleet.models import initial_model, model_for
 from midge.wire import chunks, frames, masking, messages, sealing, signing
 from midge.wire.messages import Announcement, Plan
@@ -93,7 +93,7 @@ class Parties:
         signed = masking.signed_entry(self.devices[name], FEDERATION, name, numbered)
         return frames.encode(masking.ticket_of(signed, name))
 
-    def ask(self, tickets: Sequence[bytes], after: int) -> list[tuple[Dealt, bytes]]:
+    def ask(self, tickets: Sequence[bytes], after: int, groups: int = 1) -> list[tuple[Dealt, bytes]]:
         """Deposit tickets; return the answers."""
         self._asked += 1
         body = frames.pack(list(tickets))
@@ -103,6 +103,7 @@ class Parties:
             store=self.store,
             after=after,
             size=self._size,
+            groups=groups,
             seal_key=sealing.public(self._opens),
             values=self._values,
             sha256=chunks.checksum(body),
@@ -198,12 +199,21 @@ def _row(mode: str, **found: Any) -> Row:
 class Federation:
     """An asynchronous federation in virtual time: the same schedule and seeds for each way to send deltas."""
 
-    def __init__(self, source: str, seed: int) -> None:
-        self.data: FleetData = load(source, devices=FLEET, seed=seed)
+    def __init__(self, source: str, seed: int, devices: int = FLEET) -> None:
+        self.data: FleetData = load(source, devices=devices, seed=seed)
         self.model = model_for(self.data, None, torch=False, seed=seed)
         initial, roles = initial_model(self.model, self.data)
         self.schema = Schema.of(initial, roles)
         self._initial, self._seed = initial, seed
+
+    def flip_labels(self, names: Iterable[str]) -> None:
+        """Turn these devices' classes around: the first becomes the last."""
+        top = max(int(rows.y.max()) for rows in self.data.devices.values())
+        flipped = {
+            name: Rows(rows.x, (top - rows.y).astype(rows.y.dtype)) if name in set(names) else rows
+            for name, rows in self.data.devices.items()
+        }
+        self.data = replace(self.data, devices=flipped)
 
     def run(self, steps: int, send: Callable[[str, Vector, int], Iterator[Vector]], size: int) -> float:
         """The test metric after a number of steps; `send` takes a device's delta and yields the means that it opens."""

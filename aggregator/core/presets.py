@@ -208,9 +208,10 @@ def private(
 
 def secure(
     k_min: int = 5,
-    buffer_size: int = 10,
+    buffer_size: int | None = None,
     server_rate: float | None = None,
     *,
+    groups: int = 1,
     clip: float = 1.0,
     scale: float | None = None,
     levels: int = 7,
@@ -225,8 +226,11 @@ def secure(
 
     Args:
         k_min: fewest distinct devices in a sum; devices and helper have minimums of their own.
-        buffer_size: devices in a sum; after `deadline` seconds, `k_min` suffice.
+        buffer_size: devices in a step; after `deadline` seconds, `k_min` in each sum suffice. None is 10, or
+            with groups `k_min` in each.
         server_rate: η; None follows the fleet's delays.
+        groups: sums in a step. With 5 or more, which the helper deals at random, a step is the coordinate-wise median
+            of their means, and devices whose groups are always out of line are held back.
         clip: L2 norm to which a device scales its delta down, before it is rounded.
         scale: value of one level, rounded at random without bias.
         levels: largest integer.
@@ -238,8 +242,10 @@ def secure(
         ValueError: a field needs the values of one device.
     """
     plan = others.pop("plan", None) or Plan()
+    if buffer_size is None:
+        buffer_size = 10 if groups == 1 else groups * k_min
     masking = Masking(
-        ring=ring_for(buffer_size, levels),
+        ring=ring_for(buffer_size // max(groups, 1), levels),
         levels=levels,
         scale=clip / 16 if scale is None else scale,
         clip=clip,
@@ -254,6 +260,7 @@ def secure(
         buffer_size=buffer_size,
         normalise="weight",
         deadline=deadline,
+        groups=groups,
         norm_limit=others.pop("norm_limit", None),
         release_floor=others.pop("release_floor", k_min),
         serve_decay=others.pop("serve_decay", 0.9),

@@ -89,6 +89,11 @@ def adam(
     return Optimizer("amsgrad" if amsgrad else "adam", beta1, beta2, epsilon, delay)
 
 
+FEWEST_GROUPS = 5
+"""Fewest groups of a robust step: the median of five bears two that are wrong."""
+LATE_GROUPS = 3
+"""Groups that suffice once a deadline has passed without another: devices train once from a version, so that those of
+which there are too few for more groups would wait for ever. The median of three bears one that is wrong."""
 _PAIR = 2
 """The floor of a release with which an attacker under two names can subtract what it sent, whatever that is."""
 
@@ -146,6 +151,8 @@ class Strategy:
     robust: bool = False
     """Whether updates against the consensus direction count less (`aggregator.model.consensus`)."""
     optimizer: Optimizer = field(default_factory=Optimizer)
+    groups: int = 1
+    """In the mode secure, number of sums in a step; from 5 on, a robust rule combines them."""
     serve_decay: float = 0.0
     """Decay of the served moving average over versions; 0 serves the newest version itself."""
     serve_interval: float | None = None
@@ -231,6 +238,11 @@ class Strategy:
             raise ValueError("the mixing form mixes whole models: it goes with no optimizer, calibration or clip.")
         if self.single and (self.weigh_examples or self.combine != "mean"):
             raise ValueError("weigh_examples and combine compare updates of one step: they need a buffer of 2 or more.")
+        if self.groups != 1 and (self.groups < FEWEST_GROUPS or not self.masked):
+            raise ValueError(
+                f"groups={self.groups} are sums of masked updates: secure(groups=...) takes at least {FEWEST_GROUPS}, "
+                "of which two may be wrong, or 1 for none."
+            )
         if self.combine != "mean" and self.calibration:
             raise ValueError("calibration goes with combine='mean' only.")
         if (self.trim > 0) != (self.combine == "trimmed"):
@@ -282,11 +294,10 @@ class Strategy:
         masking, size = self.plan.masking, self.buffer_size or 0
         assert masking is not None
         parts = {
-            f"buffer_size={self.buffer_size} below the plan's least={masking.least} (a set of the helper)": (
-                size < masking.least
-            ),
-            f"ring={masking.ring} (too small for {size} devices of ±{masking.levels})": (
-                size * masking.levels >= 2 ** (masking.ring - 1)
+            f"buffer_size={self.buffer_size} below {self.groups} times the plan's least={masking.least} "
+            "(sets of the helper)": size < self.groups * masking.least,
+            f"ring={masking.ring} (too small for {self.group_size} devices of ±{masking.levels})": (
+                (self.group_size or 0) * masking.levels >= 2 ** (masking.ring - 1)
             ),
             "clip (the norm of one delta; devices clip themselves, to the plan's bound)": self.clip is not None,
             "norm_limit (the norm of one delta)": self.norm_limit is not None,
@@ -304,6 +315,17 @@ class Strategy:
             "class='micro' (those clients cannot mask)": self.plan.tier != "",
         }
         return [name for name, is_so in parts.items() if is_so]
+
+    @property
+    def group_size(self) -> int | None:
+        """Number of devices in a sum of masked updates."""
+        return None if self.buffer_size is None else self.buffer_size // self.groups
+
+    @property
+    def fewest_devices(self) -> int:
+        """Number of distinct devices without which no step of groups is made; 0 without groups."""
+        masking = self.plan.masking
+        return LATE_GROUPS * masking.least if masking is not None and self.groups > 1 else 0
 
     @property
     def by_device(self) -> bool:

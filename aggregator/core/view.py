@@ -64,6 +64,11 @@ class CoreView:
         privacy = self.strategy.privacy
         return [] if privacy is None else self._state.ledger.epsilons(privacy)
 
+    @property
+    def suspects(self) -> list[str]:
+        """Devices whose updates are held back because groups with them lie far from the others."""
+        return self._state.groups.suspects
+
     def charged(self, device: str) -> bool:
         """Whether a device has spent any privacy budget."""
         return self._state.ledger.spent(device) > 0

@@ -107,6 +107,8 @@ class Deposit(Message):
     """The number of the newest sum that is in the aggregator's journal: the helper may delete it and those before."""
     size: U32 = 0
     """Number of devices that the aggregator wants in a sum; the helper's own minimum holds in any case."""
+    groups: Annotated[int, Field(ge=1, le=256)] = 1
+    """Number of sets that are dealt together, at random, once there are devices for all of them."""
     seal_key: SeedKey
     """What the answer is sealed to."""
     values: U32
