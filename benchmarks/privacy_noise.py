@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from midge.aggregator.core.presets import fedbuff, private
+from midge.aggregator.core.presets import fedbuff, private, secure
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.records import StepRecord
 from midge.aggregator.core.staleness import constant
@@ -31,7 +31,8 @@ from midge.sensor_fleet.data import FleetData, load
 from midge.sensor_fleet.models import Name, model_for
 from midge.sensor_fleet.simulation.result import Simulated
 from midge.sensor_fleet.simulation.simulate import simulate
-from midge.wire.messages import Plan
+from midge.wire import masking, sealing
+from midge.wire.messages import Plan, Update
 from midge.wire.noise import rounded_gaussian
 from midge.wire.schema import Schema, Tensor
 from tests.aggregator.rig import Rig, rig
@@ -89,6 +90,42 @@ def audit(privacy: Privacy, contributions: int, runs: int = RUNS, *, noise: bool
         counts[present] = sum(score > threshold for score in scores)
     lower = epsilon_lower(counts[True], counts[False], runs, privacy.delta)
     return Audit(runs, counts[True], counts[False], privacy.spent(contributions), lower)
+
+
+@cache
+def shared_audit(noise: float, k_min: int, colluding: int, runs: int = RUNS, *, shares: bool = True) -> Audit:
+    """Attack one masked sum as its aggregator, together with `colluding` of its devices.
+
+    The attacker knows everything but the victim's update and the shares of noise of the other honest devices.
+
+    Args:
+        noise: the multiplier of `Privacy`.
+        k_min: devices in the sum.
+        colluding: of these, devices that tell the attacker their integers and their shares.
+        runs: with the victim's canary, and as many without.
+        shares: False has devices add no noise: a fault that an audit must find.
+    """
+    promised = secure(k_min, k_min, privacy=Privacy(1.0, noise, 1e9, DELTA), colluding=colluding)
+    wanted, privacy = promised.plan.masking, promised.privacy
+    assert wanted is not None
+    assert privacy is not None
+    deviation, threshold = noise * wanted.levels, 0.5 / noise
+    if not shares:
+        wanted = wanted.model_copy(update={"noise": 0.0})
+    rng, counts, lineage = np.random.default_rng(1), dict.fromkeys((True, False), 0), bytes(16)
+    header = Update(outbox=0, first=1, seq=1, lineage=lineage, generation=0, base=1, codec="", size=0, sha256=lineage)
+    to = masking.SealTo(sealing.public(bytes(range(32))), "bench", "victim", 2)
+    for present in counts:
+        for _ in range(runs):
+            canary = rng.standard_normal(SIZE)
+            canary *= 0.999 / np.linalg.norm(canary)
+            total = np.zeros(SIZE)
+            for place in range(k_min - colluding):  # what colluding devices sent is taken off
+                delta = canary if present and place == 0 else np.zeros(SIZE)
+                total += masking.masked(delta.astype(np.float32), wanted, header, to).sent / wanted.scale
+            counts[present] += total @ canary / np.linalg.norm(canary) / deviation > threshold
+    lower = epsilon_lower(counts[True], counts[False], runs, DELTA)
+    return Audit(runs, counts[True], counts[False], privacy.spent(1), lower)
 
 
 def _strategy(privacy: Privacy) -> Strategy:

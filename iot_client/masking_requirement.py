@@ -19,6 +19,10 @@ class RequireSecure:
     """The mask helper's public key, PEM, pinned: from the party that runs it, not from the aggregator's."""
     k_min: int = 5
     """Fewest distinct devices in a sum that this device's update may be in; the helper keeps it."""
+    noise: float = 0.0
+    """Least noise of a sum, as a multiple of the largest norm of one device's delta in it; 0 requires none."""
+    colluding: int = 0
+    """t: devices of a sum that may disclose their shares of the noise, or send none, without harm to this one."""
     ring: int = 8
     """Fewest bits of the ring: in a smaller one, sums of few devices are not exact."""
     roster: bytes | None = None
@@ -29,6 +33,8 @@ class RequireSecure:
             raise ValueError(
                 f"k_min is {self.k_min}: a sum must have at least 2 devices, or it is one device's update."
             )
+        if self.noise < 0 or not 0 <= self.colluding < self.k_min:
+            raise ValueError("noise must not be negative, and colluding is from 0 to below k_min.")
 
     def read_key(self) -> PublicKey:
         """The pinned key.

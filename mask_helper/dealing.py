@@ -32,7 +32,7 @@ class WaitingUpdate:
     def kind(self) -> tuple[object, ...]:
         """Updates of one set agree in this: their integers stand for the same values."""
         entry = self.entry
-        return entry.ring, entry.levels, entry.scale, entry.slices, entry.part
+        return entry.ring, entry.levels, entry.scale, entry.slices, entry.part, entry.noise, entry.honest
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,9 @@ def _hands(
     if not updates:
         return []
     entry = updates[0].entry
-    if need * entry.levels >= 2 ** (entry.ring - 1):
+    if entry.noise and not entry.honest:
+        return []  # the shares of that noise are not defined
+    if masking.reach(need, entry.levels, entry.noise, entry.honest) >= 2 ** (entry.ring - 1):
         return []  # the sum would not be exact
     chosen = updates[: need * groups]
     if groups > 1:
@@ -113,4 +115,6 @@ def _hand(chosen: list[WaitingUpdate]) -> Hand:
     entry = chosen[0].entry
     least = max(update.entry.least for update in chosen)
     bases = [number for _, number in (update.version for update in chosen)]
-    return Hand(tuple(chosen), masking.weights(bases, entry.ring, entry.levels, least))
+    # Noise is accounted for at equal weights: with others, it would hide a heavy update less.
+    equal = (1,) * len(chosen)
+    return Hand(tuple(chosen), equal if entry.noise else masking.weights(bases, entry.ring, entry.levels, least))

@@ -109,6 +109,7 @@ class MaskedSums:
         factors = tuple(self._state.groups.open[lsn].factor for lsn in groups)
         return replace(
             planned,
+            updates=tuple((item.lsn, 1.0) for item in items),
             combine="groups",
             trim=MEDIAN,
             scales=factors,

@@ -3,13 +3,14 @@
 Each takes the arguments of its paper; every other field of a `Strategy` can be given by name.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import Staleness, constant, polynomial, relative
 from midge.aggregator.core.strategy import Form, Normalise, Optimizer, Strategy, adam
-from midge.wire.masking import ring_for
+from midge.wire.masking import NOISY_LEVELS, ring_for
 from midge.wire.messages import Plan
 from midge.wire.messages.masking import Masking
 
@@ -217,6 +218,8 @@ def secure(
     levels: int = 7,
     slices: int = 1,
     deadline: float | None = 10.0,
+    privacy: Privacy | None = None,
+    colluding: int = 0,
     **others: Any,
 ) -> Strategy:
     """Secure aggregation: only sums over at least `k_min` devices can be read, with a mask helper of another party.
@@ -236,6 +239,10 @@ def secure(
         levels: largest integer.
         slices: an update covers one of this number of slices of the vector: 4 send a quarter of the bytes.
         deadline: seconds after which a smaller set is asked for.
+        privacy: differential privacy against everyone, the aggregator included: each device adds its share of the noise
+            before the mask. Its clip norm takes the place of `clip`, `scale` and `levels`.
+        colluding: t: devices of a sum that may disclose their shares, or send none. The shares of `k_min` − t devices
+            have the noise that is accounted for; more devices add more.
         others: fields of the strategy.
 
     Raises:
@@ -244,13 +251,23 @@ def secure(
     plan = others.pop("plan", None) or Plan()
     if buffer_size is None:
         buffer_size = 10 if groups == 1 else groups * k_min
+    noise, honest = 0.0, 0
+    if privacy is not None:
+        clip, levels, honest = privacy.clip, NOISY_LEVELS, k_min - colluding
+        noise, scale = levels * privacy.noise, clip / levels
+        if honest < 1:
+            raise ValueError(f"colluding={colluding} leaves none of k_min={k_min} devices whose noise counts.")
+        privacy = replace(privacy, honest=honest)
+        plan = plan.model_copy(update={"feedback": False})
     masking = Masking(
-        ring=ring_for(buffer_size // max(groups, 1), levels),
+        ring=ring_for(buffer_size // max(groups, 1), levels, noise, honest),
         levels=levels,
         scale=clip / 16 if scale is None else scale,
         clip=clip,
         slices=slices,
         least=k_min,
+        noise=noise,
+        honest=honest,
     )
     evaluate = plan.evaluate if "evaluate" in plan.model_fields_set else 0.0
     return Strategy(
@@ -261,6 +278,7 @@ def secure(
         normalise="weight",
         deadline=deadline,
         groups=groups,
+        privacy=privacy,
         norm_limit=others.pop("norm_limit", None),
         release_floor=others.pop("release_floor", k_min),
         serve_decay=others.pop("serve_decay", 0.9),

@@ -22,6 +22,7 @@ from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import Staleness
 from midge.wire import codecs
 from midge.wire.errors import WireError
+from midge.wire.masking import reach
 from midge.wire.messages import OUTBOX_LIMIT, Plan
 
 Form = Literal["delta", "mixing"]
@@ -257,9 +258,11 @@ class Strategy:
     @property
     def unaccounted(self) -> list[str]:
         """Settings that differential privacy cannot account for, each with the reason."""
+        assert self.privacy is not None
         parts = {
             "buffer_size=1 (noise on every single update)": self.single,
-            "normalise='weight' (the divisor must not depend on who came)": self.normalise != "count",
+            "normalise='weight' (a divisor that depends on who came)": self.normalise != "count" and not self.masked,
+            "honest (only in the mode secure do devices add the noise)": not self.masked and self.privacy.honest > 0,
             "weigh_examples (weights that depend on data)": self.weigh_examples,
             "fairness (weights that depend on who came)": self.fairness is not None,
             "even_steps (scales that depend on what devices say)": self.even_steps,
@@ -297,7 +300,7 @@ class Strategy:
             f"buffer_size={self.buffer_size} below {self.groups} times the plan's least={masking.least} "
             "(sets of the helper)": size < self.groups * masking.least,
             f"ring={masking.ring} (too small for {self.group_size} devices of ±{masking.levels})": (
-                (self.group_size or 0) * masking.levels >= 2 ** (masking.ring - 1)
+                reach(self.group_size or 0, masking.levels, masking.noise, masking.honest) >= 2 ** (masking.ring - 1)
             ),
             "clip (the norm of one delta; devices clip themselves, to the plan's bound)": self.clip is not None,
             "norm_limit (the norm of one delta)": self.norm_limit is not None,
@@ -309,7 +312,9 @@ class Strategy:
             "fairness (a weight for one device; the helper computes the weights)": self.fairness is not None,
             "weigh_examples (devices do not say how many rows they have)": self.weigh_examples,
             "steers_local_steps (devices do not say how long they train)": self.steers_local_steps,
-            "privacy (its clipping needs single deltas)": self.privacy is not None,
+            "privacy without honest (the aggregator's noise; devices add theirs with secure(privacy=...))": (
+                self.privacy is not None and (self.privacy.honest == 0 or masking.noise == 0)
+            ),
             "plan.evaluate (results of one device)": self.plan.evaluate > 0,
             "plan.seconds (devices do not say how fast they are)": self.plan.seconds is not None,
             "class='micro' (those clients cannot mask)": self.plan.tier != "",
@@ -419,7 +424,7 @@ class Strategy:
 
     def divisor(self, size: int) -> float:
         """A fixed divisor of the step's sum; 0 if it follows from the updates."""
-        return float(size) if self.privacy is not None else 0.0
+        return float(size) if self.privacy is not None and not self.masked else 0.0
 
 
 def trimmed_count(updates: int, trim: float) -> int:

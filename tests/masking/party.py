@@ -48,6 +48,8 @@ class Sender:
         least: int = 2,
         slices: int = 1,
         ring: int = 12,
+        noise: float = 0.0,
+        honest: int = 0,
     ) -> tuple[Update, bytes]:
         """A masked and signed update, and its body."""
         self.seq += 1
@@ -64,7 +66,9 @@ class Sender:
             size=0,
             sha256=checksum(b""),
         )
-        wanted = Masking(ring=ring, levels=LEVELS, scale=1.0, clip=1e9, slices=slices, least=2)
+        wanted = Masking(
+            ring=ring, levels=LEVELS, scale=1.0, clip=1e9, slices=slices, least=2, noise=noise, honest=honest
+        )
         to = SealTo(stated.keys[0].key, FEDERATION, self.name, least)
         made = masking.masked(values, wanted, update, to)
         return masking.signed_entry(self.key, FEDERATION, self.name, made.update), made.body
