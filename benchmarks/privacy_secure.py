@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.learning_problems import capped
 from midge.aggregator.model.unmasking import Opened
 from midge.broker.embedded.in_memory import Twin
 from midge.iot_client.masking import Masker
@@ -19,7 +20,7 @@ from midge.iot_client.training.update_encoder import EncodedUpdate, update_of
 from midge.mask_helper.config import HelperConfig
 from midge.mask_helper.helper import MaskHelper
 from midge.sensor_fleet.data import FleetData, Rows, load
-from midge.sensor_fleet.models import initial_model, model_for
+from midge.sensor_fleet.models import Name, initial_model, model_for
 from midge.wire import chunks, frames, masking, messages, sealing, signing
 from midge.wire.messages import Announcement, Plan
 from midge.wire.messages.masking import Dealt, Deposit, Masking, Piece
@@ -199,9 +200,12 @@ def _row(mode: str, **found: Any) -> Row:
 class Federation:
     """An asynchronous federation in virtual time: the same schedule and seeds for each way to send deltas."""
 
-    def __init__(self, source: str, seed: int, devices: int = FLEET) -> None:
+    def __init__(self, source: str, seed: int, devices: int = FLEET, model: Name | None = None) -> None:
         self.data: FleetData = load(source, devices=devices, seed=seed)
-        self.model = model_for(self.data, None, torch=False, seed=seed)
+        if self.data.task == "regression":
+            parts = {name: Rows(rows.x, capped(rows.y)) for name, rows in self.data.devices.items()}
+            self.data = replace(self.data, devices=parts, test=Rows(self.data.test.x, capped(self.data.test.y)))
+        self.model = model_for(self.data, model, torch=False, seed=seed)
         initial, roles = initial_model(self.model, self.data)
         self.schema = Schema.of(initial, roles)
         self._initial, self._seed = initial, seed
@@ -215,7 +219,9 @@ class Federation:
         }
         self.data = replace(self.data, devices=flipped)
 
-    def run(self, steps: int, send: Callable[[str, Vector, int], Iterator[Vector]], size: int) -> float:
+    def run(
+        self, steps: int, send: Callable[[str, Vector, int], Iterator[Vector]], size: int, rate: float | None = None
+    ) -> float:
         """The test metric after a number of steps; `send` takes a device's delta and yields the means that it opens."""
         names = list(self.data.devices)
         trainers = [
@@ -226,7 +232,7 @@ class Federation:
         x, frozen = self.schema.flatten(self._initial), self.schema.freeze(self._initial)
         events = [(float(speed), number, 0, x) for number, speed in enumerate(speeds)]
         heapq.heapify(events)
-        rate, made, ends = min(1.0, 1.25 * size / len(names)), 0, []
+        rate, made, ends = rate or min(1.0, 1.25 * size / len(names)), 0, []
         while made < steps:
             now, number, version, base = heapq.heappop(events)
             parameters = {**self.schema.views(base.copy()), **self.schema.thaw(frozen)}
@@ -234,7 +240,7 @@ class Federation:
             for mean in send(names[number], self.schema.flatten(fit.parameters) - base, version):
                 x = x + np.float32(rate) * mean
                 made += 1
-                if made > steps - 10:
+                if made > steps - min(10, steps // 10):
                     ends.append(self._metric(x, frozen))
             heapq.heappush(events, (now + float(speeds[number]), number, made, x))
         return statistics.mean(ends)
@@ -302,7 +308,7 @@ def accuracies(sources: Sequence[str], steps: int, seeds: Sequence[int], modes: 
 
 
 def _masked(federation: Federation, mode: Mode, steps: int, size: int) -> float:
-    wanted = _masking(mode, size, clip=CLIP, scale=SCALE)
+    wanted = _masking(mode, size, clip=CLIP, scale=CLIP / federation.schema.size**0.5)
     with tempfile.TemporaryDirectory() as folder:
         parties = Parties(Path(folder), list(federation.data.devices), wanted, size, federation.schema.size)
         try:
@@ -312,4 +318,4 @@ def _masked(federation: Federation, mode: Mode, steps: int, size: int) -> float:
 
 
 CLIP, SCALE = 4.0, 0.05
-"""Of the demo (`sensor_fleet.setting.SECURE`)."""
+"""Of the demo (`sensor_fleet.setting.SECURE`). The rows of accuracy have a scale of CLIP/√(number of parameters)."""
