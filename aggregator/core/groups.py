@@ -96,8 +96,6 @@ class OpenedGroups:
 
     def step(self, record: rec.StepRecord, taken: Iterable[Buffered]) -> None:
         """Remove the sums of a step, and judge its devices by their groups."""
-        if not record.groups:
-            return
         for lsn in record.groups:
             self.open.pop(lsn, None)
         rate = min(max(self._rate, _LEAST), _MOST)

@@ -179,7 +179,8 @@ class CoreState:
 
     def _take_step(self, record: rec.StepRecord) -> None:
         self.step = record.step
-        self.groups.count(record)
+        if record.dealt:
+            self.groups.count(record)
         self.applied += len(record.updates)
         weights = dict(record.updates)
         taken = [item for item in self.buffer if item.lsn in weights]
@@ -192,7 +193,8 @@ class CoreState:
             for item in taken:
                 if weights[item.lsn]:
                     self.ledger.charge(item.device, item.outbox, rho)
-        self.groups.step(record, taken)
+        if record.groups:
+            self.groups.step(record, taken)
         self.contributors |= {item.device for item in taken if not item.trivial}
         self.trivial |= {item.device for item in taken if item.trivial}
 
