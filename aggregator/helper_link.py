@@ -22,6 +22,7 @@ from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
 from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
+from midge.storage.key_files import read_key
 from midge.wire import chunks, frames, masking, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages.masking import Dealt, Deposit, Piece, Ticket
@@ -64,8 +65,7 @@ class HelperLink:
     def __init__(
         self, topics: Topics, key: bytes | str | Path, issuer: AnnouncementSigner, bodies: Bodies, outlet: Outlet
     ) -> None:
-        data = key if isinstance(key, bytes) else Path(key).read_bytes()
-        self._key = signing.read_public(data, "the mask helper's key")
+        self._key = signing.read_public(*read_key(key, "the mask helper's key"))
         self._topics, self._issuer, self._bodies, self._outlet = topics, issuer, bodies, outlet
         self._deposited: set[int] = set()
         """Waiting updates, by lsn, that the helper has."""

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from midge.storage.key_files import read_key
 from midge.wire import signing
+from midge.wire.masking import LEAST_RING
 from midge.wire.signing import PublicKey
 
 
@@ -23,7 +25,7 @@ class RequireSecure:
     """Least noise of a sum, as a multiple of the largest norm of one device's delta in it; 0 requires none."""
     colluding: int = 0
     """t: devices of a sum that may disclose their shares of the noise, or send none, without harm to this one."""
-    ring: int = 8
+    ring: int = LEAST_RING
     """Fewest bits of the ring: in a smaller one, sums of few devices are not exact."""
     roster: bytes | None = None
     """The digest of the helper's roster, 16 bytes (`midge helper roster`); None leaves the roster to the helper."""
@@ -40,7 +42,6 @@ class RequireSecure:
         """The pinned key.
 
         Raises:
-            KeyUnusable: it is none.
+            KeyUnusable: it is none, or its file cannot be read.
         """
-        data = self.helper_key if isinstance(self.helper_key, bytes) else Path(self.helper_key).read_bytes()
-        return signing.read_public(data, "the mask helper's key")
+        return signing.read_public(*read_key(self.helper_key, "the mask helper's key"))

@@ -38,6 +38,8 @@ Words = npt.NDArray[np.uint32]
 
 HEAVIEST = 4
 """Largest weight of an update in a sum."""
+LEAST_RING = 8
+"""Fewest bits of a ring that devices accept unless their owner says otherwise; sums of two devices fit into 7."""
 NOISY_LEVELS = 1024
 """Levels of a delta with noise: its integers are cut towards zero, which loses little on a grid this fine."""
 SEED = 32

@@ -10,7 +10,7 @@ from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import Staleness, constant, polynomial, relative
 from midge.aggregator.core.strategy import Form, Normalise, Optimizer, Strategy, adam
-from midge.wire.masking import NOISY_LEVELS, ring_for
+from midge.wire.masking import LEAST_RING, NOISY_LEVELS, ring_for
 from midge.wire.messages import Plan
 from midge.wire.messages.masking import Masking
 
@@ -260,7 +260,7 @@ def secure(
         privacy = replace(privacy, honest=honest)
         plan = plan.model_copy(update={"feedback": False})
     masking = Masking(
-        ring=ring_for(buffer_size // max(groups, 1), levels, noise, honest),
+        ring=max(ring_for(buffer_size // max(groups, 1), levels, noise, honest), LEAST_RING),
         levels=levels,
         scale=clip / 16 if scale is None else scale,
         clip=clip,
