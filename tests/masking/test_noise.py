@@ -12,7 +12,10 @@ from benchmarks.privacy_noise import shared_audit
 from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.presets import private, secure
 from midge.aggregator.core.privacy import Privacy
+from midge.aggregator.store.summary import summarise
+from midge.configuration.strategies import strategy_of
 from midge.iot_client.masking_requirement import RequireSecure
+from midge.sensor_fleet.report.store_sections import packed, store_page
 from midge.wire import masking
 from midge.wire.messages import Plan
 from midge.wire.noise import gaussian_epsilon
@@ -126,6 +129,12 @@ async def test_a_budget_ends_what_a_device_gives_and_its_spending_is_reported(tm
     async with serving(party.helper(), again):
         await party.log.until(lambda: again.open_now)
         assert again.core.spent == server.core.spent
+    # δ and the number of honest devices are of the journal: the report of a store has no configuration.
+    found = summarise(tmp_path / "store")
+    assert found.privacy == server.core.spent
+    page = store_page(found)
+    assert "Privacy spent" in page and f"{spent.worst:.3g}" in page
+    assert packed(found)["privacy"]["worst"] == spent.worst
 
 
 def test_a_device_that_requires_noise_beats_any_plan(tmp_path: Path) -> None:
@@ -143,3 +152,10 @@ def test_a_device_that_requires_noise_beats_any_plan(tmp_path: Path) -> None:
     assert objection(noise=1.0, colluding=1) == ""
     assert "requires 1.5" in objection(noise=1.5)
     assert "trusts 1 of 3" in objection(noise=1.0, colluding=2)
+
+
+def test_a_settings_file_has_a_budget_for_secure_too() -> None:
+    given = {"preset": "secure", "k_min": 4, "colluding": 1, "privacy": {"clip": 2.0, "noise": 1.5, "epsilon": 8.0}}
+    made = strategy_of(given, {})
+    assert made.privacy is not None and made.privacy.honest == 3
+    assert made.plan.masking is not None and made.plan.masking.noise == 1.5 * made.plan.masking.levels
