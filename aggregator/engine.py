@@ -100,6 +100,15 @@ class Engine:
                 )
                 # One sum in place of its updates, whose weights are in it.
                 self.model.apply(replace(record, updates=((0, 1.0),), combine="mean"), [item])
+            case rec.StepRecord(combine="groups"):
+                sums = [Opened.read(self.store.body(lsn)) for lsn in record.groups]
+                means = [
+                    self.model.contribution(one.delta(self.store.lineage, self.model.schema.size), None, one.base, "")
+                    for one in sums
+                ]
+                # Equal weights: a group of few devices must not have less protection than another.
+                weights = tuple((lsn, 1.0) for lsn in record.groups)
+                self.model.apply(replace(record, updates=weights, combine="trimmed"), means)
             case rec.StepRecord():
                 kind = "<i4" if record.clip else "<f4"
                 noise = np.frombuffer(self.store.body(record.lsn), kind) if record.noise else None

@@ -296,7 +296,7 @@ class FederationRuntime:
             self.issued.write()
             self.processor.fitting.look(now)
             if self.helper is not None and self.config.strategy.masked:
-                self.helper.look(self.core, self.engine, now)
+                self.helper.look(self.processor, self.engine, now)
             self.registry.look(self.engine, self.processor, now)
             self.upkeep.tend(self.core, self.engine, self.processor, now)
             state, devices = self.watchdog.finding.state.value, self.core.steering.live

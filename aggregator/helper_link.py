@@ -14,6 +14,7 @@ from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.masked_sums import SumName
 from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.filter import Bodies
+from midge.aggregator.model.group_means import outlying
 from midge.aggregator.model.unmasking import Opened
 from midge.aggregator.processor import Processor
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
@@ -21,6 +22,7 @@ from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
 from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
+from midge.storage.key_files import read_key
 from midge.wire import chunks, frames, masking, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages.masking import Dealt, Deposit, Piece, Ticket
@@ -63,8 +65,7 @@ class HelperLink:
     def __init__(
         self, topics: Topics, key: bytes | str | Path, issuer: AnnouncementSigner, bodies: Bodies, outlet: Outlet
     ) -> None:
-        data = key if isinstance(key, bytes) else Path(key).read_bytes()
-        self._key = signing.read_public(data, "the mask helper's key")
+        self._key = signing.read_public(*read_key(key, "the mask helper's key"))
         self._topics, self._issuer, self._bodies, self._outlet = topics, issuer, bodies, outlet
         self._deposited: set[int] = set()
         """Waiting updates, by lsn, that the helper has."""
@@ -213,22 +214,47 @@ class HelperLink:
         opened = Opened.of(dealt, masking.unpack(body, count, dealt.ring), rows, min(bases))
         plan = core.strategy.plan.masking
         assert plan is not None
-        factor = opened.factor(plan.clip)
+        factor = opened.factor(plan)
         if factor < 1:
             log.warning("Sum %d is %.1f times longer than its devices may make it.", name.number, 1 / factor)
             self._outlet.tell("sum_too_long", factor=factor, devices=len(held))
         weights = {by_name[key]: each.weight for each, key in zip(dealt.members, keys, strict=True)}
         key = self._bodies.keep(memoryview(opened.pack()))
         failpoint("sum.opened")
-        processor.shell.carry_out(core.note(core.sums.step(name, weights, factor), key), now)
+        if core.strategy.groups > 1:
+            processor.shell.carry_out(core.note(core.sums.group(name, weights, dealt.part, factor), key), now)
+        else:
+            processor.shell.carry_out(core.note(core.sums.step(name, weights, factor), key), now)
         core.sums.made(now)
         self._bodies.drop(key)
         self._deposited -= set(held)
+        self._combine(engine, processor, now)
+
+    def _combine(self, engine: Engine, processor: Processor, now: float) -> None:
+        """Make a step of the sums that wait, if there are enough."""
+        core = processor.shell.core
+        if not (groups := core.sums.complete(now)):
+            return
+        sums = [Opened.read(engine.store.body(lsn)) for lsn in groups]
+        far = outlying([one.delta(engine.store.lineage, engine.model.schema.size) for one in sums])
+        before = set(core.suspects)
+        failpoint("sum.combined")
+        processor.shell.carry_out(core.note(core.sums.group_step(groups, [groups[place] for place in far])), now)
+        core.sums.made(now)
+        for device in sorted(set(core.suspects) - before):
+            log.warning("Sums with updates of %s lie far from the others: its updates are held back.", device)
+            self._outlet.tell("suspected", device=device)
 
     # ----------------------------------------------------------------------- deposits
 
-    def look(self, core: AggregatorCore, engine: Engine, now: float) -> None:
-        """Name updates to the helper that it does not have, and ask for the next sum."""
+    def look(self, processor: Processor, engine: Engine, now: float) -> None:
+        """Name updates to the helper that it does not have, and ask for the next sum.
+
+        Raises:
+            StoreFull: there is no room for a step of the sums that wait.
+        """
+        core = processor.shell.core
+        self._combine(engine, processor, now)
         waiting = [lsn for _, lsn in core.sums.waiting]
         self._deposited &= set(waiting)
         new = [lsn for lsn in waiting if lsn not in self._deposited][:_AT_ONCE]
@@ -254,6 +280,7 @@ class HelperLink:
             store=newest.store,
             after=newest.number,
             size=core.sums.wanted(now),
+            groups=core.sums.dealt_together(now),
             seal_key=sealing.public(self._issuer.seal_keys[0]),
             values=engine.model.schema.size,
             sha256=chunks.checksum(body),

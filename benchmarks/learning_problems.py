@@ -118,8 +118,8 @@ def of_file(path: Path, seed: int, *, correlated: bool) -> Problem:
     if data.task == "regression":
         data = replace(
             data,
-            devices={name: Rows(part.x, _capped(part.y)) for name, part in data.devices.items()},
-            test=Rows(data.test.x, _capped(data.test.y)),
+            devices={name: Rows(part.x, capped(part.y)) for name, part in data.devices.items()},
+            test=Rows(data.test.x, capped(data.test.y)),
         )
     count = len(data.devices)
     rng = np.random.default_rng((seed, 1))
@@ -138,7 +138,7 @@ def of_file(path: Path, seed: int, *, correlated: bool) -> Problem:
     return Problem(path.stem, data, model, tuple(slow), weights, ())
 
 
-def _capped(y: npt.NDArray[np.generic]) -> Array:
+def capped(y: npt.NDArray[np.generic]) -> Array:
     return np.minimum(np.asarray(y, np.float32), CAP)
 
 

@@ -4,7 +4,7 @@
 
 | row | |
 |---|---|
-| `mode` | `secure` masks updates (`wire.masking`), by `slices=4` a quarter of each; `central` adds noise to steps |
+| `mode` | `secure` masks updates, by `slices=4` a quarter of each; `central` adds noise to steps, `shared` to updates |
 | `params`, `k` | parameters of the model; devices in a sum |
 | `bytes_per_param` | bytes of an update's whole payload per parameter, with header, entry, seals and signatures |
 | `step_seconds` | processor seconds, median: the helper verifies K tickets and sums masks, the aggregator opens it |
@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks import privacy_noise, privacy_secure
+from benchmarks import privacy_noise, privacy_robust, privacy_secure
 
 Row = dict[str, Any]
 SETS = ("digits", "spsw_har.npz", "fashion_mnist.npz", "cmapss_fd001.npz")
@@ -40,12 +40,18 @@ def secure_rows(data: str, quick: bool) -> Iterator[Row]:
     yield from privacy_secure.accuracies(sets, steps, seeds, privacy_secure.MASKED)
 
 
+def robust_rows(data: str, quick: bool) -> Iterator[Row]:
+    """Rows of secure aggregation with liars."""
+    yield from privacy_robust.rows(data, quick=quick)
+
+
 def noise_rows(data: str, quick: bool) -> Iterator[Row]:
-    """Rows of differential privacy."""
+    """Rows of differential privacy: noise of the aggregator, and of the devices."""
     yield from privacy_noise.rows(data, quick=quick)
+    yield from privacy_noise.shared_rows(data, quick=quick)
 
 
-SOURCES: tuple[Callable[[str, bool], Iterator[Row]], ...] = (secure_rows, noise_rows)
+SOURCES: tuple[Callable[[str, bool], Iterator[Row]], ...] = (secure_rows, robust_rows, noise_rows)
 """Each makes the rows of one kind of protection."""
 
 

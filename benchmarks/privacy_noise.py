@@ -21,7 +21,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from midge.aggregator.core.presets import fedbuff, private
+from benchmarks.privacy_secure import Federation
+from midge.aggregator.core.presets import fedbuff, private, secure
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.records import StepRecord
 from midge.aggregator.core.staleness import constant
@@ -31,7 +32,9 @@ from midge.sensor_fleet.data import FleetData, load
 from midge.sensor_fleet.models import Name, model_for
 from midge.sensor_fleet.simulation.result import Simulated
 from midge.sensor_fleet.simulation.simulate import simulate
-from midge.wire.messages import Plan
+from midge.wire import masking, sealing
+from midge.wire.messages import Plan, Update
+from midge.wire.messages.masking import Masking
 from midge.wire.noise import rounded_gaussian
 from midge.wire.schema import Schema, Tensor
 from tests.aggregator.rig import Rig, rig
@@ -89,6 +92,42 @@ def audit(privacy: Privacy, contributions: int, runs: int = RUNS, *, noise: bool
         counts[present] = sum(score > threshold for score in scores)
     lower = epsilon_lower(counts[True], counts[False], runs, privacy.delta)
     return Audit(runs, counts[True], counts[False], privacy.spent(contributions), lower)
+
+
+@cache
+def shared_audit(noise: float, k_min: int, colluding: int, runs: int = RUNS, *, shares: bool = True) -> Audit:
+    """Attack one masked sum as its aggregator, together with `colluding` of its devices.
+
+    The attacker knows everything but the victim's update and the shares of noise of the other honest devices.
+
+    Args:
+        noise: the multiplier of `Privacy`.
+        k_min: devices in the sum.
+        colluding: of these, devices that tell the attacker their integers and their shares.
+        runs: with the victim's canary, and as many without.
+        shares: False has devices add no noise: a fault that an audit must find.
+    """
+    promised = secure(k_min, k_min, privacy=Privacy(1.0, noise, 1e9, DELTA), colluding=colluding)
+    wanted, privacy = promised.plan.masking, promised.privacy
+    assert wanted is not None
+    assert privacy is not None
+    deviation, threshold = noise * wanted.levels, 0.5 / noise
+    if not shares:
+        wanted = wanted.model_copy(update={"noise": 0.0})
+    rng, counts, lineage = np.random.default_rng(1), dict.fromkeys((True, False), 0), bytes(16)
+    header = Update(outbox=0, first=1, seq=1, lineage=lineage, generation=0, base=1, codec="", size=0, sha256=lineage)
+    to = masking.SealTo(sealing.public(bytes(range(32))), "bench", "victim", 2)
+    for present in counts:
+        for _ in range(runs):
+            canary = rng.standard_normal(SIZE)
+            canary *= 0.999 / np.linalg.norm(canary)
+            total = np.zeros(SIZE)
+            for place in range(k_min - colluding):  # what colluding devices sent is taken off
+                delta = canary if present and place == 0 else np.zeros(SIZE)
+                total += masking.masked(delta.astype(np.float32), wanted, header, to).sent / wanted.scale
+            counts[present] += total @ canary / np.linalg.norm(canary) / deviation > threshold
+    lower = epsilon_lower(counts[True], counts[False], runs, DELTA)
+    return Audit(runs, counts[True], counts[False], privacy.spent(1), lower)
 
 
 def _strategy(privacy: Privacy) -> Strategy:
@@ -171,12 +210,12 @@ SMALL_GROUPS = Case("mlp", 20, 10, 10, 0.3, 1.0, (8.0,))
 """The noise of a step is for a sum of ten: a model of this size learns little from it."""
 
 
-def noise_for(epsilon: float, contributions: int, delta: float = DELTA) -> float:
+def noise_for(epsilon: float, contributions: int, delta: float = DELTA, honest: int = 0) -> float:
     """The least noise multiplier with which a number of contributions is within a budget."""
-    low, high = 0.01, 1000.0
+    low, high = 0.05, 1000.0
     for _ in range(60):
         middle = math.sqrt(low * high)
-        spent = Privacy(clip=1.0, noise=middle, epsilon=1e12, delta=delta).spent(contributions)
+        spent = Privacy(clip=1.0, noise=middle, epsilon=1e12, delta=delta, honest=honest).spent(contributions)
         low, high = (middle, high) if spent > epsilon else (low, middle)
     return high * (1 + 1e-9)
 
@@ -218,6 +257,67 @@ def step_seconds(params: int, k: int, privacy: Privacy | None, times: int = 5) -
         make_step(x, schema, record, items, ServerState(), None if noise is None else noise.astype(np.int32))
         fastest = min(fastest, time.thread_time() - began)
     return fastest
+
+
+SHARED = replace(LINEAR, epsilons=(2.0, 4.0, 8.0))
+K_MIN, COLLUDING = 160, 16
+
+
+def shared_rows(source: str, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """Distributed noise: the devices of the linear case add it themselves, in sums of all of them."""
+    seeds, runs, case = (1,) if quick else (1, 2, 3), RUNS if quick else 5 * RUNS, SHARED
+    for budget in case.epsilons[-1:] if quick else case.epsilons:
+        multiplier = noise_for(budget, case.contributions, honest=K_MIN - COLLUDING)
+        privacy = Privacy(case.clip, multiplier, budget, DELTA)
+        strategy = secure(K_MIN, case.k, privacy=privacy, colluding=COLLUDING)
+        plan, promised = strategy.plan.masking, strategy.privacy
+        assert plan is not None
+        assert promised is not None
+        federations = [Federation(source, seed, case.devices, case.model) for seed in seeds]
+        found = [each.run(case.contributions, SumsOfAll(plan, case), case.k, rate=case.rate) for each in federations]
+        plain = [
+            [each.run(case.contributions, SumsOfAll(None, case), case.k, rate=rate) for each in federations]
+            for rate in (case.rate, 1.0)  # without clipping, the rate for clipped deltas is too large
+        ]
+        shown = shared_audit(multiplier, 5, 1, runs)
+        size = federations[0].schema.size
+        yield {
+            "mode": "shared",
+            "params": size,
+            "k": case.k,
+            "bytes_per_param": round(masking.size(size, plan.ring) / size, 3),
+            "step_seconds": None,
+            "accuracy": round(float(np.mean(found)), 4),
+            "float32_accuracy": round(max(float(np.mean(each)) for each in plain), 4),
+            "epsilon": round(promised.spent(case.contributions), 4),
+            "epsilon_lower": round(shown.lower, 4),
+            "epsilon_one": round(shown.accounted, 4),
+            "delta": DELTA,
+            "noise": round(multiplier, 4),
+            "contributions": case.contributions,
+            "devices": case.devices,
+            "honest": promised.honest,
+            "runs": shown.runs,
+        }
+
+
+class SumsOfAll:
+    """Steps of one update of every device, masked with noise, or as float32 without a plan."""
+
+    def __init__(self, plan: Masking | None, case: Case) -> None:
+        self._plan, self._case, self._waiting = plan, case, dict[str, Any]()
+        self._to = masking.SealTo(sealing.public(bytes(range(32))), "bench", "device", 2)
+
+    def __call__(self, name: str, delta: Any, version: int) -> Iterator[Any]:
+        if self._plan is not None:
+            lineage = bytes(16)
+            about: dict[str, Any] = {"lineage": lineage, "sha256": lineage, "generation": 0, "base": version}
+            header = Update(outbox=0, first=1, seq=1, codec="", size=0, **about)
+            delta = masking.masked(delta, self._plan, header, self._to).sent
+        self._waiting.setdefault(name, delta)
+        if len(self._waiting) == self._case.devices:
+            yield np.mean(list(self._waiting.values()), axis=0)
+            self._waiting.clear()
 
 
 def rows(source: str, *, quick: bool) -> Iterator[dict[str, Any]]:

@@ -55,6 +55,16 @@ class Masker:
         least = max(required.k_min, plan.least, stated.least)
         if stated.devices < least:
             return f"the mask helper's roster has {stated.devices} devices, and a sum needs {least}"
+        if required.noise > plan.noise / plan.levels:
+            return (
+                f"the plan's noise is {plan.noise / plan.levels:.3g} times the norm of a delta, and this device's "
+                f"owner requires {required.noise:g}"
+            )
+        if required.noise and plan.honest > least - required.colluding:
+            return (
+                f"the plan shares the noise among {plan.honest} devices, and this device's owner trusts "
+                f"{least - required.colluding} of {least}"
+            )
         return None
 
     def _stated(self, announcement: Announcement) -> HelperStatement:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from midge.storage.key_files import read_key
 from midge.wire import signing
+from midge.wire.masking import LEAST_RING
 from midge.wire.signing import PublicKey
 
 
@@ -19,7 +21,11 @@ class RequireSecure:
     """The mask helper's public key, PEM, pinned: from the party that runs it, not from the aggregator's."""
     k_min: int = 5
     """Fewest distinct devices in a sum that this device's update may be in; the helper keeps it."""
-    ring: int = 8
+    noise: float = 0.0
+    """Least noise of a sum, as a multiple of the largest norm of one device's delta in it; 0 requires none."""
+    colluding: int = 0
+    """t: devices of a sum that may disclose their shares of the noise, or send none, without harm to this one."""
+    ring: int = LEAST_RING
     """Fewest bits of the ring: in a smaller one, sums of few devices are not exact."""
     roster: bytes | None = None
     """The digest of the helper's roster, 16 bytes (`midge helper roster`); None leaves the roster to the helper."""
@@ -29,12 +35,13 @@ class RequireSecure:
             raise ValueError(
                 f"k_min is {self.k_min}: a sum must have at least 2 devices, or it is one device's update."
             )
+        if self.noise < 0 or not 0 <= self.colluding < self.k_min:
+            raise ValueError("noise must not be negative, and colluding is from 0 to below k_min.")
 
     def read_key(self) -> PublicKey:
         """The pinned key.
 
         Raises:
-            KeyUnusable: it is none.
+            KeyUnusable: it is none, or its file cannot be read.
         """
-        data = self.helper_key if isinstance(self.helper_key, bytes) else Path(self.helper_key).read_bytes()
-        return signing.read_public(data, "the mask helper's key")
+        return signing.read_public(*read_key(self.helper_key, "the mask helper's key"))

@@ -5,7 +5,7 @@ a set has one update of each device, and its weights follow from the updates' ba
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from midge.wire import masking
@@ -32,7 +32,7 @@ class WaitingUpdate:
     def kind(self) -> tuple[object, ...]:
         """Updates of one set agree in this: their integers stand for the same values."""
         entry = self.entry
-        return entry.ring, entry.levels, entry.scale, entry.slices, entry.part
+        return entry.ring, entry.levels, entry.scale, entry.slices, entry.part, entry.noise, entry.honest
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,24 @@ class Hand:
     weights: tuple[int, ...]
 
 
-def deal(waiting: Iterable[WaitingUpdate], known: Mapping[Version, bytes], *, size: int, least: int) -> Hand | None:
-    """The next set; None if too few devices wait.
+def deal(
+    waiting: Iterable[WaitingUpdate],
+    known: Mapping[Version, bytes],
+    *,
+    size: int,
+    least: int,
+    groups: int = 1,
+    shuffle: Callable[[list[WaitingUpdate]], None] = lambda _: None,
+) -> list[Hand]:
+    """The next sets; none if too few devices wait.
 
     Args:
         waiting: updates of one lineage, in the order of their arrival.
         known: the digest of each version that a set was dealt from: an update of another model never counts.
         size: number of devices that the aggregator wants.
         least: fewest devices, of the helper's configuration.
+        groups: number of sets that are dealt together. A device is in one of them.
+        shuffle: puts a list in a random order; neither aggregator nor devices may predict it.
     """
     kinds: dict[tuple[object, ...], list[WaitingUpdate]] = defaultdict(list)
     for update in waiting:
@@ -61,9 +71,9 @@ def deal(waiting: Iterable[WaitingUpdate], known: Mapping[Version, bytes], *, si
         for update in alike:
             if models[update.version] == update.digest:
                 by_device.setdefault(update.device, update)  # the oldest of each device
-        if (hand := _hand(list(by_device.values()), max(size, least))) is not None:
-            return hand
-    return None
+        if hands := _hands(list(by_device.values()), max(size, least), groups, shuffle):
+            return hands
+    return []
 
 
 def _majority(updates: Iterable[WaitingUpdate]) -> dict[Version, bytes]:
@@ -74,23 +84,37 @@ def _majority(updates: Iterable[WaitingUpdate]) -> dict[Version, bytes]:
     return {version: max(each, key=lambda digest: len(each[digest])) for version, each in votes.items()}
 
 
-def _hand(updates: list[WaitingUpdate], wanted: int) -> Hand | None:
-    """The oldest updates that may be in one set."""
+def _hands(
+    updates: list[WaitingUpdate], wanted: int, groups: int, shuffle: Callable[[list[WaitingUpdate]], None]
+) -> list[Hand]:
+    """Sets of the oldest updates."""
     # A device that asks for more company than there is leaves the others alone.
     while updates:
         demanded = max(update.entry.least for update in updates)
         need = max(wanted, demanded)
-        if len(updates) >= need:
+        if len(updates) >= need * groups:
             break
         if demanded <= wanted:
-            return None
+            return []
         updates = [update for update in updates if update.entry.least < demanded]
     if not updates:
-        return None
-    chosen = updates[:need]
+        return []
+    entry = updates[0].entry
+    if entry.noise and not entry.honest:
+        return []  # the shares of that noise are not defined
+    if masking.reach(need, entry.levels, entry.noise, entry.honest) >= 2 ** (entry.ring - 1):
+        return []  # the sum would not be exact
+    chosen = updates[: need * groups]
+    if groups > 1:
+        shuffle(chosen)
+    return [_hand(chosen[place : place + need]) for place in range(0, len(chosen), need)]
+
+
+def _hand(chosen: list[WaitingUpdate]) -> Hand:
+    """A set with its weights."""
     entry = chosen[0].entry
-    if len(chosen) * entry.levels >= 2 ** (entry.ring - 1):
-        return None  # the sum would not be exact
     least = max(update.entry.least for update in chosen)
     bases = [number for _, number in (update.version for update in chosen)]
-    return Hand(tuple(chosen), masking.weights(bases, entry.ring, entry.levels, least))
+    # Noise is accounted for at equal weights: with others, it would hide a heavy update less.
+    equal = (1,) * len(chosen)
+    return Hand(tuple(chosen), equal if entry.noise else masking.weights(bases, entry.ring, entry.levels, least))

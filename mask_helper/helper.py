@@ -8,6 +8,7 @@
 
 import hashlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,18 +179,26 @@ class MaskHelper:
     # ------------------------------------------------------------------------------ sums
 
     def _deal(self, deposit: Deposit) -> bool:
-        """Deal the next set, if there is one."""
+        """Deal the next sets, if there are any."""
         lineage, ledger = deposit.lineage, self._ledger
         waiting = ledger.waiting(lineage)
         expired = [each.number for each in waiting if self._keys.private(each.entry.key) is None]
         if expired:
             ledger.expire(lineage, expired, "the key that its seed was sealed to has been erased")
             waiting = [each for each in waiting if each.number not in set(expired)]
-        hand = deal(waiting, ledger.versions(lineage), size=deposit.size, least=self._config.least)
-        if hand is None or not 0 < deposit.values <= _VALUES:
+        hands = deal(
+            waiting,
+            ledger.versions(lineage),
+            size=deposit.size,
+            least=self._config.least,
+            groups=deposit.groups,
+            shuffle=secrets.SystemRandom().shuffle,
+        )
+        if not hands or not 0 < deposit.values <= _VALUES:
             return False
-        number = ledger.dealt + 1
-        ledger.deal(lineage, hand, number, self._summed(deposit, hand, number))
+        for hand in hands:
+            number = ledger.dealt + 1
+            ledger.deal(lineage, hand, number, self._summed(deposit, hand, number))
         return True
 
     def _summed(self, deposit: Deposit, hand: Hand, number: int) -> bytes:

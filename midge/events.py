@@ -188,6 +188,12 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("statistics_constant", "warning", "channels", "inputs that never changed are not scaled"),
         ("statistics_off", "warning", "device why", "a device's statistics are unlike the others' and left out"),
         ("stop", "info", "version step", "the store is closed"),
+        (
+            "suspected",
+            "warning",
+            "device",
+            "sums with a device's updates lay far from the others, time after time: its updates are held back",
+        ),
         ("trial", "info", "finding why evidence", "what the devices' results say of the candidate"),
         ("undamped", "info", "damping rate", "the server's rate rises again"),
         ("unsummed", "warning", "dropped why", "the mask helper will never sum these updates: they are dropped"),

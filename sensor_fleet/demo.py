@@ -182,8 +182,8 @@ class Demo:
         Raises:
             ValueError: there are fewer devices than a sum needs.
         """
-        if len(data.devices) < self.setting.k_min:
-            raise ValueError(f"--secure needs {self.setting.k_min} devices for a sum: add --devices or lower --k-min.")
+        if len(data.devices) < (needed := self.setting.k_min * self.setting.groups):
+            raise ValueError(f"--secure needs {needed} devices a step: add --devices, or lower --k-min, --groups.")
         MaskingKeys(self.directory).make(data.devices)
         return self._federation.start_helper(broker, self.setting.k_min)
 

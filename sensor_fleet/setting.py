@@ -90,6 +90,8 @@ class Setting:
     """Whether devices mask their updates, and a mask helper runs beside the aggregator."""
     k_min: int = 5
     """Of secure aggregation: fewest devices in a sum."""
+    groups: int = 1
+    """Of secure aggregation: sums in a step; from 5 on, a step bears senders of noise."""
     federation: str = "demo"
     root: str = DEFAULT_ROOT
 
@@ -121,8 +123,9 @@ class Setting:
                 raise ValueError(f"--secure has a strategy of its own: leave out --strategy {self.strategy}.")
             if self.micro or self.codec is not None:
                 raise ValueError("--secure goes with neither --micro nor --codec: masked updates have their own.")
-            size = self.buffer_size or min(max(self.k_min, devices // 4), 10)
-            return secure(self.k_min, size, **SECURE, deadline=5.0, **pace)
+            sums = self.k_min * self.groups
+            size = self.buffer_size or (sums if self.groups > 1 else min(max(self.k_min, devices // 4), 10))
+            return secure(self.k_min, size, groups=self.groups, **SECURE, deadline=5.0, **pace)
         match self.strategy:
             case "balanced":
                 return balanced(**sized, **pace)

@@ -29,6 +29,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "witness.writing": "a transaction is durable, and its witness still has the one before",
         "commit.after": "a batch is durable, and none of it is carried out",
         "sum.opened": "a sum of masked updates is opened, and not in the journal",
+        "sum.combined": "the sums of a step are in the journal, and the step is not",
         "step.applied": "a step is in the model, and not in any checkpoint",
         "release.computed": "a version is made, and its frames are not stored",
         "release.stored": "its frames are stored, and none of it is published",

@@ -8,12 +8,16 @@ A device turns its delta into integers q from −levels to levels, expands a fre
 The helper answers with m = Σ w_i·mask_i of a set of devices; the aggregator computes Σ w_i·q_i = Σ w_i·y_i − m. Neither
 sees one device's q. b is chosen so that Σ w_i·levels < 2^(b−1), and so the sum is exact.
 
+With noise (`Masking.noise`), each device adds its share of a discrete Gaussian to q before the mask, so that the sum is
+differentially private against everyone, the aggregator included.
+
 Masks are ChaCha20 keystreams (RFC 8439) of 32-byte seeds from the operating system, each seed used once.
 """
 
 import hashlib
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -25,6 +29,7 @@ from midge.wire import chunks, frames, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Update
 from midge.wire.messages.masking import MaskEntry, Masking, Ticket
+from midge.wire.noise import noise_share
 from midge.wire.schema import Vector
 
 Integers = npt.NDArray[np.int64]
@@ -33,7 +38,13 @@ Words = npt.NDArray[np.uint32]
 
 HEAVIEST = 4
 """Largest weight of an update in a sum."""
+LEAST_RING = 8
+"""Fewest bits of a ring that devices accept unless their owner says otherwise; sums of two devices fit into 7."""
+NOISY_LEVELS = 1024
+"""Levels of a delta with noise: its integers are cut towards zero, which loses little on a grid this fine."""
 SEED = 32
+_TAIL = 8
+"""Standard deviations of the noise that fit into the ring."""
 _PREFIX = "masked:"
 
 
@@ -50,9 +61,17 @@ def is_masked(name: str) -> bool:
 # ------------------------------------------------------------------------ arithmetic
 
 
-def ring_for(devices: int, levels: int, heaviest: int = HEAVIEST) -> int:
-    """The fewest bits b in which a sum of this many devices' integers is exact."""
-    return (devices * levels * heaviest).bit_length() + 1
+def reach(devices: int, levels: int, noise: float = 0.0, honest: int = 0) -> int:
+    """The largest absolute value of a sum of this many devices' integers, at weights of 1.
+
+    With noise (`Masking.noise`), but for a probability below 1e-14 for each value.
+    """
+    return devices * levels + (math.ceil(_TAIL * noise * math.sqrt(devices / honest)) if noise else 0)
+
+
+def ring_for(devices: int, levels: int, noise: float = 0.0, honest: int = 0) -> int:
+    """The fewest bits b in which a sum of this many devices' integers is exact, at any weights if there is no noise."""
+    return (reach(devices, levels, noise, honest) * (1 if noise else HEAVIEST)).bit_length() + 1
 
 
 def keystream(seed: bytes, count: int, width: int = 4) -> bytes:
@@ -76,6 +95,26 @@ def quantised(values: Vector, scale: float, levels: int, seed: bytes) -> Integer
     """Values as integers of levels, rounded at random without bias, and limited to ±levels."""
     random = np.frombuffer(keystream(seed, values.size), "<u4") * 2.0**-32
     return np.clip(np.floor(values.astype(np.float64) / scale + random), -levels, levels).astype(np.int64)
+
+
+def shortened(values: Vector, scale: float, levels: int) -> Integers:
+    """Values as integers of levels, cut towards zero, with an L2 norm of at most `levels`, exactly.
+
+    Noise hides a bounded change: rounding at random could exceed the bound.
+    """
+    exact = values.astype(np.float64) / scale
+    while True:
+        integers = np.trunc(exact).astype(np.int64)
+        if (norm := float(np.sqrt(np.sum(np.square(exact))))) <= levels:
+            if int(np.sum(np.square(integers))) <= levels**2:
+                return integers
+            norm = levels
+        exact *= levels / norm * (1 - 2.0**-40)
+
+
+def noisy(integers: Integers, noise: float, honest: int, entropy: Callable[[int], bytes] = os.urandom) -> Integers:
+    """Integers with one device's share of the noise of a sum (`wire.noise.noise_share`)."""
+    return integers + noise_share(noise, honest, integers.size, entropy)
 
 
 def added(integers: Integers, words: Words, ring: int) -> Words:
@@ -222,9 +261,11 @@ def covered(update: Update, body: frames.Buffer, schema_size: int, wanted: Maski
         WireError: it is not.
     """
     entry = parse_entry(update.entry)
-    ours = (wanted.ring, wanted.levels, wanted.slices, update.base % wanted.slices)
-    if (entry.ring, entry.levels, entry.slices, entry.part) != ours or update.codec != codec(wanted.ring):
-        raise WireError("its ring, levels or slice are not those of the plan: train from the newest model")
+    ours = (wanted.ring, wanted.levels, wanted.slices, update.base % wanted.slices, wanted.noise, wanted.honest)
+    if (entry.ring, entry.levels, entry.slices, entry.part, entry.noise, entry.honest) != ours or update.codec != codec(
+        wanted.ring
+    ):
+        raise WireError("its ring, levels, slice or noise are not those of the plan: train from the newest model")
     count = places(update.lineage, schema_size, entry.slices, entry.part).size
     if len(body) != size(count, entry.ring):
         raise WireError(f"a masked delta of {count} values has {size(count, entry.ring)} bytes, not {len(body)}")
@@ -280,7 +321,12 @@ def masked(delta: Vector, masking: Masking, update: Update, to: SealTo, seed: by
     """
     ring, part = masking.ring, update.base % masking.slices
     where = places(update.lineage, delta.size, masking.slices, part)
-    integers = quantised(limited(delta, masking.clip)[where], masking.scale, masking.levels, os.urandom(SEED))
+    wanted = limited(delta, masking.clip)[where]
+    if masking.noise:
+        cut = shortened(wanted, masking.scale, masking.levels)
+        integers = noisy(cut, masking.noise, masking.honest)
+    else:
+        integers = quantised(wanted, masking.scale, masking.levels, os.urandom(SEED))
     seed = seed or os.urandom(SEED)
     body = pack(added(integers, mask(seed, where.size, ring), ring), ring)
     sent = np.zeros(delta.size, np.float32)
@@ -294,6 +340,8 @@ def masked(delta: Vector, masking: Masking, update: Update, to: SealTo, seed: by
         part=part,
         least=max(to.least, masking.least),
         seed=bytes(sealing.OVERHEAD),
+        noise=masking.noise,
+        honest=masking.honest,
     )
     info = seed_info(to.federation, to.device, update, update.lineage, entry)
     entry = entry.model_copy(update={"seed": sealing.seal(seed, to.key, info)})

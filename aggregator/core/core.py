@@ -19,13 +19,14 @@ from typing import Any
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
+from midge.aggregator.core.groups import Buffered
 from midge.aggregator.core.masked_sums import MaskedSums
 from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.registry_decisions import RegistryDecisions
 from midge.aggregator.core.release_pacer import ReleasePacer
 from midge.aggregator.core.release_schedule import ReleaseSchedule
 from midge.aggregator.core.sequence_tracker import TrackedOutbox
-from midge.aggregator.core.state import Buffered, CoreState
+from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Form, Strategy

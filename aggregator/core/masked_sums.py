@@ -4,13 +4,17 @@ The mask helper decides which updates are summed, and with which weights. The co
 when it asks for a smaller set. The records are for `AggregatorCore.note`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.state import Buffered, CoreState
+from midge.aggregator.core.groups import Buffered
+from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.step_planner import StepPlanner
-from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.core.strategy import LATE_GROUPS, Strategy
+
+MEDIAN = 0.4
+"""Share of the groups that the trimmed mean of a step leaves out at either end: two of five, so the median is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +41,30 @@ class MaskedSums:
     @property
     def newest(self) -> SumName:
         """The newest sum that is in the journal."""
-        return SumName(self._state.helper, self._state.dealt)
+        return SumName(self._state.groups.helper, self._state.groups.dealt)
 
     def is_new(self, name: SumName) -> bool:
         """Whether a sum is not in the journal yet."""
-        return name.store != self._state.helper or name.number > self._state.dealt
+        return name.store != self.newest.store or name.number > self.newest.number
 
     def wanted(self, now: float) -> int:
         """Number of devices to ask for in a sum: once the deadline has passed, the fewest that the plan allows."""
         strategy, masking = self._strategy, self._strategy.plan.masking
         assert masking is not None
-        since, deadline = self._steps.since, strategy.deadline
-        late = since is not None and deadline is not None and now >= since + deadline
-        return masking.least if late else strategy.buffer_size or masking.least
+        return masking.least if self._late(now) else strategy.group_size or masking.least
+
+    def dealt_together(self, now: float) -> int:
+        """Number of sets that the helper is to deal at random at once; 1 once the deadline has passed."""
+        return 1 if self._late(now) else self._strategy.groups
+
+    def _late(self, now: float) -> bool:
+        since, deadline = self._steps.since, self._strategy.deadline
+        return since is not None and deadline is not None and now >= since + deadline
 
     @property
     def waiting(self) -> dict[tuple[str, int], Buffered]:
         """Masked updates that wait for their sum, by device and lsn."""
-        return {(item.device, item.lsn): item for item in self._state.buffer if item.masked}
+        return {(item.device, item.lsn): item for item in self._state.buffer if item.masked and not item.group}
 
     def unlike(self) -> rec.DropRecord | None:
         """A record that drops waiting updates which this strategy cannot use: masked ones, or unmasked ones."""
@@ -76,6 +86,35 @@ class MaskedSums:
             combine="masked",
             helper=name.store,
             dealt=name.number,
+        )
+
+    def group(self, name: SumName, weights: Mapping[int, int], part: int, factor: float) -> rec.SumRecord:
+        """The record of a sum that waits for others: its updates by lsn with their weights."""
+        updates = tuple((lsn, float(weight)) for lsn, weight in weights.items())
+        return rec.SumRecord(self._state.next, updates, name.store, name.number, part, factor)
+
+    def complete(self, now: float) -> tuple[int, ...]:
+        """Sums, by lsn, of which a step can be made: the oldest of one slice; empty if there are too few."""
+        needed = LATE_GROUPS if self._strategy.groups > 1 and self._late(now) else self._strategy.groups
+        parts: dict[int, list[int]] = {}
+        for lsn, opened in self._state.groups.open.items():
+            parts.setdefault(opened.part, []).append(lsn)
+        ready = (tuple(lsns) for lsns in parts.values() if len(lsns) >= needed)
+        return next(ready, ())
+
+    def group_step(self, groups: Sequence[int], outliers: Sequence[int]) -> rec.StepRecord:
+        """The record of a step of sums, by lsn; some are far from the others."""
+        items = [item for item in self._state.buffer if item.group in groups]
+        planned = self._steps.record([1.0] * len(items), items)
+        factors = tuple(self._state.groups.open[lsn].factor for lsn in groups)
+        return replace(
+            planned,
+            updates=tuple((item.lsn, 1.0) for item in items),
+            combine="groups",
+            trim=MEDIAN,
+            scales=factors,
+            groups=tuple(groups),
+            outliers=tuple(outliers),
         )
 
     def drop(self, lsns: Iterable[int], why: str, name: SumName | None = None) -> rec.DropRecord:

@@ -57,6 +57,13 @@ def obstacle(
             "nothing is released before that (buffer_size of the private strategy).",
             needs=strategy.size(live),
         )
+    if state.buffer and live < strategy.fewest_devices:
+        return Obstacle(
+            "held",
+            f"A step of groups takes {strategy.fewest_devices} distinct devices at least, and {live} are online: start "
+            "others, or use groups=1 (groups and k_min of the strategy secure).",
+            needs=strategy.fewest_devices,
+        )
     working = state.contributors | {item.device for item in state.buffer if not item.trivial}
     given = working or state.trivial | {item.device for item in state.buffer}
     floor = strategy.release_floor

@@ -3,13 +3,14 @@
 Each takes the arguments of its paper; every other field of a `Strategy` can be given by name.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import Staleness, constant, polynomial, relative
 from midge.aggregator.core.strategy import Form, Normalise, Optimizer, Strategy, adam
-from midge.wire.masking import ring_for
+from midge.wire.masking import LEAST_RING, NOISY_LEVELS, ring_for
 from midge.wire.messages import Plan
 from midge.wire.messages.masking import Masking
 
@@ -208,14 +209,17 @@ def private(
 
 def secure(
     k_min: int = 5,
-    buffer_size: int = 10,
+    buffer_size: int | None = None,
     server_rate: float | None = None,
     *,
+    groups: int = 1,
     clip: float = 1.0,
     scale: float | None = None,
     levels: int = 7,
     slices: int = 1,
     deadline: float | None = 10.0,
+    privacy: Privacy | None = None,
+    colluding: int = 0,
     **others: Any,
 ) -> Strategy:
     """Secure aggregation: only sums over at least `k_min` devices can be read, with a mask helper of another party.
@@ -225,26 +229,45 @@ def secure(
 
     Args:
         k_min: fewest distinct devices in a sum; devices and helper have minimums of their own.
-        buffer_size: devices in a sum; after `deadline` seconds, `k_min` suffice.
+        buffer_size: devices in a step; after `deadline` seconds, `k_min` in each sum suffice. None is 10, or
+            with groups `k_min` in each.
         server_rate: η; None follows the fleet's delays.
+        groups: sums in a step. With 5 or more, which the helper deals at random, a step is the coordinate-wise median
+            of their means, and devices whose groups are always out of line are held back.
         clip: L2 norm to which a device scales its delta down, before it is rounded.
         scale: value of one level, rounded at random without bias.
         levels: largest integer.
         slices: an update covers one of this number of slices of the vector: 4 send a quarter of the bytes.
         deadline: seconds after which a smaller set is asked for.
+        privacy: differential privacy against everyone, the aggregator included: each device adds its share of the noise
+            before the mask. Its clip norm takes the place of `clip`, `scale` and `levels`.
+        colluding: t: devices of a sum that may disclose their shares, or send none. The shares of `k_min` − t devices
+            have the noise that is accounted for; more devices add more.
         others: fields of the strategy.
 
     Raises:
         ValueError: a field needs the values of one device.
     """
     plan = others.pop("plan", None) or Plan()
+    if buffer_size is None:
+        buffer_size = 10 if groups == 1 else groups * k_min
+    noise, honest = 0.0, 0
+    if privacy is not None:
+        clip, levels, honest = privacy.clip, NOISY_LEVELS, k_min - colluding
+        noise, scale = levels * privacy.noise, clip / levels
+        if honest < 1:
+            raise ValueError(f"colluding={colluding} leaves none of k_min={k_min} devices whose noise counts.")
+        privacy = replace(privacy, honest=honest)
+        plan = plan.model_copy(update={"feedback": False})
     masking = Masking(
-        ring=ring_for(buffer_size, levels),
+        ring=max(ring_for(buffer_size // max(groups, 1), levels, noise, honest), LEAST_RING),
         levels=levels,
         scale=clip / 16 if scale is None else scale,
         clip=clip,
         slices=slices,
         least=k_min,
+        noise=noise,
+        honest=honest,
     )
     evaluate = plan.evaluate if "evaluate" in plan.model_fields_set else 0.0
     return Strategy(
@@ -254,6 +277,8 @@ def secure(
         buffer_size=buffer_size,
         normalise="weight",
         deadline=deadline,
+        groups=groups,
+        privacy=privacy,
         norm_limit=others.pop("norm_limit", None),
         release_floor=others.pop("release_floor", k_min),
         serve_decay=others.pop("serve_decay", 0.9),

@@ -21,7 +21,7 @@ limits the contributions of each device.
 import math
 from dataclasses import dataclass, field
 
-from midge.wire import noise
+from midge.wire import masking, noise
 
 MOST = 10_000
 """Most contributions of one device under any budget."""
@@ -30,6 +30,8 @@ _GRID = 20
 a clipped delta has 256 of them."""
 _LEAST = 0.001
 """Least noise multiplier: the noise is Gaussian from 256 steps of the grid on."""
+_VALUES = 2**26
+"""Most values of a masked delta."""
 _NOISY = 64.0
 """Noise multiplier above which the grid is as coarse as the noise allows: the noise of a step fits 32 bits."""
 
@@ -46,6 +48,8 @@ class Privacy:
         epsilon: the budget of each device; training continues while enough devices have some of it left.
         delta: the probability that the guarantee fails; choose it well below one over the number of devices.
         owner_devices: number of devices that one owner has at most.
+        honest: if the devices add the noise, the fewest in a sum that add their share and disclose it to none; with 0,
+            the aggregator adds it. The preset `secure` sets it.
     """
 
     clip: float
@@ -53,6 +57,7 @@ class Privacy:
     epsilon: float
     delta: float = 1e-5
     owner_devices: int = 1
+    honest: int = 0
     contributions: int = field(init=False)
     """Number of updates of one device that the budget allows."""
 
@@ -68,6 +73,8 @@ class Privacy:
             raise ValueError("privacy: epsilon must be above 0 and delta between 0 and 1.")
         if self.owner_devices < 1:
             raise ValueError("privacy: owner_devices must be at least 1.")
+        if self.honest and self._shared() > self.rho * (1 + 1e-9):
+            raise ValueError(f"privacy: {self.honest} shares of noise {self.noise:g} are too coarse: raise the noise.")
         most = self._most()
         if most == 0:
             raise ValueError(
@@ -81,13 +88,20 @@ class Privacy:
         """ρ of one contribution of one device."""
         return noise.gaussian_rho(1.0, self.noise)
 
+    def _shared(self) -> float:
+        """ρ of one contribution, if devices add the noise: it exceeds `rho` if their shares are coarse."""
+        levels = masking.NOISY_LEVELS
+        return noise.shared_rho(levels, levels * self.noise, self.honest, _VALUES)
+
     def spent(self, contributions: int) -> float:
         """ε after a number of contributions of one device, and of each of its owner's other devices."""
         return self.epsilon_of(contributions * self.rho)
 
     def epsilon_of(self, rho: float) -> float:
         """ε of an owner's devices, each of which has spent ρ."""
-        return noise.gaussian_epsilon(self.owner_devices**2 * rho, self.delta)
+        # A sum of discrete Gaussians is accounted for in zCDP; a rounded Gaussian, exactly.
+        epsilon = noise.zcdp_epsilon if self.honest else noise.gaussian_epsilon
+        return epsilon(self.owner_devices**2 * rho, self.delta)
 
     @property
     def deviation(self) -> float:

@@ -91,6 +91,27 @@ class StepRecord:
     """Of a sum of masked updates (`combine` is `masked`, and the record's body is the sum): the mask helper's store."""
     dealt: int = 0
     """The number of that sum."""
+    groups: tuple[int, ...] = ()
+    """Of a step of several sums (`combine` is `groups`): their records, by lsn, in the order of `scales`."""
+    outliers: tuple[int, ...] = ()
+    """Those of `groups` whose mean lay far from the others'."""
+
+
+@dataclass(frozen=True, slots=True)
+class SumRecord:
+    """A sum of masked updates was opened, and waits for others for its step. The body is the sum."""
+
+    lsn: int
+    updates: tuple[tuple[int, float], ...]
+    """By lsn, each with its weight in the sum."""
+    helper: bytes
+    """The mask helper's store."""
+    dealt: int
+    """The number of the sum there."""
+    part: int = 0
+    """The slice that it covers."""
+    factor: float = 1.0
+    """Below 1 if it is longer than honest devices can make it: what brings it within that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +331,7 @@ class StrategyRecord:
 Record = (
     UpdateRecord
     | StepRecord
+    | SumRecord
     | ReleaseRecord
     | ServeRecord
     | PaceRecord
@@ -331,6 +353,7 @@ Record = (
 _KINDS: dict[str, type[Record]] = {
     "update": UpdateRecord,
     "step": StepRecord,
+    "sum": SumRecord,
     "release": ReleaseRecord,
     "serve": ServeRecord,
     "pace": PaceRecord,

@@ -5,13 +5,13 @@ implementation. Timers are not part of it: they restart with the process.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.fleet_statistics import FleetStatistics
 from midge.aggregator.core.gain_margin import GainMarginEstimator
+from midge.aggregator.core.groups import Buffered, OpenedGroups
 from midge.aggregator.core.local_work import LocalWork
 from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.participation_counts import ParticipationCounter
@@ -20,35 +20,9 @@ from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_log import ReleaseLog
 from midge.aggregator.core.sequence_tracker import Outboxes
 from midge.aggregator.core.standings import Standings
-from midge.aggregator.core.strategy import Strategy, Waiting
+from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.core.versions import Versions
 from midge.wire.messages import Verdict
-
-_ADDED: list[Any] = [0.0, 0.0, 0, False, False]
-"""Values of a waiting update that checkpoints of earlier versions of Midge do not have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Buffered(Waiting):
-    """An accepted update that waits for its step, with the number (lsn) of its journal record."""
-
-    outbox: int = 0
-    trivial: bool = False
-    lsn: int = 0
-    masked: bool = False
-    """Whether only its sum with others can be decoded."""
-
-    def dump(self) -> list[Any]:
-        """Plain values for `load`."""
-        first = [self.lsn, self.device, self.staleness, self.weight, self.scale]
-        return [*first, self.norm, self.agreement, self.outbox, self.trivial, self.masked]
-
-    @classmethod
-    def load(cls, values: Sequence[Any]) -> "Buffered":
-        """Restore from the result of `dump`; a checkpoint of an earlier Midge has fewer values."""
-        lsn, device, staleness, weight, scale, *later = values
-        norm, agreement, outbox, trivial, masked = [*later, *_ADDED[len(later) :]]
-        return cls(device, staleness, weight, scale, norm, agreement, outbox, trivial, lsn, masked)
 
 
 class CoreState:
@@ -82,8 +56,7 @@ class CoreState:
         self.registry = Registry()
         self.applied = 0
         """Updates that are in the model."""
-        self.helper, self.dealt = b"", 0
-        """The mask helper's store, and the number of its newest sum here."""
+        self.groups = OpenedGroups()
         self.buffer: list[Buffered] = []
         self.contributors: set[str] = set()
         """Devices whose updates are in the model but in no release yet, and hide each other's work."""
@@ -120,6 +93,8 @@ class CoreState:
                 self._take_update(record)
             case rec.StepRecord():
                 self._take_step(record)
+            case rec.SumRecord():
+                self.buffer = self.groups.take(record, self.buffer)
             case rec.ReleaseRecord():
                 self.version = record.version
                 self.versions.add(record.version, record.step, record.at)
@@ -161,7 +136,7 @@ class CoreState:
                 self._steering.share = record.share
                 self.work.steps, self.work.recipe = record.steps or None, record.recipe
             case rec.DropRecord():
-                self._take_sum(record)
+                self.groups.count(record)
                 self._drop(set(record.dropped), record.why)
             case rec.ReadmitRecord():
                 self.ledger.move(record.alias, record.device)
@@ -204,7 +179,8 @@ class CoreState:
 
     def _take_step(self, record: rec.StepRecord) -> None:
         self.step = record.step
-        self._take_sum(record)
+        if record.dealt:
+            self.groups.count(record)
         self.applied += len(record.updates)
         weights = dict(record.updates)
         taken = [item for item in self.buffer if item.lsn in weights]
@@ -217,6 +193,8 @@ class CoreState:
             for item in taken:
                 if weights[item.lsn]:
                     self.ledger.charge(item.device, item.outbox, rho)
+        if record.groups:
+            self.groups.step(record, taken)
         self.contributors |= {item.device for item in taken if not item.trivial}
         self.trivial |= {item.device for item in taken if item.trivial}
 
@@ -227,18 +205,16 @@ class CoreState:
         self.counts["rolled_back"] += len(record.dropped)
         dropped = set(record.dropped)
         self.buffer = [item for item in self.buffer if item.lsn not in dropped]
+        self.groups.keep(self.buffer)
         self.contributors.clear()
         self.trivial.clear()
         known = self.registry.versions.get(record.to)
         self.applied = 0 if known is None else known.record.updates
 
-    def _take_sum(self, record: rec.StepRecord | rec.DropRecord) -> None:
-        if record.dealt:
-            self.helper, self.dealt = record.helper, record.dealt
-
     def _drop(self, dropped: set[int], why: str) -> None:
         self.counts[why] += len(dropped)
         self.buffer = [item for item in self.buffer if item.lsn not in dropped]
+        self.groups.keep(self.buffer)
         # The digest goes with the statistics: sent again after a readmission, they count as new.
         for device in [name for name, lsn in self.statistics.items() if lsn in dropped]:
             del self.statistics[device]
@@ -267,7 +243,7 @@ class CoreState:
         assert not self.waiting(device)
         record = rec.ForgetRecord(self.next, alias, before)
         self.take(record)
-        for part in (self.outboxes, self.heard, self.fleet, self.standings):
+        for part in (self.outboxes, self.heard, self.fleet, self.standings, self.groups):
             part.forget(device)
         self.margin.forget(device, alias)
         self.ledger.move(device, alias)
@@ -314,7 +290,7 @@ class CoreState:
     @property
     def needed(self) -> list[int]:
         """Records (lsn) whose bodies a restart still needs."""
-        return [item.lsn for item in self.buffer] + list(self.statistics.values())
+        return [item.lsn for item in self.buffer] + list(self.groups.open) + list(self.statistics.values())
 
     @property
     def oldest_base(self) -> int:
@@ -347,8 +323,9 @@ class CoreState:
             "served": self.served,
             "share": self._steering.share,
             "work": [self.work.steps, self.work.recipe],
-            "sum": [self.helper, self.dealt],
+            "sum": [self.groups.helper, self.groups.dealt],
             "buffer": [item.dump() for item in self.buffer],
+            "groups": self.groups.dump(),
             "contributors": sorted(self.contributors),
             "trivial": sorted(self.trivial),
             "ledger": self.ledger.dump(),
@@ -379,8 +356,9 @@ class CoreState:
         else:
             times = dict(state["times"])
             self.versions.load([number, step, times.get(number, 0.0)] for number, step in state["steps_at"])
-        self.helper, self.dealt = state.get("sum", (b"", 0))
+        self.groups.helper, self.groups.dealt = state.get("sum", (b"", 0))
         self.buffer = [Buffered.load(values) for values in state["buffer"]]
+        self.groups.load(state.get("groups", ((), ())))
         self.applied = state.get("applied", self.counts["accepted"] - len(self.buffer))
         if "registry" in state:
             self.registry.load(state["registry"])

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.fleet_statistics import FEWEST
+from midge.aggregator.core.groups import Buffered
 from midge.aggregator.core.growth_guard import GrowthGuard
 from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.participation_counts import HALF_LIFE
-from midge.aggregator.core.state import Buffered, CoreState
+from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.strategy import Form, Strategy
 from midge.aggregator.core.update_admission import Bounds
 

@@ -22,6 +22,7 @@ from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import Staleness
 from midge.wire import codecs
 from midge.wire.errors import WireError
+from midge.wire.masking import reach
 from midge.wire.messages import OUTBOX_LIMIT, Plan
 
 Form = Literal["delta", "mixing"]
@@ -89,6 +90,11 @@ def adam(
     return Optimizer("amsgrad" if amsgrad else "adam", beta1, beta2, epsilon, delay)
 
 
+FEWEST_GROUPS = 5
+"""Fewest groups of a robust step: the median of five bears two that are wrong."""
+LATE_GROUPS = 3
+"""Groups that suffice once a deadline has passed without another: devices train once from a version, so that those of
+which there are too few for more groups would wait for ever. The median of three bears one that is wrong."""
 _PAIR = 2
 """The floor of a release with which an attacker under two names can subtract what it sent, whatever that is."""
 
@@ -146,6 +152,8 @@ class Strategy:
     robust: bool = False
     """Whether updates against the consensus direction count less (`aggregator.model.consensus`)."""
     optimizer: Optimizer = field(default_factory=Optimizer)
+    groups: int = 1
+    """In the mode secure, number of sums in a step; from 5 on, a robust rule combines them."""
     serve_decay: float = 0.0
     """Decay of the served moving average over versions; 0 serves the newest version itself."""
     serve_interval: float | None = None
@@ -231,6 +239,11 @@ class Strategy:
             raise ValueError("the mixing form mixes whole models: it goes with no optimizer, calibration or clip.")
         if self.single and (self.weigh_examples or self.combine != "mean"):
             raise ValueError("weigh_examples and combine compare updates of one step: they need a buffer of 2 or more.")
+        if self.groups != 1 and (self.groups < FEWEST_GROUPS or not self.masked):
+            raise ValueError(
+                f"groups={self.groups} are sums of masked updates: secure(groups=...) takes at least {FEWEST_GROUPS}, "
+                "of which two may be wrong, or 1 for none."
+            )
         if self.combine != "mean" and self.calibration:
             raise ValueError("calibration goes with combine='mean' only.")
         if (self.trim > 0) != (self.combine == "trimmed"):
@@ -245,9 +258,11 @@ class Strategy:
     @property
     def unaccounted(self) -> list[str]:
         """Settings that differential privacy cannot account for, each with the reason."""
+        assert self.privacy is not None
         parts = {
             "buffer_size=1 (noise on every single update)": self.single,
-            "normalise='weight' (the divisor must not depend on who came)": self.normalise != "count",
+            "normalise='weight' (a divisor that depends on who came)": self.normalise != "count" and not self.masked,
+            "honest (only in the mode secure do devices add the noise)": not self.masked and self.privacy.honest > 0,
             "weigh_examples (weights that depend on data)": self.weigh_examples,
             "fairness (weights that depend on who came)": self.fairness is not None,
             "even_steps (scales that depend on what devices say)": self.even_steps,
@@ -282,11 +297,10 @@ class Strategy:
         masking, size = self.plan.masking, self.buffer_size or 0
         assert masking is not None
         parts = {
-            f"buffer_size={self.buffer_size} below the plan's least={masking.least} (a set of the helper)": (
-                size < masking.least
-            ),
-            f"ring={masking.ring} (too small for {size} devices of ±{masking.levels})": (
-                size * masking.levels >= 2 ** (masking.ring - 1)
+            f"buffer_size={self.buffer_size} below {self.groups} times the plan's least={masking.least} "
+            "(sets of the helper)": size < self.groups * masking.least,
+            f"ring={masking.ring} (too small for {self.group_size} devices of ±{masking.levels})": (
+                reach(self.group_size or 0, masking.levels, masking.noise, masking.honest) >= 2 ** (masking.ring - 1)
             ),
             "clip (the norm of one delta; devices clip themselves, to the plan's bound)": self.clip is not None,
             "norm_limit (the norm of one delta)": self.norm_limit is not None,
@@ -298,12 +312,25 @@ class Strategy:
             "fairness (a weight for one device; the helper computes the weights)": self.fairness is not None,
             "weigh_examples (devices do not say how many rows they have)": self.weigh_examples,
             "steers_local_steps (devices do not say how long they train)": self.steers_local_steps,
-            "privacy (its clipping needs single deltas)": self.privacy is not None,
+            "privacy without honest (the aggregator's noise; devices add theirs with secure(privacy=...))": (
+                self.privacy is not None and (self.privacy.honest == 0 or masking.noise == 0)
+            ),
             "plan.evaluate (results of one device)": self.plan.evaluate > 0,
             "plan.seconds (devices do not say how fast they are)": self.plan.seconds is not None,
             "class='micro' (those clients cannot mask)": self.plan.tier != "",
         }
         return [name for name, is_so in parts.items() if is_so]
+
+    @property
+    def group_size(self) -> int | None:
+        """Number of devices in a sum of masked updates."""
+        return None if self.buffer_size is None else self.buffer_size // self.groups
+
+    @property
+    def fewest_devices(self) -> int:
+        """Number of distinct devices without which no step of groups is made; 0 without groups."""
+        masking = self.plan.masking
+        return LATE_GROUPS * masking.least if masking is not None and self.groups > 1 else 0
 
     @property
     def by_device(self) -> bool:
@@ -397,7 +424,7 @@ class Strategy:
 
     def divisor(self, size: int) -> float:
         """A fixed divisor of the step's sum; 0 if it follows from the updates."""
-        return float(size) if self.privacy is not None else 0.0
+        return float(size) if self.privacy is not None and not self.masked else 0.0
 
 
 def trimmed_count(updates: int, trim: float) -> int:

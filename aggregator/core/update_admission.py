@@ -123,6 +123,9 @@ class UpdateAdmission:
             return _busy(update, conditions.full[:400], _HELD)
         if conditions.paused is not None:
             return Settled(seq=update.seq, verdict=Verdict.PAUSED, why=conditions.paused[:400], retry_after=_HELD)
+        if strategy.groups > 1 and state.groups.suspect(device):
+            why = "sums with this device's updates lay far from the others, time after time: is its data broken?"
+            return Settled(seq=update.seq, verdict=Verdict.QUARANTINED, why=why, retry_after=_HELD)
         # At most one of a device in a step: the noise is scaled to hide one contribution, not two.
         waiting = state.waiting(device)
         if strategy.privacy is not None and self._account_waits(device, update.outbox):

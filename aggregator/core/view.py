@@ -8,6 +8,7 @@ from midge.aggregator.core.encoder_doubt import doubt
 from midge.aggregator.core.growth_guard import GrowthGuard
 from midge.aggregator.core.obstacle import Obstacle, obstacle
 from midge.aggregator.core.participation_controller import ParticipationController
+from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.privacy_ledger import PrivacySpent
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_pacer import ReleasePacer
@@ -51,7 +52,11 @@ class CoreView:
     def spent(self) -> PrivacySpent | None:
         """What the devices have spent of their privacy budget; None if the strategy is not private."""
         privacy = self.strategy.privacy
-        return None if privacy is None else self._state.ledger.summary(privacy)
+        return None if privacy is None else self.spent_under(privacy)
+
+    def spent_under(self, privacy: Privacy) -> PrivacySpent:
+        """What the devices have spent, under a budget that may be another strategy's."""
+        return self._state.ledger.summary(privacy)
 
     def spent_of(self, device: str) -> float | None:
         """ε that a device has spent; None if the strategy is not private."""
@@ -63,6 +68,11 @@ class CoreView:
         """ε that each device has spent, of those that are gone too; empty if the strategy is not private."""
         privacy = self.strategy.privacy
         return [] if privacy is None else self._state.ledger.epsilons(privacy)
+
+    @property
+    def suspects(self) -> list[str]:
+        """Devices whose updates are held back because groups with them lie far from the others."""
+        return self._state.groups.suspects
 
     def charged(self, device: str) -> bool:
         """Whether a device has spent any privacy budget."""

@@ -7,8 +7,11 @@ import numpy as np
 
 from midge.wire import frames, masking
 from midge.wire.masking import Integers, Words
-from midge.wire.messages.masking import Dealt
+from midge.wire.messages.masking import Dealt, Masking
 from midge.wire.schema import Vector
+
+_WIDER = 1.5
+"""Times the expected length of the noise that a sum may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,13 @@ class Opened:
         mean[masking.places(lineage, size, self.slices, self.part)] = factor * self.integers.astype(np.float32)
         return mean
 
-    def factor(self, clip: float) -> float:
-        """What brings the mean within the longest that devices can make which clip to this norm; 1 if it is.
+    def factor(self, plan: Masking) -> float:
+        """What brings the mean within the longest that devices can make which follow this plan; 1 if it is.
 
-        Rounding adds at most one level to each value of a device, and half a level on average.
+        Rounding adds at most one level to each value of a device, and half a level on average. With noise, the shares
+        of K devices have √(K / honest) times its deviation together.
         """
         norm = self.scale / self.weight * float(np.sqrt(np.sum(np.square(self.integers, dtype=np.float64))))
-        longest = clip + self.scale * self.integers.size**0.5
+        share = plan.noise / (plan.honest * self.weight) ** 0.5 if plan.noise else 0.0
+        longest = plan.clip + self.scale * (1 + _WIDER * share) * self.integers.size**0.5
         return min(1.0, longest / norm) if norm > 0 else 1.0

@@ -10,6 +10,7 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.presets import fedasync
 from midge.aggregator.core.registry import Registered, Registry
+from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.model.model import REGISTERED
 from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.store import Store, StoreError
@@ -30,7 +31,7 @@ def snapshot_of(store: Store, registered: Registered) -> bytes | None:
     return data
 
 
-def read_core(store: Store) -> AggregatorCore:
+def read_core(store: Store, strategy: Strategy | None = None) -> AggregatorCore:
     """The numbers of an open store, from its newest checkpoint and the journal after it.
 
     Raises:
@@ -38,8 +39,8 @@ def read_core(store: Store) -> AggregatorCore:
     """
     if store.schema is None or store.empty:
         raise StoreError(f"The store {store.directory} is empty: there is no model in it.")
-    # Only numbers are read here, which do not depend on the strategy.
-    core = AggregatorCore(fedasync(), lineage=store.lineage, schema_hash=store.schema.hash)
+    # Only numbers are read here; but for what a private federation has spent, they do not depend on the strategy.
+    core = AggregatorCore(strategy or fedasync(), lineage=store.lineage, schema_hash=store.schema.hash)
     core.load(store.newest_checkpoint().core)
     for entry in store.entries(after=core.lsn):
         core.replay(rec.clamped(entry.record, core.generation, core.version))

@@ -1,5 +1,7 @@
 """A summary of a store for a report, read beside its aggregator, at rest, or from a backup."""
 
+import ast
+import re
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -7,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from midge.aggregator.core import records as rec
+from midge.aggregator.core.presets import private
+from midge.aggregator.core.privacy import Privacy
+from midge.aggregator.core.privacy_ledger import PrivacySpent
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.store import meta_table
 from midge.aggregator.store.errors import StoreError
@@ -19,6 +24,8 @@ from midge.wire.errors import WireError
 
 _RETRIES = 2
 """Further reads beside a running aggregator, which may delete a checkpoint between two looks at it."""
+_PRIVACY = re.compile(r"'privacy': (\{[^}]*\})")
+"""In the journal's text of a strategy."""
 _ERASED = "gone-"
 """Begins the names that replace those of erased devices."""
 
@@ -69,6 +76,8 @@ class StoreSummary:
     registry: Registry = field(repr=False)
     strategy: str = ""
     """The newest one in the kept journal."""
+    privacy: PrivacySpent | None = None
+    """What its devices have spent, if that strategy is private."""
 
 
 def summarise(directory: Path) -> StoreSummary:
@@ -87,7 +96,10 @@ def summarise(directory: Path) -> StoreSummary:
 
 def _summary(directory: Path, *, running: bool) -> StoreSummary:
     with ReadOnlyStore(directory) as store:
-        core = read_core(store)
+        strategy = _strategy(store)
+        privacy = _privacy(strategy)
+        # Devices' noise costs the same as the aggregator's (ρ); the figures in ε below are of the strategy's own.
+        core = read_core(store, None if privacy is None else private(replace(privacy, honest=0)))
         store.history.load()
         meta = meta_table.values(store.query)
         devices, decisions = _devices(store)
@@ -108,7 +120,8 @@ def _summary(directory: Path, *, running: bool) -> StoreSummary:
             devices,
             decisions,
             core.registry,
-            _strategy(store),
+            strategy,
+            None if privacy is None else core.spent_under(privacy),
         )
 
 
@@ -133,6 +146,17 @@ def _with(device: DeviceSummary, record: rec.UpdateRecord) -> DeviceSummary:
         version = max(device.version, record.base)
         return replace(device, version=version, accepted=device.accepted + 1, since=0, verdict="", why="")
     return replace(device, refused=device.refused + 1, since=device.since + 1, verdict=record.verdict, why=record.why)
+
+
+def _privacy(strategy: str) -> Privacy | None:
+    """The privacy of a strategy as the journal has it; None if it has none, or is of another Midge."""
+    if (found := _PRIVACY.search(strategy)) is None:
+        return None
+    with suppress(ValueError, SyntaxError, TypeError):
+        given: dict[str, Any] = ast.literal_eval(found[1])
+        given.pop("contributions", None)
+        return Privacy(**given)
+    return None
 
 
 def _strategy(store: ReadOnlyStore) -> str:

@@ -36,6 +36,8 @@ ISSUER = "midge-issuer"
 """The service that answers requests for new credentials."""
 HOME_ASSISTANT = "home-assistant"
 """A member of this name is no device: it reads what `midge aggregate --home-assistant` publishes, and may pause."""
+MASK_HELPER = "mask-helper"
+"""A member of this name is no device: it has the rights of the mask helper of secure aggregation, another party's."""
 RESERVED = frozenset({AGGREGATOR, OPERATOR, ISSUER, ATTACKER, VICTIM, REVOKED})
 
 

@@ -5,7 +5,15 @@ from pathlib import PurePosixPath
 from midge.broker.local.mosquitto import MAX_QUEUED_MESSAGES
 from midge.broker.mqtt.endpoint import is_loopback
 from midge.broker.provisioning import acl
-from midge.broker.provisioning.fleet_registry import AGGREGATOR, HOME_ASSISTANT, ISSUER, OPERATOR, VICTIM, Fleet
+from midge.broker.provisioning.fleet_registry import (
+    AGGREGATOR,
+    HOME_ASSISTANT,
+    ISSUER,
+    MASK_HELPER,
+    OPERATOR,
+    VICTIM,
+    Fleet,
+)
 
 PID_FILE = "mosquitto.pid"
 MAX_PACKET = 1024 * 1024
@@ -84,9 +92,9 @@ user {fleet.broker_user}
 def access(fleet: Fleet) -> str:
     """The ACL file of a fleet's own broker, or the lines that another broker's lacks."""
     gone = sorted(name for name, member in fleet.members.items() if member.revoked is not None)
-    others = (AGGREGATOR, OPERATOR, ISSUER, HOME_ASSISTANT)
+    others = (AGGREGATOR, OPERATOR, ISSUER, HOME_ASSISTANT, MASK_HELPER)
     kept = sorted(name for name in fleet.members if name not in (*gone, *others))
-    home = HOME_ASSISTANT in fleet.members and HOME_ASSISTANT not in gone
+    home, helper = (name in fleet.members and name not in gone for name in (HOME_ASSISTANT, MASK_HELPER))
     head = ["# Written by Midge, and rewritten at each change of the fleet."]
     if fleet.way == "join":
         head = [
@@ -99,6 +107,7 @@ def access(fleet: Fleet) -> str:
         acl.of_operator(fleet.topics, OPERATOR, VICTIM),
         acl.of_issuer(fleet.topics, ISSUER) if ISSUER in fleet.members else [],
         acl.of_home_assistant(fleet.topics, HOME_ASSISTANT) if home else [],
+        acl.of_helper(fleet.topics, MASK_HELPER) if helper else [],
         ["# Revoked, and so without a right even while connected.", *acl.denied(gone)] if gone else [],
         acl.of_devices(fleet.topics, kept),
     ]

@@ -11,10 +11,11 @@ from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.memory_outbox import AnyOutbox
 from midge.iot_client.state.outbox import OutboxError, OutboxFull
 from midge.iot_client.training.update_encoder import EncodedUpdate, Unfit
+from midge.storage.key_files import read_key
 from midge.wire import chunks, clocks, frames, masking, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorStatus, Announcement, Hello, ModelAlias, Receipt, Statistics, Trouble, Update
-from midge.wire.signing import KeyUnusable, PrivateKey, PublicKey
+from midge.wire.signing import PrivateKey, PublicKey
 from midge.wire.topics import Alias, Channel, Topics
 
 Key = str | Path | bytes
@@ -43,10 +44,10 @@ class Identity:
     ) -> None:
         given = [release_key] if isinstance(release_key, str | Path | bytes) else list(release_key or ())
         self._topics = topics
-        self._pinned: list[PublicKey] = [signing.read_public(*_read(key)) for key in given]
+        self._pinned: list[PublicKey] = [signing.read_public(*read_key(key)) for key in given]
         if self._pinned:
             sealing.required()  # checked at the start, not after the first update was trained
-        self._key: PrivateKey | None = None if signing_key is None else signing.read_private(*_read(signing_key))
+        self._key: PrivateKey | None = None if signing_key is None else signing.read_private(*read_key(signing_key))
         self._name = ""
         self._trusts: dict[Channel, Trust] = {}
         self.owes_details = False
@@ -240,13 +241,3 @@ class Identity:
     @staticmethod
     def _sealed(body: bytes, announcement: Announcement, about: bytes) -> bytes:
         return sealing.seal(body, announcement.seal_key, about)
-
-
-def _read(key: Key) -> tuple[bytes, str]:
-    """A key's bytes, and its name for messages."""
-    if isinstance(key, bytes):
-        return key, "the key"
-    try:
-        return Path(key).read_bytes(), str(key)
-    except OSError as error:
-        raise KeyUnusable(f"The key {key} cannot be read: {error.strerror}.") from error

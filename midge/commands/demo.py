@@ -92,6 +92,13 @@ def register(subparsers: Subparsers) -> None:
     learning.add_argument(
         "--k-min", type=int, default=5, metavar="N", help="fewest devices in a masked sum (default: %(default)s)"
     )
+    learning.add_argument(
+        "--groups",
+        type=int,
+        default=1,
+        metavar="N",
+        help="masked sums in a step: with 5 or more, their median is used, which bears devices that send noise",
+    )
     learning.add_argument("--codec", help="of the deltas, such as int8:256 or float32 (default: the plan's)")
     add_world(parser)
     run_options = parser.add_argument_group("where")

@@ -118,6 +118,8 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"The mask helper will never sum {counted(dropped, 'update')}, which are dropped: {why}"
         case {"event": "sum_too_long", "factor": factor, "devices": devices}:
             return f"A sum of {devices} devices is longer than they may make it; {factor:.2g} of it is applied."
+        case {"event": "suspected", "device": device}:
+            return f"Sums with updates of {device} lie far from the others: its updates are held back for now."
         case {"event": "dealt", "sums": sums, "number": number}:
             return f"{counted(sums, 'sum')} of masks for the aggregator, up to number {number}."
         case {"event": "restored"}:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Final
 
 from pydantic import Field
@@ -41,6 +41,8 @@ _TEXTS: Final = {
     "delay": "Staleness beyond which the rate is divided by it.",
     "epsilon": "Added to the divisor.",
     "clip": "L2 norm to which a device scales its delta down, before it is rounded.",
+    "colluding": "With privacy, devices of a sum that may disclose their shares of the noise, or send none.",
+    "groups": "Sums in a step; with 5 or more, their median is used, which bears devices that send noise.",
     "k_min": "Fewest distinct devices in a sum.",
     "levels": "Largest integer that stands for a value.",
     "scale": "Value of one level; leaving it out is a sixteenth of `clip`.",
@@ -49,6 +51,8 @@ _TEXTS: Final = {
     "seconds": "Unit of the staleness; leaving it out counts steps.",
 }
 """Arguments of functions whose docstring says them in one sentence with others."""
+PRIVATE: Final = (presets.private, presets.secure)
+"""Presets with a table [strategy.privacy]."""
 _SET: Final = ("plan", "revision", "seed", "tier", "masking")
 """Of a plan, what the aggregator, the devices and the preset `secure` set; `tier` is `midge aggregate --plan micro`."""
 
@@ -67,16 +71,16 @@ def _tagged(title: str, makers: Mapping[str, Callable[..., Any]]) -> Any:
 
 def _fields(make: Callable[..., Strategy]) -> Fields:
     """A preset's own arguments, then all other parts of a strategy with the values that it gives them."""
-    private = make is presets.private
-    like = None if private else make()
+    like = None if make is presets.private else make()
     arguments = of_function(make, leave=(*_ELSEWHERE, "staleness"))
     parts = {name: key for name, key in of_dataclass(Strategy, like=like).items() if name not in _ELSEWHERE}
     within: Fields = {
         "staleness": (_tagged("Staleness", STALENESS), Field(None, description="How much a late update counts.")),
         "optimizer": (_tagged("Optimizer", OPTIMIZERS), Field(None, description="What becomes of a step.")),
     }
-    if private:
-        within["privacy"] = (section("Privacy", of_dataclass(Privacy)), Field(None, description=_first(Privacy)))
+    if make in PRIVATE:
+        names = [field.name for field in fields(Privacy) if field.name != "honest"]  # `secure` sets it
+        within["privacy"] = (section("Privacy", of_dataclass(Privacy, names)), Field(None, description=_first(Privacy)))
     texts = _TEXTS | meanings(Strategy)
     arguments = {name: reworded(key, texts.get(_SAME.get(name, name))) for name, key in arguments.items()}
     return {**arguments, **{name: key for name, key in parts.items() if name not in arguments}, **within}
@@ -106,9 +110,9 @@ def strategy_of(given: Mapping[str, Any], plan: Mapping[str, Any]) -> Strategy:
     rest = dict(given)
     make = PRESETS[rest.pop("preset", "balanced")]
     arguments = {name: rest.pop(name) for name in inspect.signature(make).parameters if name in rest}
-    if make is presets.private:
-        if "privacy" not in arguments:
-            raise ValueError("the preset private needs a budget: add [strategy.privacy] with clip, noise and epsilon.")
+    if make is presets.private and "privacy" not in arguments:
+        raise ValueError("the preset private needs a budget: add [strategy.privacy] with clip, noise and epsilon.")
+    if "privacy" in arguments:
         arguments["privacy"] = Privacy(**arguments["privacy"])
     made: Mapping[str, Mapping[str, Callable[..., Any]]] = {"staleness": STALENESS, "optimizer": OPTIMIZERS}
     for name in made.keys() & arguments.keys():

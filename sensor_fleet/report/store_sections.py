@@ -69,6 +69,7 @@ def packed(found: StoreSummary) -> dict[str, Any]:
         "updates": dict(found.verdicts),
         "applied": found.applied,
         "strategy": found.strategy,
+        "privacy": None if found.privacy is None else found.privacy.packed(),
         "aliases": registry.named,
         "registered": list(registry.versions),
         "decisions": found.decisions,

@@ -188,7 +188,12 @@ def _work(make: Callable[[], Learner], schema: Schema, names: Sequence[str]) -> 
 
 
 def _refuse_idle(strategy: Strategy | None, devices: int) -> None:
-    """Refuse a strategy whose steps need more distinct devices than there are."""
+    """Refuse a strategy whose steps need what a simulation does not have: a mask helper, or more distinct devices."""
+    if strategy is not None and strategy.masked:
+        raise ValueError(
+            "a simulation has no mask helper, so that the model would never move: run midge demo --secure, or simulate "
+            "fedbuff, whose steps are those of secure but for the rounding."
+        )
     if strategy is None or strategy.privacy is None or strategy.deadline is not None:
         return
     if (needed := strategy.size(devices)) > devices:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class Sender:
         least: int = 2,
         slices: int = 1,
         ring: int = 12,
+        noise: float = 0.0,
+        honest: int = 0,
     ) -> tuple[Update, bytes]:
         """A masked and signed update, and its body."""
         self.seq += 1
@@ -63,7 +66,9 @@ class Sender:
             size=0,
             sha256=checksum(b""),
         )
-        wanted = Masking(ring=ring, levels=LEVELS, scale=1.0, clip=1e9, slices=slices, least=2)
+        wanted = Masking(
+            ring=ring, levels=LEVELS, scale=1.0, clip=1e9, slices=slices, least=2, noise=noise, honest=honest
+        )
         to = SealTo(stated.keys[0].key, FEDERATION, self.name, least)
         made = masking.masked(values, wanted, update, to)
         return masking.signed_entry(self.key, FEDERATION, self.name, made.update), made.body
@@ -83,7 +88,13 @@ class Asker:
         return device.name, update
 
     def payload(
-        self, tickets: Iterable[tuple[str, Update]], *, size: int = 2, after: int = 0, store: bytes = b""
+        self,
+        tickets: Iterable[tuple[str, Update]],
+        *,
+        size: int = 2,
+        after: int = 0,
+        store: bytes = b"",
+        groups: int = 1,
     ) -> bytes:
         self.number += 1
         body = frames.pack([frames.encode(masking.ticket_of(update, name)) for name, update in tickets])
@@ -93,17 +104,16 @@ class Asker:
             store=store,
             after=after,
             size=size,
+            groups=groups,
             seal_key=sealing.public(OPENS),
             values=VALUES,
             sha256=checksum(body),
         )
         return signing.sign_frame(self._key, signing.DEPOSIT, FEDERATION, frames.encode(deposit), body)
 
-    def ask(
-        self, tickets: Iterable[tuple[str, Update]] = (), *, size: int = 2, after: int = 0, store: bytes = b""
-    ) -> list[tuple[Dealt, bytes]]:
-        """The helper's answers to a deposit."""
-        return opened(self.helper.take(self.payload(tickets, size=size, after=after, store=store)))
+    def ask(self, tickets: Iterable[tuple[str, Update]] = (), **request: Any) -> list[tuple[Dealt, bytes]]:
+        """The helper's answers to a deposit; see `payload`."""
+        return opened(self.helper.take(self.payload(tickets, **request)))
 
     def sums(self, answers: Sequence[tuple[Dealt, bytes]]) -> list[np.ndarray]:
         """The sums of devices' integers that these answers open."""

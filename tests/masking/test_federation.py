@@ -41,7 +41,7 @@ class Party:
         (folder / "release.key").write_bytes(self.release.pem())
         self.keys = {name: signing.new_key() for name in names}
 
-    def aggregator(self) -> Aggregator:
+    def aggregator(self, **more: Any) -> Aggregator:
         return aggregator(
             self.twin,
             self._folder / "store",
@@ -50,6 +50,7 @@ class Party:
             release_key=self._folder / "release.key",
             helper_key=self.key.public_pem(),
             require_sealed=True,
+            **more,
         )
 
     def helper(self, least: int = 3) -> HelperService:

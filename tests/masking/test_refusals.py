@@ -14,6 +14,9 @@ from midge.aggregator.core.strategy import Strategy
 from midge.broker.embedded.in_memory import Twin
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.masking_requirement import RequireSecure
+from midge.sensor_fleet.data import load
+from midge.sensor_fleet.models import model_for
+from midge.sensor_fleet.simulation.simulate import simulate
 from midge.wire import signing
 from midge.wire.messages import Plan
 
@@ -48,10 +51,13 @@ def test_a_bound_by_the_fleets_norms_is_refused() -> None:
         replace(secure(), clip=3.0)
 
 
-def test_noise_that_clips_single_updates_is_refused() -> None:
-    pytest.importorskip("dp_accounting", reason="needs dp_accounting (pip install dp-accounting)")
-    with pytest.raises(ValueError, match="privacy"):
-        secure(privacy=Privacy(clip=1.0, noise=4.0, epsilon=8.0))
+def test_noise_of_the_aggregator_is_refused() -> None:
+    with pytest.raises(ValueError, match="privacy without honest"):
+        replace(
+            secure(),
+            plan=secure().plan.model_copy(update={"feedback": False}),
+            privacy=Privacy(clip=1.0, noise=4.0, epsilon=8.0),
+        )
 
 
 def test_masking_in_another_preset_is_refused() -> None:
@@ -107,3 +113,10 @@ def test_a_device_needs_keys_to_mask(tmp_path: Path) -> None:
         )
     with pytest.raises(ValueError, match="at least 2"):
         RequireSecure(helper_key=b"", k_min=1)
+
+
+def test_a_simulation_says_that_it_has_no_mask_helper() -> None:
+    """It ran to its end, and the model never moved."""
+    data = load("digits", devices=10)
+    with pytest.raises(ValueError, match="no mask helper"):
+        simulate(model_for(data), data=data, strategy=secure(k_min=3, buffer_size=5), seconds=5.0)

@@ -11,6 +11,8 @@ Least = Annotated[int, Field(ge=2, le=4096)]
 Levels = Annotated[int, Field(ge=1, le=2**15)]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Slices = Annotated[int, Field(ge=1, le=64)]
+Noise = Annotated[float, Field(ge=0, le=2.0**31, allow_inf_nan=False)]
+Honest = Annotated[int, Field(ge=0, le=4096)]
 SeedKey = Annotated[bytes, Field(min_length=32, max_length=32)]
 KeyId = Annotated[bytes, Field(min_length=8, max_length=8)]
 
@@ -30,6 +32,10 @@ class Masking(Message):
     """An update covers one of this number of slices of the vector, by the number of its base."""
     least: Least = 5
     """Fewest distinct devices in a sum."""
+    noise: Noise = 0.0
+    """Standard deviation, in levels, of the noise that `honest` devices add together; with 0, devices add none."""
+    honest: Honest = 0
+    """Fewest devices in a sum that add their share of the noise and do not disclose it."""
 
 
 class MaskEntry(Message):
@@ -47,6 +53,10 @@ class MaskEntry(Message):
     """Fewest distinct devices in the sum that this update may be in: the larger of the plan's and the device's own."""
     seed: Annotated[bytes, Field(min_length=48, max_length=2048)]
     """Of the mask, sealed to the helper."""
+    noise: Noise = 0.0
+    """Of the plan; with noise, the updates of a sum have equal weights."""
+    honest: Honest = 0
+    """Of the plan."""
 
 
 class Ticket(Message):
@@ -107,6 +117,8 @@ class Deposit(Message):
     """The number of the newest sum that is in the aggregator's journal: the helper may delete it and those before."""
     size: U32 = 0
     """Number of devices that the aggregator wants in a sum; the helper's own minimum holds in any case."""
+    groups: Annotated[int, Field(ge=1, le=256)] = 1
+    """Number of sets that are dealt together, at random, once there are devices for all of them."""
     seal_key: SeedKey
     """What the answer is sealed to."""
     values: U32

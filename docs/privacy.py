@@ -1,0 +1,144 @@
+"""Write the stored results of benchmarks.privacy into docs/privacy.md: python docs/privacy.py."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "privacy.json"
+PAGE = ROOT / "docs" / "privacy.md"
+NAMES = {
+    "digits": "digits",
+    "spsw_har": "activity of people (SPSW-HAR)",
+    "fashion_mnist": "Fashion-MNIST",
+    "cmapss_fd001": "turbofan engines (C-MAPSS FD001)",
+}
+KINDS = {
+    "none": "none",
+    "ring noise": "random elements of the ring",
+    "long noise": "a random direction, ±7 levels in every value",
+    "noise": "a random direction of the clip norm",
+    "sign flip": "their update turned around",
+    "-10 times": "−10 times their update, not clipped",
+    "label flip": "honest training on turned labels",
+}
+Row = dict[str, Any]
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
+    """Return a table in Markdown."""
+    head = list(head)
+    return [_line(head), _line(["---"] * len(head)), *map(_line, rows)]
+
+
+def _line(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |".replace("| --- ", "|---").replace("---|---", "---|---")
+
+
+def _quality(row: Row, value: float) -> str:
+    return f"{value:.2f} cycles" if row["data"] == "cmapss_fd001" else f"{100 * value:.1f} %"
+
+
+def price(rows: list[Row]) -> list[str]:
+    """Return bytes and seconds, then the quality of each data set."""
+    costs = [row for row in rows if row.get("bytes_per_param") and row["mode"].startswith("secure")]
+    lines = table(
+        ("mode", "parameters", "devices in a sum", "bytes per parameter", "seconds of a step"),
+        (
+            (f"`{row['mode']}`", f"{row['params']:,}", row["k"], row["bytes_per_param"], row["step_seconds"])
+            for row in costs
+        ),
+    )
+    quality = [row for row in rows if row["mode"] in ("secure", "secure, slices=4") and row.get("accuracy") is not None]
+    by_set: dict[str, list[Row]] = {}
+    for row in quality:
+        by_set.setdefault(row["data"], []).append(row)
+    return [
+        *lines,
+        "",
+        *table(
+            ("data", "parameters", "float32, not masked", "`secure`", "`secure`, `slices=4`"),
+            (
+                (
+                    NAMES[name],
+                    f"{found[0]['params']:,}",
+                    _quality(found[0], found[0]["float32_accuracy"]),
+                    *(_quality(row, row["accuracy"]) for row in found),
+                )
+                for name, found in by_set.items()
+            ),
+        ),
+    ]
+
+
+def liars(rows: list[Row]) -> list[str]:
+    """Return the accuracy with each kind of liar, by rule."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if "kind" in row:
+            found.setdefault(row["kind"], []).append(row)
+    return table(
+        (
+            "what 5 of 50 devices send",
+            "one sum",
+            "median of 5 groups",
+            "with suspects held back",
+            "of 5 held",
+            "honest held",
+        ),
+        (
+            (
+                KINDS[kind],
+                *(f"{100 * row['accuracy']:.1f} %" for row in each),
+                f"{each[-1]['caught']:g}" if each[-1]["liars"] else "–",
+                f"{each[-1]['innocent']:g}",
+            )
+            for kind, each in found.items()
+        ),
+    )
+
+
+def noise(rows: list[Row]) -> list[str]:
+    """Return accuracy against ε."""
+    found = [row for row in rows if row["mode"] in ("central", "shared")]
+    return table(
+        ("noise of", "ε", "accuracy", "without noise", "parameters", "devices", "in a sum", "updates of a device"),
+        (
+            (
+                "the aggregator" if row["mode"] == "central" else f"the devices, {row['honest']} of them honest",
+                f"{row['epsilon']:.2g}",
+                f"{100 * row['accuracy']:.1f} %",
+                f"{100 * row['float32_accuracy']:.1f} %",
+                f"{row['params']:,}",
+                row["devices"],
+                row["k"],
+                row["contributions"],
+            )
+            for row in found
+        ),
+    )
+
+
+SECTIONS = {"price": price, "liars": liars, "noise": noise}
+
+
+def page(text: str, rows: list[Row]) -> str:
+    """Return the page with the tables of these rows."""
+    for name, make in SECTIONS.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        section = "\n".join([begin, "", *make(rows), "", end])
+        text = text[: text.index(begin)] + section + text[text.index(end) + len(end) :]
+    return text
+
+
+def main() -> int:
+    """Rewrite the tables of the page."""
+    rows = json.loads(RESULTS.read_text())["rows"]
+    PAGE.write_text(page(PAGE.read_text(), rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
