@@ -1,6 +1,7 @@
 """The commands: arguments in, text and an exit code out. Their work is done in other packages."""
 
 from midge.commands import (
+    advise,
     aggregate,
     auditing,
     broker,
@@ -32,6 +33,7 @@ from midge.commands import (
 
 COMMANDS = (
     demo,
+    advise,
     init,
     aggregate,
     device,
