@@ -103,7 +103,7 @@ class Engine:
             case rec.StepRecord():
                 kind = "<i4" if record.clip else "<f4"
                 noise = np.frombuffer(self.store.body(record.lsn), kind) if record.noise else None
-                self.model.apply(record, [self._contribution(lsn) for lsn, _ in record.updates], noise)
+                self.model.apply(record, [self.contribution(lsn) for lsn, _ in record.updates], noise)
                 for lsn, _ in record.updates:
                     self._waiting.pop(lsn, None)
             case rec.DropRecord():
@@ -164,7 +164,8 @@ class Engine:
             self.checkpoint(core)
             log.warning("A checkpoint of record %d replaces the damaged one.", core.lsn)
 
-    def _contribution(self, lsn: int) -> Contribution:
+    def contribution(self, lsn: int) -> Contribution:
+        """The decoded update of a record."""
         if lsn in self._waiting:
             return self._waiting[lsn]
         record = self.store.record(lsn)
@@ -179,7 +180,7 @@ class Engine:
 
     def measure(self, lsns: Sequence[int]) -> tuple[tuple[int, float], ...]:
         """The distance of these updates' deltas from the last combined delta, by lsn."""
-        contributions = [self._contribution(lsn) for lsn in lsns]
+        contributions = [self.contribution(lsn) for lsn in lsns]
         return tuple(zip(lsns, distances(contributions, self.model.server), strict=True))
 
     def _sent(self, lsn: int) -> Sent:
@@ -261,7 +262,7 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
         ) from error
     model = engine.model
     if core.strategy.form == "mixing":
-        _load_past_frames(model, store)
+        load_past_frames(model, store)
     for entry in store.entries(after=core.lsn):
         record = rec.clamped(entry.record, core.generation, core.version)
         if record is not entry.record:
@@ -285,7 +286,7 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
     return engine
 
 
-def _load_past_frames(model: Model, store: Store) -> None:
+def load_past_frames(model: Model, store: Store) -> None:
     """Give the model the frames that it needs to rebuild earlier versions."""
     model.keeps_past = True
     known = {(frame.version, frame.span) for frame in store.published() if frame.version <= model.version}
