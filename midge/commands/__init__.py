@@ -28,11 +28,13 @@ from midge.commands import (
     signing,
     status,
     store,
+    survey,
     watch,
 )
 
 COMMANDS = (
     demo,
+    survey,
     advise,
     init,
     aggregate,
