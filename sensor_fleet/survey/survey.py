@@ -18,6 +18,8 @@ from midge.sensor_fleet.survey.summary import Counts, DeviceSummary, Floats, sum
 from midge.wire.moments import Moments, pool
 
 K_MIN: Final = 5
+SURE: Final = 2.5
+"""Standard errors that a drift must exceed; below, it is 0."""
 DRAWS: Final = 200
 """Draws of how unlike devices would be by chance."""
 MOST: Final = 2_000
@@ -212,7 +214,10 @@ def _drift(halves: Sequence[tuple[Moments, ...]], k_min: int) -> float | None:
         gap = float(late.mean[0] - early.mean[0]) ** 2
         if variance > 0:
             found.append(gap / variance - 1 / first - 1 / second)
-    return math.sqrt(max(0.0, float(np.mean(found)))) if len(found) >= k_min else None
+    if len(found) < k_min:
+        return None
+    mean, error = float(np.mean(found)), float(np.std(found)) / math.sqrt(len(found))
+    return math.sqrt(mean) if mean > SURE * error else 0.0
 
 
 # ------------------------------------------------------------------------------ labels
