@@ -1,7 +1,7 @@
 """Applies journaled decisions to the model: live, and again when a restart replays the journal."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -263,19 +263,8 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
     model = engine.model
     if core.strategy.form == "mixing":
         load_past_frames(model, store)
-    for entry in store.entries(after=core.lsn):
-        record = rec.clamped(entry.record, core.generation, core.version)
-        if record is not entry.record:
-            log.warning("Record %d of %s has an impossible number, which is ignored.", record.lsn, store.directory)
-        core.replay(record)
-        if isinstance(record, rec.UpdateRecord):
-            engine.hold_again(record, core.strategy)
-        try:
-            engine.replayed(engine.carry(record))
-        except KeyError as error:  # mixing needs an earlier model, and its frame is damaged
-            raise store.damaged(record.lsn) from error
-        if isinstance(record, rec.ReleaseRecord):
-            core.handle(ev.ReleaseCarried(record.version, model.state.digest()), 0.0)
+    for _, frames in execute(core, engine):
+        engine.replayed(frames)
     for lsn in core.needed:  # a damaged body is found now rather than when its step is due
         store.body(lsn)
     failpoint("recovery.replayed")
@@ -284,6 +273,29 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
     if core.strategy.form == "mixing":
         core.forget_bases(model.oldest)
     return engine
+
+
+def execute(core: AggregatorCore, engine: Engine) -> Iterator[tuple[rec.Record, list[Frame]]]:
+    """Execute the journal after the core's last record; each record with the frames that it makes.
+
+    Raises:
+        StoreError: the store is damaged.
+    """
+    model, store = engine.model, engine.store
+    for entry in store.entries(after=core.lsn):
+        record = rec.clamped(entry.record, core.generation, core.version)
+        if record is not entry.record:
+            log.warning("Record %d of %s has an impossible number, which is ignored.", record.lsn, store.directory)
+        core.replay(record)
+        if isinstance(record, rec.UpdateRecord):
+            engine.hold_again(record, core.strategy)
+        try:
+            frames = engine.carry(record)
+        except KeyError as error:  # mixing needs an earlier model, and its frame is damaged
+            raise store.damaged(record.lsn) from error
+        if isinstance(record, rec.ReleaseRecord):
+            core.handle(ev.ReleaseCarried(record.version, model.state.digest()), 0.0)
+        yield record, frames
 
 
 def load_past_frames(model: Model, store: Store) -> None:
