@@ -37,7 +37,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ParallelJob:
     """What all processes train: a module, from these starts, each with its seed."""
 
     module: Normalised
@@ -50,7 +50,7 @@ class Job:
     stages: int = 20
 
 
-def data_parallel(job: Job, processes: int, seconds: float = 600.0) -> list[list[Stage]]:
+def data_parallel(job: ParallelJob, processes: int, seconds: float = 600.0) -> list[list[Stage]]:
     """Train with a number of processes, of one thread each; the stages of every start.
 
     Raises:
@@ -89,7 +89,7 @@ def _result(results: Any, workers: Sequence[Any], seconds: float) -> list[list[S
     raise RuntimeError(f"the data-parallel training did not end within {seconds:.0f} s")
 
 
-def _run(job: Job, rank: int, processes: int, folder: str, results: Any) -> None:
+def _run(job: ParallelJob, rank: int, processes: int, folder: str, results: Any) -> None:
     torch.set_num_threads(1)
     try:
         if processes > 1:
@@ -118,7 +118,7 @@ class _Loss(nn.Module):
         return self.module.loss(x, y)
 
 
-def _train(job: Job, rank: int, processes: int, start: Parameters, seed: int) -> list[Stage]:
+def _train(job: ParallelJob, rank: int, processes: int, start: Parameters, seed: int) -> list[Stage]:
     load(job.module, start)
     job.module.train()
     loss: nn.Module = _Loss(job.module)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from midge.sensor_fleet.advice.decision import Decision, Held, decide
-from midge.sensor_fleet.advice.trial import Trial
+from midge.sensor_fleet.advice.decision import Decision, RowsHeld, decide
+from midge.sensor_fleet.advice.trial import WaysTrial
 from midge.sensor_fleet.advice.user_model import model_of
-from midge.sensor_fleet.advice.ways import Reach, Row
+from midge.sensor_fleet.advice.ways import Reach, WayRow
 from midge.sensor_fleet.data import FleetData, load
 from midge.sensor_fleet.lazily import shared
 from midge.sensor_fleet.models import model_for
@@ -19,7 +19,7 @@ from midge.sensor_fleet.report.advice_sections import advice_page
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class AdviceSetting:
     """What the trial was about."""
 
     data: str
@@ -43,15 +43,15 @@ class Advice:
     """The answer of `advise`; a notebook shows its page."""
 
     metric: str
-    rows: tuple[Row, ...]
+    rows: tuple[WayRow, ...]
     missing: dict[str, str]
     """Why a way was not measured, by its name."""
     decision: Decision
-    setting: Setting
+    setting: AdviceSetting
 
     def packed(self) -> dict[str, Any]:
         """Everything as plain values."""
-        names = Setting.__dataclass_fields__
+        names = AdviceSetting.__dataclass_fields__
         return {
             "metric": self.metric,
             "rows": [row.packed(self.metric) for row in self.rows],
@@ -127,14 +127,14 @@ def advise(
         return model_of(model, some, seed)
 
     first = make(loaded, 0)
-    trial = Trial(
+    trial = WaysTrial(
         loaded, make, fleet, days=days, seeds=seeds, sites=sites, processes=processes, data_days=data_days, tell=tell
     )
     rows, missing, steps = trial.run()
     counts = [len(each) for each in loaded.devices.values()]
     metric = "accuracy" if loaded.task == "classification" else "rmse"
     example = next(iter(loaded.devices.values()))
-    setting = Setting(
+    setting = AdviceSetting(
         str(data) if isinstance(data, str | Path) else "data",
         str(profile),
         len(counts),
@@ -149,5 +149,5 @@ def advise(
         data_days,
         rows_may_go,
     )
-    decision = decide(rows, metric, rows_may_go, Held(example.x.nbytes / len(example), float(np.mean(counts))))
+    decision = decide(rows, metric, rows_may_go, RowsHeld(example.x.nbytes / len(example), float(np.mean(counts))))
     return Advice(metric, tuple(rows), missing, decision, setting)

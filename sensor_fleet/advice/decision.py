@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from midge.sensor_fleet.advice.ways import Name, Reach, Row
+from midge.sensor_fleet.advice.ways import Name, Reach, WayRow
 from midge.sensor_fleet.progress import METRICS
 from midge.sensor_fleet.report.quantities import duration, score, size, times
 from midge.wire.plurals import counted
@@ -33,7 +33,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class RowsHeld:
     """What a device holds on average."""
 
     row_bytes: float
@@ -41,7 +41,7 @@ class Held:
     rows: float
 
 
-def decide(rows: Sequence[Row], metric: str, reach: Reach | None, held: Held) -> Decision:
+def decide(rows: Sequence[WayRow], metric: str, reach: Reach | None, held: RowsHeld) -> Decision:
     """Choose a way among those that the rows' reach allows.
 
     Without a reach, ways that move rows are chosen only if they are better. With `anywhere`, bytes decide between ways
@@ -71,7 +71,7 @@ def decide(rows: Sequence[Row], metric: str, reach: Reach | None, held: Held) ->
     )
 
 
-def _worth_distributing(named: dict[Name, Row]) -> bool:
+def _worth_distributing(named: dict[Name, WayRow]) -> bool:
     pooled, parallel = named.get("pooled"), named.get("data-parallel")
     if pooled is None or parallel is None:
         return parallel is not None
@@ -86,11 +86,11 @@ class _Judge:
     def sign(self) -> int:
         return METRICS[self.metric]
 
-    def value(self, row: Row) -> float:
+    def value(self, row: WayRow) -> float:
         """The mean of both scores: of new rows of the whole fleet, and of the device's own."""
         return (row.score.mean + row.own.mean) / 2
 
-    def spread(self, row: Row) -> float:
+    def spread(self, row: WayRow) -> float:
         return row.score.high - row.score.low
 
     def behind(self, value: float, best: float, spread: float) -> bool:
@@ -112,7 +112,7 @@ _VERBS: Final[dict[Name, str]] = {
 }
 
 
-def _first(chosen: Row, named: dict[Name, Row], judge: _Judge, reach: Reach | None) -> str:
+def _first(chosen: WayRow, named: dict[Name, WayRow], judge: _Judge, reach: Reach | None) -> str:
     what = f"{_VERBS[chosen.way]}: it reaches {judge.words(chosen.score.mean)}"
     pooled = named.get("pooled")
     if chosen.way in ("federated", "hybrid", "alone") and pooled is not None:
@@ -131,7 +131,7 @@ def _first(chosen: Row, named: dict[Name, Row], judge: _Judge, reach: Reach | No
     return f"{what}, and {why}." if chosen.way in ("alone", "federated", "hybrid") else f"{what}; {why}."
 
 
-def _second(chosen: Row, named: dict[Name, Row], judge: _Judge) -> str:
+def _second(chosen: WayRow, named: dict[Name, WayRow], judge: _Judge) -> str:
     alone, federated, pooled = named.get("alone"), named["federated"], named.get("pooled")
     if chosen.way == "alone":
         return (
@@ -152,7 +152,9 @@ def _second(chosen: Row, named: dict[Name, Row], judge: _Judge) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _changes(chosen: Row, named: dict[Name, Row], judge: _Judge, reach: Reach | None, held: Held) -> list[str]:
+def _changes(
+    chosen: WayRow, named: dict[Name, WayRow], judge: _Judge, reach: Reach | None, held: RowsHeld
+) -> list[str]:
     found = []
     federated, pooled, hybrid = named["federated"], named.get("pooled"), named.get("hybrid")
     if pooled is not None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from midge.iot_client.training.fit import Parameters
 from midge.sensor_fleet.advice.kept_rows import mean_and_worst, own_scores, split
-from midge.sensor_fleet.advice.ways import Name, Row, Score
+from midge.sensor_fleet.advice.ways import Name, Score, WayRow
 from midge.sensor_fleet.data import FleetData, Rows
 from midge.sensor_fleet.fleet_run import value_of
 from midge.sensor_fleet.models import Engine, FleetModel, NumpyModel, initial_model
@@ -35,13 +35,13 @@ STAGES: Final = 20
 ALONE: Final = 40
 """Maximum number of devices that train alone, evenly spaced over all."""
 NINTH: Final = 0.9
-"""Of the devices: a pooled training begins when the rows of so many have arrived."""
+"""Share of the devices whose rows have arrived when a pooled training begins."""
 Curve = list[tuple[float, Parameters]]
 """Seconds of training, and the model then."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredWay:
     """One way with one seed."""
 
     score: float
@@ -56,7 +56,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Trial:
+class WaysTrial:
     """The setting that all ways share."""
 
     data: FleetData
@@ -72,14 +72,14 @@ class Trial:
     """Days in which a device records the rows of the data."""
     tell: Callable[[str], None] = field(default=lambda _: None)
 
-    def run(self) -> tuple[list[Row], dict[str, str], int]:
+    def run(self) -> tuple[list[WayRow], dict[str, str], int]:
         """All rows; why a way is missing, by its name; and the budget in steps, a mean over the seeds.
 
         Raises:
             ValueError: the fleet cannot be simulated, or no device took part.
         """
         data, kept = split(self.data)
-        found: dict[Name, list[Measured]] = {}
+        found: dict[Name, list[MeasuredWay]] = {}
         missing: dict[str, str] = {}
         budgets = []
         for seed in range(self.seeds):
@@ -103,7 +103,7 @@ class _Missing(Exception):
 
 
 class _OneSeed:
-    def __init__(self, trial: Trial, data: FleetData, kept: dict[str, Rows], model: FleetModel, seed: int) -> None:
+    def __init__(self, trial: WaysTrial, data: FleetData, kept: dict[str, Rows], model: FleetModel, seed: int) -> None:
         self._trial, self._data, self._kept, self._model, self._seed = trial, data, kept, model, seed
         self._sign = METRICS["accuracy" if data.task == "classification" else "rmse"]
         self._start, _ = initial_model(model, data)
@@ -114,7 +114,7 @@ class _OneSeed:
         )
         self.budget = 0
 
-    def others(self) -> Iterator[tuple[Name, Callable[[], Measured]]]:
+    def others(self) -> Iterator[tuple[Name, Callable[[], MeasuredWay]]]:
         yield "pooled", partial(self._central, "pooled", 1)
         if self._seed == 0:  # its steps are those of the pooled training: another seed shows only the pooled spread
             yield "data-parallel", partial(self._central, "data-parallel", self._trial.processes)
@@ -123,7 +123,7 @@ class _OneSeed:
 
     # ------------------------------------------------------------- over the virtual fleet
 
-    def federated(self) -> Measured:
+    def federated(self) -> MeasuredWay:
         self._trial.tell(f"seed {self._seed + 1} of {self._trial.seeds}: federated")
         result = self._simulated(self._model, self._data, self._trial.profile)
         self.budget = int(result.steps_of.sum())
@@ -134,7 +134,7 @@ class _OneSeed:
             )
         return self._of_simulation(result, 0.0)
 
-    def _hybrid(self) -> Measured:
+    def _hybrid(self) -> MeasuredWay:
         """Sites instead of devices: each trains on the rows of its members, every step split evenly among them."""
         names = list(self._data.devices)
         number = self._trial.sites or max(2, round(math.sqrt(len(names))))
@@ -175,14 +175,14 @@ class _OneSeed:
             every=seconds / (5 * STAGES),
         )
 
-    def _of_simulation(self, result: Simulated, inside: float) -> Measured:
+    def _of_simulation(self, result: Simulated, inside: float) -> MeasuredWay:
         metric = next(iter(result.metrics))
         curve = result.metrics[metric]
         own, worst = self._own(lambda _: result.parameters)
         moved = float(result.bytes_at[-1].sum())
         month, joules = MONTH / float(result.times[-1]), float(result.joules.sum())
         devices = len(self._data.devices)
-        return Measured(
+        return MeasuredWay(
             float(np.mean(curve[-HELD:])),
             own,
             worst,
@@ -196,7 +196,7 @@ class _OneSeed:
 
     # -------------------------------------------------------------------- rows in one place
 
-    def _central(self, way: Name, processes: int) -> Measured:
+    def _central(self, way: Name, processes: int) -> MeasuredWay:
         curve = self._trained(way, processes)
         values = [self._value(parameters) for _, parameters in curve]
         own, worst = self._own(lambda _: curve[-1][1])
@@ -209,7 +209,7 @@ class _OneSeed:
         nothing = np.zeros(len(names), np.int64)
         joules = float(self._population.joules(nothing, moved, np.zeros(len(names))).sum())
         month = 30.0 / self._trial.data_days
-        return Measured(
+        return MeasuredWay(
             values[-1],
             own,
             worst,
@@ -228,12 +228,12 @@ class _OneSeed:
             if way == "data-parallel":
                 raise _Missing('it needs torch: pip install "midge[torch]"')
             return self._in_numpy(pooled)
-        from midge.iot_client.training.data_parallel import Job, data_parallel  # noqa: PLC0415 - torch is an extra
+        from midge.iot_client.training.data_parallel import ParallelJob, data_parallel  # noqa: PLC0415 - torch is an extra
 
         module = self._twin(way)
         if module is None:
             return self._in_numpy(pooled)
-        job = Job(
+        job = ParallelJob(
             module,
             self._model.prepare(pooled.x),
             pooled.y,
@@ -267,7 +267,7 @@ class _OneSeed:
 
     # ---------------------------------------------------------------------------- alone
 
-    def _alone(self) -> Measured:
+    def _alone(self) -> MeasuredWay:
         names = list(self._kept)
         some = [names[n] for n in np.unique(np.linspace(0, len(names) - 1, min(len(names), ALONE)).astype(int))]
         steps = max(1, self.budget // len(self._data.devices))
@@ -280,7 +280,7 @@ class _OneSeed:
         count = len(spent)
         joules = float(self._population.joules(np.full(count, steps), np.zeros(count), spent).sum())
         monthly = joules * 30.0 / self._trial.days / count
-        return Measured(
+        return MeasuredWay(
             float(np.mean(scores)), mean, worst, float(np.quantile(spent, NINTH)), 0.0, 0.0, joules, 0.0, monthly
         )
 
@@ -314,10 +314,10 @@ class _OneSeed:
         return float(rows.x.nbytes + len(rows) * (1 if (self._data.classes or 257) <= 256 else 4))
 
 
-def _row(way: Name, found: list[Measured]) -> Row:
+def _row(way: Name, found: list[MeasuredWay]) -> WayRow:
     def mean(name: str) -> float:
         return float(np.mean([getattr(one, name) for one in found]))
 
     score, own, worst = (Score.of([getattr(one, name) for one in found]) for name in ("score", "own", "worst"))
     names = ("seconds", "bytes", "inside", "joules", "monthly_bytes", "monthly_joules")
-    return Row(way, score, own, worst, *map(mean, names))
+    return WayRow(way, score, own, worst, *map(mean, names))

@@ -63,7 +63,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class WayRow:
     """One way as measured. Bytes and joules are sums over all devices until the end of the budget."""
 
     way: Name

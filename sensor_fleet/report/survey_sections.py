@@ -47,7 +47,7 @@ def findings(found: "Survey") -> list[str]:
         how = "unlike in their classes" if beyond > UNLIKE else "alike in their classes"
         said.append(
             f"Devices are {how}: {percent(found.label_shift, 0)} of a device's rows are of other classes than the "
-            f"fleet's mixture has; by chance it would be {percent(found.label_chance, 0)}."
+            f"fleet's mixture has; at random it would be {percent(found.label_chance, 0)}."
         )
     if apart := [one.name for one in found.channels if (one.shift or 0) > APART]:
         said.append(

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from midge.aggregator.model.statistics import Sent, examine
-from midge.sensor_fleet.survey.summary import DeviceSummary, Floats
+from midge.sensor_fleet.survey.summary import Floats, RowStatistics
 
 FACTORS: Final = {
     1000.0: "a thousand times larger, as milli- is to the unit",
@@ -50,7 +50,7 @@ class Fault:
     words: str
 
 
-def faults(summaries: Sequence[DeviceSummary], channels: Sequence[str]) -> list[Fault]:
+def faults(summaries: Sequence[RowStatistics], channels: Sequence[str]) -> list[Fault]:
     """All faults that stand out against the fleet, in the order of the devices; one of each kind and device."""
     found = [*_units(summaries, channels), *_values(summaries, channels), *_rows(summaries)]
     named = {(fault.device, fault.kind) for fault in found} | {
@@ -67,11 +67,11 @@ def faults(summaries: Sequence[DeviceSummary], channels: Sequence[str]) -> list[
     return list(kept.values())
 
 
-def _off(summaries: Sequence[DeviceSummary]) -> Sequence[tuple[str, str]]:
+def _off(summaries: Sequence[RowStatistics]) -> Sequence[tuple[str, str]]:
     return examine([Sent(one.device, {"x": one.moments}) for one in summaries]).off
 
 
-def _units(summaries: Sequence[DeviceSummary], channels: Sequence[str]) -> list[Fault]:
+def _units(summaries: Sequence[RowStatistics], channels: Sequence[str]) -> list[Fault]:
     """Devices whose values are those of the others by a known conversion."""
     counts = np.stack([one.moments.count for one in summaries])
     means = np.where(counts > 0, np.stack([one.moments.mean for one in summaries]), np.nan)
@@ -118,7 +118,7 @@ def _temperature(mean: float, spread: float, middle: float, width: float, betwee
     return ""
 
 
-def _values(summaries: Sequence[DeviceSummary], channels: Sequence[str]) -> list[Fault]:
+def _values(summaries: Sequence[RowStatistics], channels: Sequence[str]) -> list[Fault]:
     """Channels that are silent, mostly missing or stuck, where those of most devices are not."""
     missing = np.stack([one.missing / max(one.values, 1) for one in summaries])
     counts = np.stack([one.moments.count for one in summaries])
@@ -139,7 +139,7 @@ def _values(summaries: Sequence[DeviceSummary], channels: Sequence[str]) -> list
     return found
 
 
-def _rows(summaries: Sequence[DeviceSummary]) -> list[Fault]:
+def _rows(summaries: Sequence[RowStatistics]) -> list[Fault]:
     """Devices that repeat rows, or have those of another."""
     same = Counter(one.digest for one in summaries)
     usual = float(np.median([one.repeated / max(one.rows, 1) for one in summaries]))

@@ -18,7 +18,7 @@ TAIL: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceSummary:
+class RowStatistics:
     """Statistics of one device. Arrays by channel have shape (channels,)."""
 
     device: str
@@ -49,7 +49,7 @@ class DeviceSummary:
         return found
 
 
-def summarise(device: str, rows: Rows, data: FleetData) -> DeviceSummary:
+def summarise(device: str, rows: Rows, data: FleetData) -> RowStatistics:
     """The summary of a device's rows, in the order in which they were recorded."""
     inputs = raw(rows.x, data.kind)
     channels = by_channel(inputs, data.kind).astype(np.float64)
@@ -67,7 +67,7 @@ def summarise(device: str, rows: Rows, data: FleetData) -> DeviceSummary:
     low, high = np.full((2, channels.shape[1]), np.nan)
     if there.any():
         low[there], high[there] = np.nanquantile(known[:, there], (TAIL, 1 - TAIL), axis=0)
-    return DeviceSummary(
+    return RowStatistics(
         device,
         len(rows),
         len(channels),

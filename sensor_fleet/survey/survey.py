@@ -14,14 +14,14 @@ import numpy as np
 
 from midge.sensor_fleet.data import FleetData
 from midge.sensor_fleet.survey.faults import Fault, faults
-from midge.sensor_fleet.survey.summary import Counts, DeviceSummary, Floats, summarise
+from midge.sensor_fleet.survey.summary import Counts, Floats, RowStatistics, summarise
 from midge.wire.moments import Moments, pool
 
 K_MIN: Final = 5
 SURE: Final = 2.5
 """Standard errors that a drift must exceed; below, it is 0."""
 DRAWS: Final = 200
-"""Draws of how unlike devices would be by chance."""
+"""Draws of how unlike devices would be at random."""
 MOST: Final = 2_000
 """Maximum number of devices of which rows are read, evenly spaced over all."""
 
@@ -101,14 +101,14 @@ def survey(
     return surveyed(summaries, found, data.names, k_min=k_min, seed=seed, named=named)
 
 
-def _called(summaries: Sequence[DeviceSummary], names: Sequence[str]) -> list[str]:
+def _called(summaries: Sequence[RowStatistics], names: Sequence[str]) -> list[str]:
     """Names of the inputs; numbers where these do not fit."""
     number = len(summaries[0].low)
     return list(names) if len(names) == number else [f"input {place}" for place in range(number)]
 
 
 def surveyed(
-    summaries: Sequence[DeviceSummary],
+    summaries: Sequence[RowStatistics],
     channels: Sequence[str],
     classes: Sequence[str],
     *,
@@ -158,7 +158,7 @@ def surveyed(
 
 
 def _channel(
-    every: Sequence[DeviceSummary], sound: Sequence[DeviceSummary], place: int, name: str, k_min: int
+    every: Sequence[RowStatistics], sound: Sequence[RowStatistics], place: int, name: str, k_min: int
 ) -> ChannelSurvey:
     values = sum(one.values for one in every)
     missing = sum(int(one.missing[place]) for one in every) / max(values, 1)
@@ -204,7 +204,7 @@ def _between(parts: Sequence[Moments]) -> float | None:
 
 
 def _drift(halves: Sequence[tuple[Moments, ...]], k_min: int) -> float | None:
-    """Mean shift between a device's halves in its own deviations, less what its number of rows adds by chance."""
+    """Mean shift between a device's halves in its own deviations, less what its number of rows adds at random."""
     found = []
     for early, late in halves:
         first, second = int(early.count[0]), int(late.count[0])
@@ -224,7 +224,7 @@ def _drift(halves: Sequence[tuple[Moments, ...]], k_min: int) -> float | None:
 
 
 def _with_labels(
-    found: Survey, summaries: Sequence[DeviceSummary], classes: Sequence[str], k_min: int, rng: np.random.Generator
+    found: Survey, summaries: Sequence[RowStatistics], classes: Sequence[str], k_min: int, rng: np.random.Generator
 ) -> Survey:
     table = np.stack([one.labels for one in summaries])
     holders = (table > 0).sum(axis=0)

@@ -7,9 +7,9 @@ import pytest
 
 import midge
 from midge.__main__ import main
-from midge.sensor_fleet.advice.decision import Decision, Held, decide
+from midge.sensor_fleet.advice.decision import Decision, RowsHeld, decide
 from midge.sensor_fleet.advice.kept_rows import mean_and_worst, split
-from midge.sensor_fleet.advice.ways import Name, Reach, Row, Score
+from midge.sensor_fleet.advice.ways import Name, Reach, Score, WayRow
 from midge.sensor_fleet.data import load
 from tests.report.pages import Page
 
@@ -113,14 +113,14 @@ def test_the_worst_tenth() -> None:
 # ---------------------------------------------------------------------------- the advice
 
 
-def row(way: Name, score: float, own: float, moved: float, seconds: float = 10.0) -> Row:
+def row(way: Name, score: float, own: float, moved: float, seconds: float = 10.0) -> WayRow:
     here, mine = (Score(value, value, value) for value in (score, own))
-    return Row(way, here, mine, mine, seconds, moved, 0.0, 1.0, moved, 1.0)
+    return WayRow(way, here, mine, mine, seconds, moved, 0.0, 1.0, moved, 1.0)
 
 
 def advised(values: dict[str, tuple[float, float, float]], reach: Reach | None = None) -> Decision:
     rows = [row(name, *value) for name, value in values.items()]  # type: ignore[arg-type]
-    return decide(rows, "accuracy", reach, Held(64, 100))
+    return decide(rows, "accuracy", reach, RowsHeld(64, 100))
 
 
 def test_equal_scores_choose_the_way_that_exposes_least() -> None:
@@ -151,4 +151,4 @@ def test_a_cluster_is_advised_only_if_one_machine_takes_long() -> None:
     assert advised(scores).way == "pooled"
     rows = [row("pooled", 0.95, 0.95, 1e5, 7200), row("data-parallel", 0.95, 0.95, 1e5, 3700)]
     rows.append(row("federated", 0.5, 0.5, 1e6))
-    assert decide(rows, "accuracy", None, Held(64, 100)).way == "data-parallel"
+    assert decide(rows, "accuracy", None, RowsHeld(64, 100)).way == "data-parallel"
