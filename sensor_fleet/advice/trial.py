@@ -1,8 +1,9 @@
 """The trial: one model and one budget, trained in every way.
 
 The federation comes first, on the virtual fleet of a profile. The steps that its devices took together are the budget
-of all other ways, with the same recipe and batches, on the same rows. What a device keeps out of training, no way
-trains on.
+of pooled, data-parallel and lone trainings, with the same recipe and batches, on the same rows. The hybrid has the same
+days, in which its sites may take more or fewer steps; each row says how many. What a device keeps out of training, no
+way trains on.
 """
 
 import copy
@@ -53,6 +54,7 @@ class MeasuredWay:
     joules: float
     monthly_bytes: float
     monthly_joules: float
+    steps: float
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ class _OneSeed:
             joules,
             moved * month / devices,
             joules * month / devices,
+            float(result.steps_of.sum()),
         )
 
     # -------------------------------------------------------------------- rows in one place
@@ -219,6 +222,7 @@ class _OneSeed:
             joules,
             float(moved.mean()) * month,
             joules * month / len(names),
+            float(self.budget),
         )
 
     def _trained(self, way: Name, processes: int) -> Curve:
@@ -281,7 +285,16 @@ class _OneSeed:
         joules = float(self._population.joules(np.full(count, steps), np.zeros(count), spent).sum())
         monthly = joules * 30.0 / self._trial.days / count
         return MeasuredWay(
-            float(np.mean(scores)), mean, worst, float(np.quantile(spent, NINTH)), 0.0, 0.0, joules, 0.0, monthly
+            float(np.mean(scores)),
+            mean,
+            worst,
+            float(np.quantile(spent, NINTH)),
+            0.0,
+            0.0,
+            joules,
+            0.0,
+            monthly,
+            float(steps * count),
         )
 
     def _trained_alone(self, name: str, steps: int) -> Parameters:
@@ -319,5 +332,5 @@ def _row(way: Name, found: list[MeasuredWay]) -> WayRow:
         return float(np.mean([getattr(one, name) for one in found]))
 
     score, own, worst = (Score.of([getattr(one, name) for one in found]) for name in ("score", "own", "worst"))
-    names = ("seconds", "bytes", "inside", "joules", "monthly_bytes", "monthly_joules")
+    names = ("seconds", "bytes", "inside", "joules", "monthly_bytes", "monthly_joules", "steps")
     return WayRow(way, score, own, worst, *map(mean, names))

@@ -84,6 +84,8 @@ class WayRow:
     monthly_bytes: float
     """Of a device, in 30 days of going on like this."""
     monthly_joules: float
+    steps: float
+    """Mini-batches of the same size, of all devices, sites or machines together."""
 
     @property
     def exposure(self) -> Exposure:
@@ -109,5 +111,6 @@ class WayRow:
             "joules": self.joules,
             "monthly_bytes": self.monthly_bytes,
             "monthly_joules": self.monthly_joules,
+            "steps": self.steps,
             "exposure": {"leaves": exposure.leaves, "seen_by": exposure.seen_by, "rows_go": exposure.reach},
         }

@@ -33,6 +33,7 @@ def test_advice_as_one_json_object(
     assert rows["pooled"]["accuracy"] > rows["alone"]["accuracy"] + 0.1
     assert rows["alone"]["bytes"] == 0 < rows["federated"]["bytes"]
     assert rows["pooled"]["bytes"] == rows["data-parallel"]["bytes"]
+    assert rows["pooled"]["steps"] == rows["data-parallel"]["steps"] == rows["federated"]["steps"] > 0
     assert rows["pooled"]["inside_bytes"] == 0 < rows["data-parallel"]["inside_bytes"]
     assert abs(rows["pooled"]["accuracy"] - rows["data-parallel"]["accuracy"]) < 0.03, "its steps are the same"
     assert said["advice"]["text"].count(". ") == 1
@@ -115,7 +116,7 @@ def test_the_worst_tenth() -> None:
 
 def row(way: Name, score: float, own: float, moved: float, seconds: float = 10.0) -> WayRow:
     here, mine = (Score(value, value, value) for value in (score, own))
-    return WayRow(way, here, mine, mine, seconds, moved, 0.0, 1.0, moved, 1.0)
+    return WayRow(way, here, mine, mine, seconds, moved, 0.0, 1.0, moved, 1.0, 100.0)
 
 
 def advised(values: dict[str, tuple[float, float, float]], reach: Reach | None = None) -> Decision:
