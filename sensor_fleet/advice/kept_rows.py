@@ -14,6 +14,8 @@ from midge.sensor_fleet.models import FleetModel
 
 SHARE: Final = 0.2
 """Of a device's rows."""
+RUNS: Final = 10
+"""Runs of neighbouring rows, some of which are kept."""
 DEVICES: Final = 200
 """Maximum number of devices that a model is measured on, evenly spaced over all."""
 WORST: Final = 0.1
@@ -23,17 +25,19 @@ WORST: Final = 0.1
 def split(data: FleetData, seed: int = 0) -> tuple[FleetData, dict[str, Rows]]:
     """The data without the kept rows, and these rows by device. A device of one row keeps none out.
 
-    Raises:
-        ValueError: there are too many devices to hold their rows.
+    Rows are kept in runs: neighbours in time are alike, and among them a device alone would seem to do well.
     """
     rng = np.random.default_rng(seed)
     training, kept = {}, {}
     for name, rows in data.devices.items():
-        order = rng.permutation(len(rows))
-        count = min(len(rows) - 1, math.ceil(SHARE * len(rows)))
-        taken, left = np.sort(order[:count]), np.sort(order[count:])
+        runs = np.array_split(np.arange(len(rows)), min(RUNS, len(rows)))
+        out = set(rng.permutation(len(runs))[: min(len(runs) - 1, math.ceil(SHARE * len(runs)))].tolist())
+        left, taken = (
+            np.concatenate([run for place, run in enumerate(runs) if (place in out) == which] or [runs[0][:0]])
+            for which in (False, True)
+        )
         training[name] = Rows(rows.x[left], rows.y[left])
-        if count:
+        if out:
             kept[name] = Rows(rows.x[taken], rows.y[taken])
     return replace(data, devices=training), kept
 

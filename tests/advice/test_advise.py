@@ -10,7 +10,7 @@ from midge.__main__ import main
 from midge.sensor_fleet.advice.decision import Decision, RowsHeld, decide
 from midge.sensor_fleet.advice.kept_rows import mean_and_worst, split
 from midge.sensor_fleet.advice.ways import Name, Reach, Score, WayRow
-from midge.sensor_fleet.data import load
+from midge.sensor_fleet.data import FleetData, Rows, load
 from tests.report.pages import Page
 
 WAYS = ["pooled", "data-parallel", "federated", "hybrid", "alone"]
@@ -103,6 +103,15 @@ def test_no_kept_row_is_trained_on() -> None:
         assert len(training.devices[name]) + len(kept[name]) == len(rows)
         both = np.concatenate([training.devices[name].x, kept[name].x]).reshape(len(rows), -1)
         assert sorted(map(bytes, both)) == sorted(map(bytes, rows.x.reshape(len(rows), -1)))
+
+
+def test_rows_are_kept_in_runs() -> None:
+    """Seen to fail: of engines that wear, a device alone knew the cycle before and after each kept one."""
+    rows = Rows(np.arange(200.0)[:, None], np.zeros(200, np.int64))
+    data = FleetData({"a": rows, "b": rows}, rows, "classification", 2, ("0", "1"), "table", (1,), 0)
+    for kept in split(data)[1].values():
+        assert len(kept) == 40
+        assert np.count_nonzero(np.diff(kept.x[:, 0]) != 1) <= 1, "two runs of twenty"
 
 
 def test_the_worst_tenth() -> None:
