@@ -164,8 +164,12 @@ def _score(name: str | None, store: Path) -> Score | None:
         return None
     from midge.sensor_fleet.setting import Setting  # noqa: PLC0415 - an extra
 
+    try:
+        setting = Setting.unpacked(json.loads(about.read_text())["setting"])
+    except (KeyError, TypeError, ValueError):  # of another kind of run
+        return None
     with user_errors():
-        data, model = Setting.unpacked(json.loads(about.read_text())["setting"]).load()
+        data, model = setting.load()
     return lambda parameters: model.evaluate(dict(parameters), data.test)
 
 
