@@ -41,7 +41,8 @@ class Change:
     trim: float = 0.1
     """For `trimmed`: the share that is left out at either end."""
     singly: Strategy | None = None
-    """A strategy of which every update is a step, in the order in which they were stepped; None as recorded."""
+    """A strategy of which every update is a step, in the order in which they were stepped; None as recorded. With
+    `centred`, each is clipped at the median length of those in its recorded step; it goes with no other combination."""
 
     def words(self) -> str:
         """The change in words, for the journal."""
@@ -226,16 +227,20 @@ class _Execution:
             return record
         if combine != "centred":
             return replace(record, combine=combine, trim=self._change.trim if combine == "trimmed" else 0.0)
+        return replace(record, combine="centred", trim=0.0, scales=self._clipped(record))
+
+    def _clipped(self, record: rec.StepRecord) -> tuple[float, ...]:
+        """The scales that clip the updates of a step at their median distance from the last combined delta."""
         contributions = [self._engine.contribution(lsn) for lsn, _ in record.updates]
         apart = distances(contributions, self._engine.model.server)
         radius = median(apart)
-        scales = tuple(min(1.0, radius / distance) if distance else 1.0 for distance in apart)
-        return replace(record, combine="centred", trim=0.0, scales=scales)
+        return tuple(min(1.0, radius / distance) if distance else 1.0 for distance in apart)
 
     def _singly(self, record: rec.StepRecord, strategy: Strategy) -> list[rec.StepRecord]:
-        """A step for each update."""
+        """A step for each update; with centred clipping, none is longer than the median of those in its step."""
         live, found = self._devices, []
-        for lsn, _ in record.updates:
+        scales = self._clipped(record) if self._change.combine == "centred" else (1.0,) * len(record.updates)
+        for (lsn, _), scale in zip(record.updates, scales, strict=True):
             update = self._store.record(lsn)
             assert isinstance(update, rec.UpdateRecord)
             since = self._released.get(update.base)
@@ -249,6 +254,7 @@ class _Execution:
                     strategy.step_rate(staleness, live, None),
                     strategy.form,
                     "none",
+                    scales=() if scale == 1 else (scale,),
                 )
             )
         return found

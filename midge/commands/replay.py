@@ -42,7 +42,12 @@ def register(subparsers: Subparsers) -> None:
     what_if.add_argument(
         "--trim", type=float, default=0.1, metavar="SHARE", help="of --combine trimmed, at either end (default: 0.1)"
     )
-    what_if.add_argument("--strategy", choices=["fedasync"], help="every update is a step, mixed in as published")
+    what_if.add_argument(
+        "--strategy",
+        choices=["fedasync"],
+        help="every update is a step, mixed in as published; "
+        "with --combine centred, clipped at the median length in its recorded step",
+    )
     what_if.add_argument(
         "--score",
         metavar="MODULE:ATTRIBUTE",
@@ -139,8 +144,8 @@ def _trim(args: argparse.Namespace) -> float:
 def _strategy(args: argparse.Namespace) -> Any:
     if args.strategy is None:
         return None
-    if args.combine:
-        raise Problem("--combine needs steps of several updates: leave out --strategy fedasync.")
+    if args.combine == "trimmed":
+        raise Problem("--combine trimmed needs steps of several updates: leave out --strategy fedasync.")
     from midge.aggregator.core.presets import fedasync  # noqa: PLC0415 - an extra
 
     return fedasync()

@@ -114,7 +114,12 @@ def test_centred_clipping_bounds_the_device_that_is_out_of_scale(tmp_path: Path)
 
 def test_every_update_a_step(tmp_path: Path) -> None:
     live(tmp_path, THREES)
-    assert executed(tmp_path, Change(singly=fedasync())).steps == 12
+    singly = executed(tmp_path, Change(singly=fedasync()))
+    assert singly.steps == 12
+    clipped = executed(tmp_path, Change(combine="centred", singly=fedasync()))
+    without = executed(tmp_path, Change(frozenset("c"), singly=fedasync()))
+    assert (clipped.steps, without.steps) == (12, 8)
+    assert np.linalg.norm(clipped.model.x) < 0.5 * np.linalg.norm(singly.model.x), "c sends ten times as much"
 
 
 def test_a_private_federation_is_refused(tmp_path: Path) -> None:
@@ -186,7 +191,7 @@ def test_promotion_is_the_next_release(tmp_path: Path, capsys: pytest.CaptureFix
     [
         ("--without nobody", "no update of nobody; it has some of: a, b, c"),
         ("--promote", "Say what is to be different"),
-        ("--combine centred --strategy fedasync", "steps of several updates"),
+        ("--combine trimmed --strategy fedasync", "steps of several updates"),
         ("--combine trimmed --trim 0.7", "below 0.5"),
         ("--without c --score nowhere:f", "no module 'nowhere'"),
     ],
