@@ -86,7 +86,7 @@ def _sections(found: "Survey", source: str) -> Iterator[Section | None]:
 def _classes(found: "Survey", room: Size) -> BarChart | None:
     if not found.classes:
         return None
-    rows = [(name, whole(count)) for name, count in found.classes.items()]
+    rows = [(name, f"{whole(count)} on {found.holders[name]:,}") for name, count in found.classes.items()]
     x = scales.of_counts(1.05 * max(found.classes.values()), count=3, tight=True)
     drawing = BarChart(room[0], "Rows: " + ", ".join(map(": ".join, rows)), rows, x, x_name="rows")
     for place, count in enumerate(found.classes.values()):

@@ -57,6 +57,8 @@ class Survey:
     channels: tuple[ChannelSurvey, ...]
     classes: dict[str, int]
     """Rows of each class that at least `k_min` devices hold."""
+    holders: dict[str, int]
+    """Devices that hold each of these classes: how the population is covered."""
     rare: tuple[str, ...]
     """Classes without a number of their own: those that fewer devices hold, and others that would give it away."""
     rare_rows: int | None
@@ -143,6 +145,7 @@ def surveyed(
         many=float(rows[-tenth:].mean()),
         channels=tuple(_channel(summaries, sound, place, name, k_min) for place, name in enumerate(channels)),
         classes={},
+        holders={},
         rare=(),
         rare_rows=None,
         label_shift=None,
@@ -247,6 +250,7 @@ def _with_labels(
     return replace(
         found,
         classes={name: int(total[place]) for place, name in enumerate(classes) if often[place]},
+        holders={name: int(holders[place]) for place, name in enumerate(classes) if often[place]},
         rare=tuple(name for place, name in enumerate(classes) if not often[place]),
         rare_rows=int(total[~often].sum()) if _holders(table[:, ~often]) >= k_min else None,
         label_shift=float(np.mean([_apart(each, shares) for each in table if each.sum()])),

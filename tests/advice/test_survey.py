@@ -38,6 +38,7 @@ def changed(devices: dict[str, Rows], name: str, x: npt.NDArray[np.float32]) -> 
 def test_a_sound_fleet_has_no_findings() -> None:
     found = surveyed(fleet(devices=40, rows=200))
     assert not found.faults and not found.rare
+    assert set(found.holders.values()) == {40}
     assert found.rows == 8000 and sum(found.classes.values()) == 8000
     assert found.label_shift is not None and found.label_chance is not None and found.label_drift is not None
     assert abs(found.label_shift - found.label_chance) < 0.02
