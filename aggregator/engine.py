@@ -1,7 +1,7 @@
 """Applies journaled decisions to the model: live, and again when a restart replays the journal."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -112,7 +112,7 @@ class Engine:
             case rec.StepRecord():
                 kind = "<i4" if record.clip else "<f4"
                 noise = np.frombuffer(self.store.body(record.lsn), kind) if record.noise else None
-                self.model.apply(record, [self._contribution(lsn) for lsn, _ in record.updates], noise)
+                self.model.apply(record, [self.contribution(lsn) for lsn, _ in record.updates], noise)
                 for lsn, _ in record.updates:
                     self._waiting.pop(lsn, None)
             case rec.DropRecord():
@@ -173,7 +173,8 @@ class Engine:
             self.checkpoint(core)
             log.warning("A checkpoint of record %d replaces the damaged one.", core.lsn)
 
-    def _contribution(self, lsn: int) -> Contribution:
+    def contribution(self, lsn: int) -> Contribution:
+        """The decoded update of a record."""
         if lsn in self._waiting:
             return self._waiting[lsn]
         record = self.store.record(lsn)
@@ -188,7 +189,7 @@ class Engine:
 
     def measure(self, lsns: Sequence[int]) -> tuple[tuple[int, float], ...]:
         """The distance of these updates' deltas from the last combined delta, by lsn."""
-        contributions = [self._contribution(lsn) for lsn in lsns]
+        contributions = [self.contribution(lsn) for lsn in lsns]
         return tuple(zip(lsns, distances(contributions, self.model.server), strict=True))
 
     def _sent(self, lsn: int) -> Sent:
@@ -270,20 +271,9 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
         ) from error
     model = engine.model
     if core.strategy.form == "mixing":
-        _load_past_frames(model, store)
-    for entry in store.entries(after=core.lsn):
-        record = rec.clamped(entry.record, core.generation, core.version)
-        if record is not entry.record:
-            log.warning("Record %d of %s has an impossible number, which is ignored.", record.lsn, store.directory)
-        core.replay(record)
-        if isinstance(record, rec.UpdateRecord):
-            engine.hold_again(record, core.strategy)
-        try:
-            engine.replayed(engine.carry(record))
-        except KeyError as error:  # mixing needs an earlier model, and its frame is damaged
-            raise store.damaged(record.lsn) from error
-        if isinstance(record, rec.ReleaseRecord):
-            core.handle(ev.ReleaseCarried(record.version, model.state.digest()), 0.0)
+        load_past_frames(model, store)
+    for _, frames in execute(core, engine):
+        engine.replayed(frames)
     for lsn in core.needed:  # a damaged body is found now rather than when its step is due
         store.body(lsn)
     failpoint("recovery.replayed")
@@ -294,7 +284,30 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
     return engine
 
 
-def _load_past_frames(model: Model, store: Store) -> None:
+def execute(core: AggregatorCore, engine: Engine) -> Iterator[tuple[rec.Record, list[Frame]]]:
+    """Execute the journal after the core's last record; each record with the frames that it makes.
+
+    Raises:
+        StoreError: the store is damaged.
+    """
+    model, store = engine.model, engine.store
+    for entry in store.entries(after=core.lsn):
+        record = rec.clamped(entry.record, core.generation, core.version)
+        if record is not entry.record:
+            log.warning("Record %d of %s has an impossible number, which is ignored.", record.lsn, store.directory)
+        core.replay(record)
+        if isinstance(record, rec.UpdateRecord):
+            engine.hold_again(record, core.strategy)
+        try:
+            frames = engine.carry(record)
+        except KeyError as error:  # mixing needs an earlier model, and its frame is damaged
+            raise store.damaged(record.lsn) from error
+        if isinstance(record, rec.ReleaseRecord):
+            core.handle(ev.ReleaseCarried(record.version, model.state.digest()), 0.0)
+        yield record, frames
+
+
+def load_past_frames(model: Model, store: Store) -> None:
     """Give the model the frames that it needs to rebuild earlier versions."""
     model.keeps_past = True
     known = {(frame.version, frame.span) for frame in store.published() if frame.version <= model.version}

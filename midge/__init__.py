@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from midge.iot_client.training.torch_trainer import torch_trainer
     from midge.public_aggregator import Aggregator
     from midge.public_device import Device
+    from midge.sensor_fleet.advice.advice import advise
     from midge.sensor_fleet.simulation.simulate import simulate
     from midge.wire.messages import StrictPlan as Plan
     from midge.wire.moments import Moments
@@ -89,6 +90,7 @@ _HOMES = {
     "RequireSecure": "midge.iot_client.masking_requirement",
     "sgd": "midge.aggregator.core.strategy",
     "simulate": "midge.sensor_fleet.simulation.simulate",
+    "advise": "midge.sensor_fleet.advice.advice",
     "torch_trainer": "midge.iot_client.training.torch_trainer",
 }
 
@@ -120,6 +122,7 @@ __all__ = [
     "Strategy",
     "__version__",
     "adam",
+    "advise",
     "balanced",
     "ca2fl",
     "conditions",

@@ -17,12 +17,13 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run the command, and turn an error that the user can fix into one sentence and exit code 2."""
     from midge.commands import ALIASES, problems  # noqa: PLC0415 - after the environment is set
+    from midge.commands.auditing import spelled_out  # noqa: PLC0415
     from midge.commands.parser import command_parser  # noqa: PLC0415
     from midge.logs import print_failure  # noqa: PLC0415
     from midge.running import note_exit  # noqa: PLC0415
 
     parser = command_parser()
-    given = sys.argv[1:] if arguments is None else arguments
+    given = spelled_out(list(sys.argv[1:] if arguments is None else arguments))
     parsed, more = parser.parse_known_args([*ALIASES.get(" ".join(given[:2]), given[:2]), *given[2:]])
     if more and not (isinstance(getattr(parsed, "app", None), list) and not any(each.startswith("-") for each in more)):
         parsed.parser.refuse(more)

@@ -18,7 +18,7 @@ from midge.iot_client.training.numpy_models import Task
 from midge.sensor_fleet.dataset import ALPHA, Array, FleetData, Kind, Rows
 from midge.sensor_fleet.sensors import KINDS, a_week
 
-__all__ = ["FleetData", "Kind", "Rows", "deal", "load"]
+__all__ = ["FleetData", "Kind", "Rows", "channel_names", "deal", "load"]
 
 DIGITS: Final = "digits"
 DEVICES: Final = 20
@@ -53,6 +53,18 @@ def load(source: str | Path, *, devices: int | None = None, seed: int = 0) -> Fl
         return _arrange(arrays, devices, seed)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def channel_names(source: str | Path) -> tuple[str, ...]:
+    """Names of the inputs in a file: its array `columns` or `channels`; empty without one."""
+    path = Path(source)
+    if path.suffix != ".npz" or not path.is_file():
+        return ()
+    with np.load(path, allow_pickle=False) as archive:
+        for name in ("columns", "channels"):
+            if name in archive.files and (names := _member(archive, name)).ndim == 1:
+                return tuple(str(each) for each in names)
+    return ()
 
 
 def deal(labels: Array, devices: int, rng: np.random.Generator, alpha: float = ALPHA) -> list[Indices]:

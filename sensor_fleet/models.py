@@ -79,6 +79,14 @@ class FleetModel(ABC):
     def predict(self, parameters: Parameters, inputs: Array) -> Array:
         """Logits of shape (n, outputs), or predictions of shape (n,), for prepared inputs."""
 
+    def twin(self) -> "Normalised":
+        """The same network as a torch module.
+
+        Raises:
+            ValueError: there is none, or torch is not installed.
+        """
+        raise ValueError("this model has no equivalent in torch")
+
     def moments(self, rows: Rows) -> dict[str, Moments]:
         """Statistics of a device's own rows: of the inputs, and for regression of the target."""
         found = {"input": Moments.of(by_channel(self.prepare(rows.x), self.kind))}
@@ -116,10 +124,6 @@ class NumpyModel(FleetModel):
     """A model that runs on either engine: `net` in NumPy, and its twin in torch."""
 
     net: Network
-
-    @abstractmethod
-    def twin(self) -> "Normalised":
-        """The same network in torch."""
 
     def predict(self, parameters: Parameters, inputs: Array) -> Array:
         return self.net.predict(parameters, inputs)
@@ -184,15 +188,15 @@ class WindowModel(FleetModel):
     def __init__(self, data: FleetData, seed: int = 0) -> None:
         super().__init__(data)
         self.recipe = Recipe(learning_rate=0.05, local_steps=20)
-        self.initial = _torch().seeded_state(self._module, seed)
+        self.initial = _torch().seeded_state(self.twin, seed)
 
-    def _module(self) -> "Normalised":
+    def twin(self) -> "Normalised":
         module: Normalised = _torch().WindowCNN(self.shape, self.outputs, self.task)
         return module
 
     @cached_property
     def _evaluated(self) -> "Normalised":
-        return self._module()
+        return self.twin()
 
     def prepare(self, x: npt.NDArray[Any]) -> Array:
         return raw(x, self.kind)
@@ -204,7 +208,7 @@ class WindowModel(FleetModel):
     def trainer(self, rows: Rows, engine: Engine = "torch", seed: int = 0) -> Trainer:
         if engine != "torch":
             raise ValueError("a cnn of windows runs on torch only; use the engine torch, or the model mlp")
-        return _torch_trainer(self._module(), self.prepare(rows.x), rows.y, seed, self.recipe)
+        return _torch_trainer(self.twin(), self.prepare(rows.x), rows.y, seed, self.recipe)
 
 
 def model_for(data: FleetData, name: Name | None = None, *, torch: bool = False, seed: int = 0) -> FleetModel:

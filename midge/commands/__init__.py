@@ -1,6 +1,7 @@
 """The commands: arguments in, text and an exit code out. Their work is done in other packages."""
 
 from midge.commands import (
+    advise,
     aggregate,
     auditing,
     broker,
@@ -27,11 +28,14 @@ from midge.commands import (
     signing,
     status,
     store,
+    survey,
     watch,
 )
 
 COMMANDS = (
     demo,
+    survey,
+    advise,
     init,
     aggregate,
     device,

@@ -1,27 +1,75 @@
-"""`midge replay STORE`: rebuild the model from its journal, and compare."""
+"""`midge replay STORE`: rebuild the model from its journal, and compare; or execute it again with a change."""
 
 import argparse
+import getpass
 import json
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from midge.commands.parts import Subparsers, existing_store, server_side
+import numpy as np
+
+from midge.commands.parts import Problem, Subparsers, existing_store, server_side, user_errors
+
+if TYPE_CHECKING:
+    from midge.aggregator.model.model import Model
+    from midge.aggregator.store.counterfactual import Change, Counterfactual
+
+Score = Callable[[Mapping[str, Any]], Mapping[str, float]]
 
 
 def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "replay",
-        help="rebuild the model from an aggregator's journal, and compare digests",
+        help="rebuild the model from an aggregator's journal: compare digests, or ask what if",
         description=(
             "Rebuild the model from every checkpoint of a store and the journal behind it. All must give the same "
-            "bits. Changes nothing: it reads a store on a read-only mount, a backup, or beside a running aggregator."
+            "bits. Changes nothing: it reads a store on a read-only mount, a backup, or beside a running aggregator. "
+            "With --without, --combine or --strategy: execute the journal again with that change, and show the score "
+            "of that model beside the real one. Only --promote changes the store."
         ),
     )
     parser.add_argument("store", metavar="STORE", help="the aggregator's store, a directory")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    what_if = parser.add_argument_group("what if")
+    what_if.add_argument(
+        "--without", action="append", default=[], metavar="NAME", help="leave out this device (may be repeated)"
+    )
+    what_if.add_argument(
+        "--combine", choices=["mean", "trimmed", "centred"], help="how the updates of a step become one"
+    )
+    what_if.add_argument(
+        "--trim", type=float, default=0.1, metavar="SHARE", help="of --combine trimmed, at either end (default: 0.1)"
+    )
+    what_if.add_argument(
+        "--strategy",
+        choices=["fedasync"],
+        help="every update is a step, mixed in as published; "
+        "with --combine centred, clipped at the median length in its recorded step",
+    )
+    what_if.add_argument(
+        "--score",
+        metavar="MODULE:ATTRIBUTE",
+        help="a function from parameters to numbers, or an aggregator with evaluate= (default: of a run of midge "
+        "demo, its test rows)",
+    )
+    what_if.add_argument("--export", metavar="FILE.safetensors", help="write the other model")
+    what_if.add_argument(
+        "--promote",
+        action="store_true",
+        help="make it the champion and the next release; the aggregator must be stopped",
+    )
+    what_if.add_argument("--why", default="", help="the reason, with --promote: it stays in the journal")
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.without or args.combine or args.strategy:
+        return _what_if(args)
+    if args.score or args.export or args.promote:
+        raise Problem("Say what is to be different: --without NAME, --combine or --strategy.")
     with server_side():
         from midge.aggregator.store.reading import ReadOnlyStore  # noqa: PLC0415
         from midge.aggregator.store.replaying import replay  # noqa: PLC0415 - an extra
@@ -38,3 +86,138 @@ def run(args: argparse.Namespace) -> int:
             )
         print("All the same." if same else "They differ: the store is damaged. Restore it from a backup.")
     return 0 if same else 1
+
+
+# ------------------------------------------------------------------------------ what if
+
+
+def _what_if(args: argparse.Namespace) -> int:
+    with server_side():
+        from midge.aggregator.store.counterfactual import Change, counterfactual  # noqa: PLC0415 - an extra
+        from midge.aggregator.store.reading import ReadOnlyStore  # noqa: PLC0415
+    change = Change(frozenset(args.without), args.combine, _trim(args), _strategy(args))
+    path = existing_store(args.store)
+    score = _score(args.score, path)
+    if args.promote:
+        from midge.aggregator.store.store import Store  # noqa: PLC0415 - an extra
+
+        opened: Any = Store(path)  # locked, so that no aggregator serves meanwhile
+    else:
+        opened = ReadOnlyStore(path)
+    with opened as store:
+        real = counterfactual(store, Change())
+        found = counterfactual(store, change)
+        promoted = _promoted(store, found, change, args.why) if args.promote else None
+    said: dict[str, Any] = {
+        "change": {"without": sorted(change.without), "combine": change.combine, "strategy": args.strategy},
+        "real": _described(real, score),
+        "counterfactual": _described(found, score),
+        "distance": _distance(real.model, found.model),
+        "guarantee": {
+            "exact_since_record": found.guarantee.since,
+            "complete": found.guarantee.complete,
+            "left_out": found.guarantee.left_out,
+            "remaining": found.guarantee.remaining,
+            "returned": list(found.guarantee.returned),
+            "skipped": found.guarantee.skipped,
+            "words": found.guarantee.words(),
+        },
+        "promoted": promoted,
+    }
+    if args.export:
+        from midge.model_export.files import write_safetensors  # noqa: PLC0415 - an extra
+
+        write_safetensors(Path(args.export), found.model.used().parameters(), {"change": change.words()})
+    if args.json:
+        print(json.dumps(said))
+    else:
+        _print(said, change, args)
+    return 0
+
+
+def _trim(args: argparse.Namespace) -> float:
+    if not 0 < args.trim < 0.5:
+        raise Problem(f"--trim is {args.trim:g}: it must be above 0 and below 0.5, such as 0.1.")
+    return float(args.trim)
+
+
+def _strategy(args: argparse.Namespace) -> Any:
+    if args.strategy is None:
+        return None
+    if args.combine == "trimmed":
+        raise Problem("--combine trimmed needs steps of several updates: leave out --strategy fedasync.")
+    from midge.aggregator.core.presets import fedasync  # noqa: PLC0415 - an extra
+
+    return fedasync()
+
+
+def _score(name: str | None, store: Path) -> Score | None:
+    """The function that scores a model; of a run of midge demo, its evaluation. None if there is none."""
+    if name is not None:
+        from midge.commands.apps import attribute  # noqa: PLC0415
+
+        given = attribute(name)
+        function = getattr(getattr(given, "config", given), "evaluate", None) or given
+        if not callable(function):
+            raise Problem(
+                f"{name} is of type {type(given).__name__}: name a function, or an aggregator with evaluate=."
+            )
+        score: Score = function
+        return score
+    about = store.parent / "run.json"
+    if not about.is_file():
+        return None
+    from midge.sensor_fleet.setting import Setting  # noqa: PLC0415 - an extra
+
+    try:
+        setting = Setting.unpacked(json.loads(about.read_text())["setting"])
+    except (KeyError, TypeError, ValueError):  # of another kind of run
+        return None
+    with user_errors():
+        data, model = setting.load()
+    return lambda parameters: model.evaluate(dict(parameters), data.test)
+
+
+def _described(found: "Counterfactual", score: Score | None) -> dict[str, Any]:
+    parameters = found.model.used().parameters()
+    return {
+        "digest": found.model.digest().hex(),
+        "version": found.model.version,
+        "steps": found.steps,
+        "score": None if score is None else dict(score(parameters)),
+    }
+
+
+def _distance(real: "Model", other: "Model") -> float:
+    """The L2 distance of two models, as a share of the real one's norm."""
+    norm = float(np.linalg.norm(real.x))
+    return float(np.linalg.norm(other.x - real.x)) / norm if norm else 0.0
+
+
+def _promoted(store: Any, found: "Counterfactual", change: "Change", why: str) -> dict[str, Any]:
+    from midge.aggregator.core.registry import OrderRefused  # noqa: PLC0415 - an extra
+    from midge.aggregator.store.counterfactual import promote  # noqa: PLC0415
+
+    try:
+        version = promote(store, found, change, by=getpass.getuser(), at=time.time(), why=why)
+    except OrderRefused as error:
+        raise Problem(f"It cannot be promoted: {error}.") from error
+    return {"version": version, "champion": True}
+
+
+def _print(said: Mapping[str, Any], change: "Change", args: argparse.Namespace) -> None:
+    for name, title in (("real", "as it was"), ("counterfactual", change.words())):
+        one = said[name]
+        scores = ", ".join(f"{metric} {value:.4g}" for metric, value in (one["score"] or {}).items())
+        print(f"{title}: {scores or 'not scored'}, {one['steps']:,} steps, digest {one['digest']}")
+    print(f"The models differ by {said['distance']:.2%} of the real one's norm.")
+    if said["real"]["score"] is None:
+        print("For a score, name what measures a model: --score module:attribute.")
+    print(said["guarantee"]["words"])
+    if args.export:
+        print(f"The model is {args.export}.")
+    if said["promoted"]:
+        print(
+            f"It is version {said['promoted']['version']}, the champion, and the next release: start the aggregator. "
+            "Whoever has both models can compute what was left out."
+        )

@@ -258,7 +258,7 @@ def _print_outcome(outcome: dict[str, Any], metric: str) -> None:
         )
         for name, one in outcome["classes"].items()
     ]
-    _print_table(head, rows)
+    print_table(head, rows)
     boards = {name: one["board"] for name, one in outcome["classes"].items() if one["board"] is not None}
     _print_boards(boards, outcome["left_out"])
 
@@ -282,7 +282,7 @@ def _print_boards(boards: Mapping[str, Mapping[str, Any]], left_out: Sequence[st
         for name, one in boards.items()
     ]
     if rows:
-        _print_table(("", "memory", "erases a year", "flash lasts", "a training", "a day", "battery lasts"), rows)
+        print_table(("", "memory", "erases a year", "flash lasts", "a training", "a day", "battery lasts"), rows)
     for sentence in left_out:
         print(sentence)
 
@@ -311,10 +311,10 @@ def _print_plan(found: "FleetPlan", args: argparse.Namespace) -> None:
         )
         for level in found.levels
     ]
-    _print_table((metric, "after", "sent", "received", "energy"), rows)
+    print_table((metric, "after", "sent", "received", "energy"), rows)
     print("\nIn a month at this pace, a device of each class:")
     costs = [(name, size(up), size(down), energy(joules)) for name, (up, down, joules) in found.monthly.items()]
-    _print_table(("", "sent", "received", "energy"), costs)
+    print_table(("", "sent", "received", "energy"), costs)
     _print_boards({name: asdict(one) for name, one in found.boards.items()}, found.left_out)
     if args.target is not None and found.levels[0].reached < found.seeds:
         worst = score(found.final[1], metric)
@@ -323,7 +323,8 @@ def _print_plan(found: "FleetPlan", args: argparse.Namespace) -> None:
         )
 
 
-def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows below a head, in columns; the first is text, the others are numbers."""
     widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
     for row in [head, *rows]:
         first, *rest = (

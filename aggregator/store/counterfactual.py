@@ -1,0 +1,284 @@
+"""A counterfactual model: the journal executed again without some devices, or with other steps.
+
+The execution is exact for what the journal still holds: the same bodies, weights and order, with the arithmetic of
+production. Two things stay. What a device contributed before the oldest checkpoint is in that checkpoint. And the other
+devices trained from the models that were really published, so their updates are those that they really sent.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Literal
+
+from midge.aggregator.core import events as ev
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.core.presets import fedasync
+from midge.aggregator.core.registry_decisions import Cause
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.engine import Engine, load_past_frames
+from midge.aggregator.model.model import Model
+from midge.aggregator.model.reducer import distances
+from midge.aggregator.registry.policy import RegistryPolicy
+from midge.aggregator.store.put_back import private
+from midge.aggregator.store.registered import read_core
+from midge.aggregator.store.store import Checkpoint, Entry, Store, StoreError
+from midge.wire import lineage
+from midge.wire.messages import Verdict
+from midge.wire.plurals import counted
+
+Combine = Literal["mean", "trimmed", "centred"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How the execution differs from the real one."""
+
+    without: frozenset[str] = frozenset()
+    """Devices whose updates and statistics are left out."""
+    combine: Combine | None = None
+    """How the updates of each step become one; None as recorded."""
+    trim: float = 0.1
+    """For `trimmed`: the share that is left out at either end."""
+    singly: Strategy | None = None
+    """A strategy of which every update is a step, in the order in which they were stepped; None as recorded. With
+    `centred`, each is clipped at the median length of those in its recorded step; it goes with no other combination."""
+
+    def words(self) -> str:
+        """The change in words, for the journal."""
+        parts = [f"without {', '.join(sorted(self.without))}"] if self.without else []
+        parts += [f"combine {self.combine}"] if self.combine else []
+        parts += [self.singly.name] if self.singly else []
+        return "; ".join(parts) or "as recorded"
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """What is certain of the model."""
+
+    since: int
+    """The record after which everything was executed again; 0 is the beginning."""
+    left_out: int
+    """Updates that were left out."""
+    remaining: int
+    """Accepted updates of these devices before that, which are in the checkpoint."""
+    returned: tuple[int, ...]
+    """Records that went back to a registered version, which may hold the devices' work."""
+    skipped: int
+    """Updates whose base could not be rebuilt for another strategy."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether no update of the devices is in the model."""
+        return not (self.remaining or self.returned)
+
+    def words(self) -> str:
+        """The guarantee in words."""
+        where = "from the beginning" if self.since == 0 else f"from record {self.since} on, where the journal begins"
+        text = f"Exact: every step {where} was executed again"
+        text += f", with {counted(self.left_out, 'update')} left out." if self.left_out else "."
+        if self.remaining:
+            text += (
+                f" Not removed: at least {counted(self.remaining, 'earlier update')}, which the checkpoint of that "
+                "record contains."
+            )
+        if self.returned:
+            text += f" Record {self.returned[0]} went back to a registered version, with what was in it."
+        if self.skipped:
+            text += f" {counted(self.skipped, 'update')} could not be used: the model under them is gone."
+        return text + (
+            " Weights are those that were given. Devices trained from the models that were really published: what they "
+            "learned from work that is left out stays in their updates."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Counterfactual:
+    """The model of another course of events."""
+
+    model: Model
+    guarantee: Guarantee
+    steps: int
+    """Steps that were made."""
+
+
+def devices_of(store: Store) -> set[str]:
+    """The devices with updates that the journal still lists."""
+    return {
+        record.device
+        for (data,) in store.query("SELECT record FROM journal WHERE kind = 'update'")
+        if isinstance(record := rec.unpack("update", data), rec.UpdateRecord)
+    }
+
+
+def counterfactual(store: Store, change: Change) -> Counterfactual:
+    """Execute the journal of an open store again, from its oldest checkpoint, with a change.
+
+    Raises:
+        StoreError: the store is damaged or empty; a device is unknown; or its updates were sums or had noise.
+    """
+    if store.schema is None or store.empty:
+        raise StoreError(f"The store {store.directory} is empty: nothing was ever written into it.")
+    if private(store.query):
+        raise StoreError(
+            f"The federation of {store.directory} is private: a second model of the same noise would show the update "
+            "that is left out."
+        )
+    if unknown := change.without - (known := devices_of(store)):
+        listed = ", ".join(sorted(known)[:20]) or "none"
+        raise StoreError(f"The journal has no update of {', '.join(sorted(unknown))}; it has some of: {listed}.")
+    return _Execution(store, change, list(store.checkpoints())[-1]).run()
+
+
+class _Execution:
+    def __init__(self, store: Store, change: Change, start: Checkpoint) -> None:
+        assert store.schema is not None
+        self._store, self._change, self._start = store, change, start
+        self._core = AggregatorCore(fedasync(form="mixing"), lineage=store.lineage, schema_hash=store.schema.hash)
+        self._engine = Engine.of(start, store.schema, store)
+        self._core.load(start.core)
+        load_past_frames(self._engine.model, store)
+        self._devices = len(devices_of(store))
+        self._left_out = self._skipped = self._steps = 0
+        self._returned: list[int] = []
+        self._released: dict[int, int] = {}
+        """Steps made here before each version was released."""
+
+    def run(self) -> Counterfactual:
+        core, engine, change = self._core, self._engine, self._change
+        waiting = set(core.needed)
+        for device in change.without:
+            engine.forget(device)
+        for entry in self._store.entries(after=core.lsn):
+            record = rec.clamped(entry.record, core.generation, core.version)
+            core.replay(record)
+            for changed in self._changed(record):
+                try:
+                    engine.carry(changed)
+                except KeyError:
+                    self._skipped += 1
+            if isinstance(record, rec.ReleaseRecord):
+                self._released[record.version] = self._steps
+                core.handle(ev.ReleaseCarried(record.version, engine.model.state.digest()), 0.0)
+        guarantee = Guarantee(
+            self._start.lsn, self._left_out, self._remaining(waiting), tuple(self._returned), self._skipped
+        )
+        return Counterfactual(engine.model, guarantee, self._steps)
+
+    def _remaining(self, waiting: Collection[int]) -> int:
+        """Accepted updates of the devices that were stepped before the start."""
+        rows = self._store.query("SELECT record FROM journal WHERE kind = 'update' AND lsn <= ?", (self._start.lsn,))
+        updates = [rec.unpack("update", data) for (data,) in rows]
+        return sum(
+            isinstance(one, rec.UpdateRecord)
+            and one.device in self._change.without
+            and one.verdict == Verdict.ACCEPTED
+            and one.lsn not in waiting
+            for one in updates
+        )
+
+    def _changed(self, record: rec.Record) -> Sequence[rec.Record]:
+        """The records that take the place of one."""
+        match record:
+            case rec.StepRecord():
+                return self._steps_of(record)
+            case rec.FreezeRecord() if self._change.without:
+                kept = tuple(lsn for lsn in record.statistics if self._device(lsn) not in self._change.without)
+                if not kept:
+                    raise StoreError("Only the devices that are left out sent statistics: there is nothing to pool.")
+                return [replace(record, statistics=kept)]
+            case rec.ReleaseRecord() if self._change.singly:
+                return [replace(record, decay=self._change.singly.serve_decay or None)]
+            case rec.RollbackRecord() if self._change.without:
+                self._returned.append(record.lsn)
+                return [record]
+            case _:
+                return [record]
+
+    def _device(self, lsn: int) -> str:
+        found = self._store.record(lsn)
+        return found.device if isinstance(found, rec.UpdateRecord | rec.StatisticsRecord) else ""
+
+    def _steps_of(self, record: rec.StepRecord) -> Sequence[rec.StepRecord]:
+        change = self._change
+        if record.combine == "masked":
+            raise StoreError(
+                "The federation is secure: its journal has sums of several devices, out of which none can be taken."
+            )
+        kept = [place for place, (lsn, _) in enumerate(record.updates) if self._device(lsn) not in change.without]
+        self._left_out += len(record.updates) - len(kept)
+        if not kept:
+            return []
+        if len(kept) < len(record.updates):
+            record = replace(
+                record,
+                updates=tuple(record.updates[place] for place in kept),
+                scales=tuple(record.scales[place] for place in kept) if record.scales else (),
+            )
+        if change.singly is not None:
+            return self._singly(record, change.singly)
+        self._steps += 1
+        return [self._combined(record)]
+
+    def _combined(self, record: rec.StepRecord) -> rec.StepRecord:
+        """The step with another rule for its updates, as the planner would have made it."""
+        combine = self._change.combine
+        if combine is None or combine == record.combine or record.form == "mixing":
+            return record
+        if combine != "centred":
+            return replace(record, combine=combine, trim=self._change.trim if combine == "trimmed" else 0.0)
+        return replace(record, combine="centred", trim=0.0, scales=self._clipped(record))
+
+    def _clipped(self, record: rec.StepRecord) -> tuple[float, ...]:
+        """The scales that clip the updates of a step at their median distance from the last combined delta."""
+        contributions = [self._engine.contribution(lsn) for lsn, _ in record.updates]
+        apart = distances(contributions, self._engine.model.server)
+        radius = median(apart)
+        return tuple(min(1.0, radius / distance) if distance else 1.0 for distance in apart)
+
+    def _singly(self, record: rec.StepRecord, strategy: Strategy) -> list[rec.StepRecord]:
+        """A step for each update; with centred clipping, none is longer than the median of those in its step."""
+        live, found = self._devices, []
+        scales = self._clipped(record) if self._change.combine == "centred" else (1.0,) * len(record.updates)
+        for (lsn, _), scale in zip(record.updates, scales, strict=True):
+            update = self._store.record(lsn)
+            assert isinstance(update, rec.UpdateRecord)
+            since = self._released.get(update.base)
+            staleness = update.staleness if since is None else self._steps - since
+            self._steps += 1
+            found.append(
+                rec.StepRecord(
+                    record.lsn,
+                    record.step,
+                    ((lsn, strategy.staleness(staleness)),),
+                    strategy.step_rate(staleness, live, None),
+                    strategy.form,
+                    "none",
+                    scales=() if scale == 1 else (scale,),
+                )
+            )
+        return found
+
+
+def promote(store: Store, found: Counterfactual, change: Change, *, by: str, at: float, why: str = "") -> int:
+    """Make the model a registered version, the champion, from which a new generation of an open store goes on.
+
+    The aggregator's next start publishes it. Returns the version's number.
+
+    Raises:
+        StoreError: the store cannot be written, or has changed since.
+        OrderRefused: the model waits for statistics.
+    """
+    core = read_core(store)
+    state = found.model.used()
+    cause = Cause(f"{change.words()}{': ' if why else ''}{why}", by, at)
+    version = core.version + 1
+    body = lineage.encode_snapshot(state)
+    decisions, keep = core.registering, RegistryPolicy().keep
+    register = decisions.register(version, state.digest(), cause, keep=keep, strategy=change.words())
+    core.replay(register)
+    back = replace(decisions.roll_back(version, cause), version=version)
+    core.replay(back)
+    release = rec.ReleaseRecord(core.lsn + 1, version + 1, core.step, 0, at)
+    store.commit([Entry(register, body), Entry(back, body), Entry(release, None)])
+    return version

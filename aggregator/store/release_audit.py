@@ -1,0 +1,134 @@
+"""Audit of releases: a range of the journal executed again, and compared bit for bit with what was published.
+
+The auditor needs the store, or a backup of it, and no device. Updates of a secure federation stay sealed: its journal
+has their sums, from which its steps are executed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.core.presets import fedasync
+from midge.aggregator.engine import Engine, execute, load_past_frames
+from midge.aggregator.model.model import Frame, Model
+from midge.aggregator.store.store import Checkpoint, Store, StoreError
+from midge.wire import lineage
+
+_SPANS: Final = {-2: "registered", -1: "served", 0: "snapshot", 1: "step"}
+
+
+@dataclass(slots=True)
+class AuditedRelease:
+    """One release, executed again."""
+
+    version: int
+    generation: int
+    step: int
+    at: float
+    """Seconds since 1970."""
+    digest: str
+    """Of the executed state; devices compute the same of theirs."""
+    updates: int
+    """In its steps."""
+    devices: int
+    """Distinct ones of these updates; of a secure federation 0, since its sums name none."""
+    same: list[str] = field(default_factory=list)
+    """What the store has of it and is the same: frames, a registered version, a checkpoint."""
+    gone: int = 0
+    """Frames that the store no longer has."""
+    wrong: list[str] = field(default_factory=list)
+    """What differs."""
+
+
+def audit(store: Store, first: int, last: int | None = None) -> Iterator[AuditedRelease]:
+    """Execute the releases `first` to `last` of an open store again, and compare.
+
+    Raises:
+        StoreError: the journal no longer reaches back to them, there are none, or the store is damaged.
+    """
+    if store.schema is None or store.empty:
+        raise StoreError(f"The store {store.directory} is empty: nothing was ever written into it.")
+    checkpoints = {each.lsn: each for each in store.checkpoints()}
+    before = [each for each in checkpoints.values() if int(each.values["version"]) < first]
+    if not before:
+        oldest = min(int(each.values["version"]) for each in checkpoints.values()) + 1
+        raise StoreError(
+            f"Release {first} cannot be executed again: the journal's oldest checkpoint is after it. From --from "
+            f"{oldest} on it can; of earlier ones, a backup of their time can be audited."
+        )
+    start = max(before, key=lambda each: each.lsn)
+    core = AggregatorCore(fedasync(form="mixing"), lineage=store.lineage, schema_hash=store.schema.hash)
+    engine = Engine.of(start, store.schema, store)
+    core.load(start.core)
+    load_past_frames(engine.model, store)
+    yield from _Audit(store, core, engine, checkpoints).releases(first, last)
+
+
+class _Audit:
+    def __init__(self, store: Store, core: AggregatorCore, engine: Engine, checkpoints: dict[int, Checkpoint]) -> None:
+        self._store, self._core, self._engine, self._checkpoints = store, core, engine, checkpoints
+        self._updates, self._devices = 0, set[str]()
+
+    def releases(self, first: int, last: int | None) -> Iterator[AuditedRelease]:
+        current: AuditedRelease | None = None
+        for record, frames in execute(self._core, self._engine):
+            if isinstance(record, rec.StepRecord):
+                self._stepped(record)
+            if isinstance(record, rec.ReleaseRecord):
+                if current is not None:
+                    yield current
+                current = self._released(record) if first <= record.version <= (last or record.version) else None
+                self._updates, self._devices = 0, set()
+                if last is not None and record.version > last:
+                    return
+            if current is not None:
+                self._compare(record, frames, current)
+        if current is not None:
+            yield current
+
+    def _stepped(self, record: rec.StepRecord) -> None:
+        self._updates += len(record.updates)
+        if record.combine != "masked":
+            found = (self._store.record(lsn) for lsn, _ in record.updates)
+            self._devices |= {one.device for one in found if isinstance(one, rec.UpdateRecord)}
+
+    def _released(self, record: rec.ReleaseRecord) -> AuditedRelease:
+        state = self._engine.model.state
+        return AuditedRelease(
+            record.version,
+            self._core.generation,
+            record.step,
+            record.at,
+            state.digest().hex(),
+            self._updates,
+            len(self._devices),
+        )
+
+    def _compare(self, record: rec.Record, frames: list[Frame], found: AuditedRelease) -> None:
+        if not isinstance(record, rec.RegisterRecord):
+            for frame in frames:
+                self._compare_frame(frame, found)
+        elif record.version == self._engine.model.version:
+            # The digest in the record, the snapshot with it, and what was executed must be one state.
+            stored = lineage.decode_snapshot(self._store.body(record.lsn)).digest()
+            executed = self._engine.model.used().digest()
+            _note(found, "registered version", record.digest == stored == executed)
+        checkpoint = self._checkpoints.get(record.lsn)
+        if checkpoint is not None:
+            assert self._store.schema is not None
+            model = Model.load(self._store.schema, checkpoint.arrays, checkpoint.values)
+            _note(found, f"checkpoint {record.lsn}", model.digest() == self._engine.model.digest())
+
+    def _compare_frame(self, frame: Frame, found: AuditedRelease) -> None:
+        data = self._store.frame(frame.version, frame.span)
+        if data is None:
+            found.gone += 1
+            return
+        name = _SPANS.get(frame.span, f"steps over {frame.span}")
+        _note(found, f"{name} {frame.version}", data == frame.data)
+
+
+def _note(found: AuditedRelease, what: str, same: bool) -> None:
+    (found.same if same else found.wrong).append(what)

@@ -1,0 +1,90 @@
+"""`midge survey --data FILE`: whether a fleet's data is fit for training, before anything is trained."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from midge.commands.parts import Problem, Subparsers, user_errors
+from midge.wire.plurals import counted
+
+if TYPE_CHECKING:
+    from midge.sensor_fleet.survey.survey import Survey
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "survey",
+        help="is the data fit for training: rows, classes, units, drift, unlike and broken devices",
+        description="Survey the data of a fleet before anything is trained: rows, classes, missing values, ranges, "
+        "devices that measure in another unit or look broken, drift over time, and how unlike devices are. Every "
+        "number is over at least K devices; of a single device only the kind of its fault is named. Writes a page. "
+        "Exit code 1: there are faults.",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE.npz",
+        help="arrays x, y and unit, rows in the order in which they were recorded, and names of inputs in columns; or "
+        "digits, vibration, energy",
+    )
+    parser.add_argument("--devices", type=int, metavar="N", help="survey the first of them (default: all)")
+    parser.add_argument("--k-min", type=int, default=5, metavar="K", help="fewest devices behind a number (default: 5)")
+    parser.add_argument("--no-names", action="store_true", help="count the devices with faults, and name none")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE.html", default="survey.html", help="the page (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        from midge.sensor_fleet.data import channel_names, load  # noqa: PLC0415 - an extra
+        from midge.sensor_fleet.report.survey_sections import survey_page  # noqa: PLC0415
+        from midge.sensor_fleet.survey.survey import survey  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise Problem(f'A survey needs {error.name}: pip install "midge[demo]"') from error
+    with user_errors():
+        data = load(args.data, devices=args.devices)
+        found = survey(data, k_min=args.k_min, named=not args.no_names, channels=channel_names(args.data))
+    path = Path(args.output)
+    try:
+        path.write_text(survey_page(found, args.data), encoding="utf-8")
+    except OSError as error:
+        raise Problem(f"The page cannot be written ({error.strerror}): give another place with --output.") from error
+    if args.json:
+        print(json.dumps({**found.packed(), "page": str(path)}))
+    else:
+        _print(found)
+        print(f"\nThe page is {path}.")
+    return 1 if found.faults or found.unnamed else 0
+
+
+def _print(found: "Survey") -> None:
+    from midge.commands.virtual import print_table  # noqa: PLC0415
+    from midge.sensor_fleet.report.quantities import MISSING, percent, significant  # noqa: PLC0415 - an extra
+    from midge.sensor_fleet.report.survey_sections import findings  # noqa: PLC0415
+
+    def number(value: float | None) -> str:
+        return MISSING if value is None else significant(value)
+
+    print(f"{counted(found.devices, 'device')}, {counted(found.rows, 'row')}; numbers are over at least {found.k_min}.")
+    for sentence in findings(found):
+        print(f"- {sentence}")
+    print()
+    rows = [
+        (
+            one.name,
+            percent(one.missing),
+            number(one.low),
+            number(one.mean),
+            number(one.high),
+            number(one.shift),
+            number(one.drift),
+        )
+        for one in found.channels
+    ]
+    print_table(("", "missing", "low", "mean", "high", "shift", "drift"), rows)
+    for fault in found.faults:
+        print(f"{fault.device}: {fault.words}")

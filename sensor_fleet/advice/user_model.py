@@ -1,0 +1,81 @@
+"""A user's torch module as the model of a fleet."""
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from midge.iot_client.training.fit import Recipe
+from midge.sensor_fleet.data import FleetData
+from midge.sensor_fleet.features import by_channel, raw
+from midge.sensor_fleet.models import FleetModel, WindowModel
+
+if TYPE_CHECKING:
+    from midge.iot_client.training.torch_trainer import Normalised
+
+
+class UserModel(WindowModel):
+    """A torch module that gets rows in the layout of the data, standardised by channel; torch only.
+
+    Pixels of images share one channel. Of a classification it returns logits of shape (n, classes), of a regression
+    one column.
+    """
+
+    def __init__(self, data: FleetData, make: Callable[[], Any], seed: int = 0) -> None:
+        self._make = make
+        self._channels = by_channel(raw(data.test.x[:1], data.kind), data.kind).shape[1]
+        super().__init__(data, seed)
+        self.recipe = Recipe(learning_rate=0.05, local_steps=20)
+        outputs = self.predict(self.initial, self.prepare(data.test.x[:2]))
+        expected = (2, self.outputs) if self.task == "classification" else (2,)
+        if np.shape(outputs) != expected:
+            raise ValueError(
+                f"the module returns an array of shape {np.shape(outputs)} for two rows; this data needs {expected}."
+            )
+
+    def twin(self) -> "Normalised":
+        from midge.iot_client.training.standardised_module import StandardisedModule  # noqa: PLC0415 - torch
+
+        return StandardisedModule(self._make(), self._channels, self.task)
+
+
+def model_of(given: Any, data: FleetData, seed: int = 0) -> FleetModel:
+    """The fleet's model from a user's object: a torch module, its class, or a function that makes one.
+
+    A function that takes the data may also return a `FleetModel`.
+
+    Raises:
+        ValueError: it is none of them, or does not fit the data.
+    """
+    if callable(given) and not isinstance(given, type) and _takes_data(given):
+        found = given(data)
+        if isinstance(found, FleetModel):
+            return found
+        given = found
+    try:
+        from midge.iot_client.training.standardised_module import module_maker  # noqa: PLC0415 - torch
+    except ModuleNotFoundError as error:
+        raise ValueError('a model of your own needs torch: pip install "midge[torch]"') from error
+    make = module_maker(given)
+    if make is None:
+        raise ValueError(
+            f"the model is of type {type(given).__name__}; it must be a torch module, its class, or a function that "
+            "returns one."
+        )
+    try:
+        return UserModel(data, make, seed)
+    except RuntimeError as error:
+        raise ValueError(f"the module does not take rows of shape {data.shape}: {error}") from error
+
+
+def _takes_data(function: Callable[..., Any]) -> bool:
+    """Whether a function, but not a torch module, has a parameter without a default."""
+    if hasattr(function, "state_dict"):
+        return False
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    usual = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(one.default is inspect.Parameter.empty and one.kind in usual for one in parameters)

@@ -1,0 +1,276 @@
+"""A survey of a fleet's data: pooled from the devices' summaries, with no number that one device alone would show.
+
+Every number is over at least `k_min` devices. An end of a range is the mean over the `k_min` most extreme devices. A
+class that fewer devices hold is counted with the others. Of a single device only a fault is named, never a value.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from midge.sensor_fleet.data import FleetData
+from midge.sensor_fleet.survey.faults import Fault, faults
+from midge.sensor_fleet.survey.summary import Counts, Floats, RowStatistics, summarise
+from midge.wire.moments import Moments, pool
+
+K_MIN: Final = 5
+SURE: Final = 2.5
+"""Standard errors that a drift must exceed; below, it is 0."""
+DRAWS: Final = 200
+"""Draws of how unlike devices would be at random."""
+MOST: Final = 2_000
+"""Maximum number of devices of which rows are read, evenly spaced over all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSurvey:
+    """One input over the fleet; None for what too few devices have."""
+
+    name: str
+    missing: float
+    """Share of its values."""
+    mean: float | None
+    deviation: float | None
+    low: float | None
+    """Mean over the devices whose 1 % quantiles are lowest."""
+    high: float | None
+    shift: float | None
+    """Share of the variance that lies between devices, without what chance adds: 0 alike, 1 each its own."""
+    drift: float | None
+    """Mean over the devices of |later half − earlier half|, in deviations of a device, beyond chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The answer."""
+
+    devices: int
+    rows: int
+    k_min: int
+    few: float
+    """Mean rows of the tenth of the devices with the fewest, at least `k_min` of them."""
+    many: float
+    channels: tuple[ChannelSurvey, ...]
+    classes: dict[str, int]
+    """Rows of each class that at least `k_min` devices hold."""
+    holders: dict[str, int]
+    """Devices that hold each of these classes: how the population is covered."""
+    rare: tuple[str, ...]
+    """Classes without a number of their own: those that fewer devices hold, and others that would give it away."""
+    rare_rows: int | None
+    """Their rows together; None if they are of fewer than `k_min` devices."""
+    label_shift: float | None
+    """Mean total variation distance of a device's classes from the fleet's: 0 alike, 1 disjoint. None: regression."""
+    label_chance: float | None
+    """What it would be if rows were dealt at random."""
+    label_drift: float | None
+    """Mean total variation distance of the later half's classes from the earlier half's, beyond chance."""
+    faults: tuple[Fault, ...]
+    unnamed: dict[str, int]
+    """Devices with faults by kind, instead of names if these are not wanted; only of at least `k_min`."""
+
+    def packed(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return asdict(self)
+
+
+def survey(
+    data: FleetData, *, k_min: int = K_MIN, seed: int = 0, named: bool = True, channels: Sequence[str] = ()
+) -> Survey:
+    """Survey a fleet's data.
+
+    Args:
+        data: rows by device, in the order in which they were recorded.
+        k_min: fewest devices behind a number.
+        seed: of what chance is compared with.
+        named: whether devices with faults are named; otherwise they are counted.
+        channels: names of the inputs.
+
+    Raises:
+        ValueError: there are fewer than `k_min` devices, or `k_min` is below 2.
+    """
+    if k_min < 2:
+        raise ValueError(f"k_min={k_min} would show single devices: give at least 2.")
+    names = list(data.devices)
+    if len(names) > MOST:
+        names = [names[place] for place in np.linspace(0, len(names) - 1, MOST).round().astype(int)]
+    summaries = [summarise(name, data.devices[name], data) for name in names]
+    found = _called(summaries, channels)
+    return surveyed(summaries, found, data.names, k_min=k_min, seed=seed, named=named)
+
+
+def _called(summaries: Sequence[RowStatistics], names: Sequence[str]) -> list[str]:
+    """Names of the inputs; numbers where these do not fit."""
+    number = len(summaries[0].low)
+    return list(names) if len(names) == number else [f"input {place}" for place in range(number)]
+
+
+def surveyed(
+    summaries: Sequence[RowStatistics],
+    channels: Sequence[str],
+    classes: Sequence[str],
+    *,
+    k_min: int,
+    seed: int = 0,
+    named: bool = True,
+) -> Survey:
+    """The survey of these summaries, by which alone it knows the devices.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    if len(summaries) < k_min:
+        raise ValueError(
+            f"there are {len(summaries)} devices, and a number is given only over at least {k_min}: survey more "
+            "devices, or lower --k-min."
+        )
+    rng = np.random.default_rng(seed)
+    broken = faults(summaries, channels)
+    counts: Counter[str] = Counter(kind for _, kind in {(fault.device, fault.kind) for fault in broken})
+    # The fleet's numbers are over devices without a fault, if there are enough: a wrong unit is no shift.
+    out = {fault.device for fault in broken}
+    sound = [one for one in summaries if one.device not in out]
+    sound = sound if len(sound) >= max(k_min, len(summaries) // 2) else list(summaries)
+    rows = np.sort([one.rows for one in summaries])
+    tenth = max(k_min, -(-len(rows) // 10))
+    found = Survey(
+        devices=len(summaries),
+        rows=int(rows.sum()),
+        k_min=k_min,
+        few=float(rows[:tenth].mean()),
+        many=float(rows[-tenth:].mean()),
+        channels=tuple(_channel(summaries, sound, place, name, k_min) for place, name in enumerate(channels)),
+        classes={},
+        holders={},
+        rare=(),
+        rare_rows=None,
+        label_shift=None,
+        label_chance=None,
+        label_drift=None,
+        faults=tuple(broken) if named else (),
+        unnamed={} if named else {kind: count for kind, count in counts.items() if count >= k_min},
+    )
+    return _with_labels(found, summaries, classes, k_min, rng) if classes else found
+
+
+# ------------------------------------------------------------------------------ inputs
+
+
+def _channel(
+    every: Sequence[RowStatistics], sound: Sequence[RowStatistics], place: int, name: str, k_min: int
+) -> ChannelSurvey:
+    values = sum(one.values for one in every)
+    missing = sum(int(one.missing[place]) for one in every) / max(values, 1)
+    parts = [_one(one.moments, place) for one in sound if one.moments.count[place]]
+    if len(parts) < k_min:
+        return ChannelSurvey(name, missing, None, None, None, None, None, None)
+    whole = pool(parts)
+    low = np.sort([one.low[place] for one in sound if one.moments.count[place]])
+    high = np.sort([one.high[place] for one in sound if one.moments.count[place]])
+    halves = [tuple(_one(half, place) for half in one.row_halves) for one in sound]
+    return ChannelSurvey(
+        name,
+        missing,
+        float(whole.mean[0]),
+        float(np.sqrt(whole.m2[0] / whole.count[0])),
+        float(low[:k_min].mean()),
+        float(high[-k_min:].mean()),
+        _between([pool(half) for half in halves]),
+        _drift(halves, k_min),
+    )
+
+
+def _one(moments: Moments, place: int) -> Moments:
+    """The moments of one channel."""
+    chosen = slice(place, place + 1)
+    return Moments(moments.count[chosen], moments.mean[chosen], moments.m2[chosen])
+
+
+def _between(parts: Sequence[Moments]) -> float | None:
+    """The intraclass correlation of rows' means, by a one-way analysis of variance (Shrout and Fleiss, 1979)."""
+    parts = [part for part in parts if part.count[0] > 1]
+    count = np.array([float(part.count[0]) for part in parts])
+    total, groups = count.sum(), len(parts)
+    if groups < 2 or total <= groups:
+        return None
+    means = np.array([float(part.mean[0]) for part in parts])
+    middle = float((count * means).sum() / total)
+    between = float((count * (means - middle) ** 2).sum()) / (groups - 1)
+    within = float(sum(part.m2[0] for part in parts)) / (total - groups)
+    size = (total - (count**2).sum() / total) / (groups - 1)
+    below = between + (size - 1) * within
+    return float(np.clip((between - within) / below, 0, 1)) if below > 0 else None
+
+
+def _drift(halves: Sequence[tuple[Moments, ...]], k_min: int) -> float | None:
+    """Mean shift between a device's halves in its own deviations, less what its number of rows adds at random."""
+    found = []
+    for early, late in halves:
+        first, second = int(early.count[0]), int(late.count[0])
+        if min(first, second) < 4:
+            continue
+        variance = float(early.m2[0] + late.m2[0]) / (first + second - 2)
+        gap = float(late.mean[0] - early.mean[0]) ** 2
+        if variance > 0:
+            found.append(gap / variance - 1 / first - 1 / second)
+    if len(found) < k_min:
+        return None
+    mean, error = float(np.mean(found)), float(np.std(found)) / math.sqrt(len(found))
+    return math.sqrt(mean) if mean > SURE * error else 0.0
+
+
+# ------------------------------------------------------------------------------ labels
+
+
+def _with_labels(
+    found: Survey, summaries: Sequence[RowStatistics], classes: Sequence[str], k_min: int, rng: np.random.Generator
+) -> Survey:
+    table = np.stack([one.labels for one in summaries])
+    holders = (table > 0).sum(axis=0)
+    total = table.sum(axis=0)
+    often = holders >= k_min
+    # Their rows are the difference of all rows and the shown ones, so enough devices must be behind it as well.
+    while (~often).any() and often.any() and _holders(table[:, ~often]) < k_min:
+        often[np.flatnonzero(often)[np.argmin(holders[often])]] = False
+    shares = total / max(total.sum(), 1)
+    chance = []
+    rows = table.sum(axis=1)
+    for _ in range(max(1, DRAWS // len(rows))):
+        chance += [float(_apart(rng.multinomial(count, shares), shares)) for count in rows if count]
+    halves = [one.label_halves for one in summaries]
+    drifts = [
+        _apart(early, late / late.sum()) - _by_chance(early + late, int(early.sum()), rng)
+        for early, late in halves
+        if early.sum() and late.sum()
+    ]
+    return replace(
+        found,
+        classes={name: int(total[place]) for place, name in enumerate(classes) if often[place]},
+        holders={name: int(holders[place]) for place, name in enumerate(classes) if often[place]},
+        rare=tuple(name for place, name in enumerate(classes) if not often[place]),
+        rare_rows=int(total[~often].sum()) if _holders(table[:, ~often]) >= k_min else None,
+        label_shift=float(np.mean([_apart(each, shares) for each in table if each.sum()])),
+        label_chance=float(np.mean(chance)),
+        label_drift=max(0.0, float(np.mean(drifts))) if len(drifts) >= k_min else None,
+    )
+
+
+def _holders(table: Counts) -> int:
+    """Devices with a row in a table of shape (devices, classes)."""
+    return int((table.sum(axis=1) > 0).sum())
+
+
+def _apart(counts: Any, shares: Floats) -> float:
+    """The total variation distance of counts from shares."""
+    return float(np.abs(counts / counts.sum() - shares).sum() / 2)
+
+
+def _by_chance(counts: Any, first: int, rng: np.random.Generator) -> float:
+    """The distance of two parts of the same rows, dealt at random."""
+    drawn = rng.multivariate_hypergeometric(counts, first)
+    rest = counts - drawn
+    return _apart(drawn, rest / rest.sum())

@@ -1,0 +1,162 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from midge.__main__ import main
+from midge.sensor_fleet.data import FleetData, Rows
+from midge.sensor_fleet.survey.survey import Survey, survey
+from tests.report.pages import Page
+
+NAMES = ("temperature", "acceleration", "speed")
+
+
+def fleet(devices: int = 12, rows: int = 80, seed: int = 0) -> dict[str, Rows]:
+    """Devices at operating points of their own: °C, m/s² and m/s, and three classes."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for number in range(devices):
+        place = np.array([20 + rng.normal(), 9.8, 5 + 0.3 * rng.normal()])
+        x = (place + rng.normal(size=(rows, 3)) * [1.0, 0.5, 1.0]).astype(np.float32)
+        found[f"d{number:02d}"] = Rows(x, rng.integers(0, 3, rows))
+    return found
+
+
+def surveyed(devices: dict[str, Rows], **options: object) -> Survey:
+    first = next(iter(devices.values()))
+    data = FleetData(devices, first, "classification", 3, ("a", "b", "c"), "table", (3,), 0)
+    return survey(data, channels=NAMES, **options)  # type: ignore[arg-type]
+
+
+def changed(devices: dict[str, Rows], name: str, x: npt.NDArray[np.float32]) -> dict[str, Rows]:
+    return {**devices, name: replace(devices[name], x=x.astype(np.float32))}
+
+
+def test_a_sound_fleet_has_no_findings() -> None:
+    found = surveyed(fleet(devices=40, rows=200))
+    assert not found.faults and not found.rare
+    assert set(found.holders.values()) == {40}
+    assert found.rows == 8000 and sum(found.classes.values()) == 8000
+    assert found.label_shift is not None and found.label_chance is not None and found.label_drift is not None
+    assert abs(found.label_shift - found.label_chance) < 0.02
+    assert found.label_drift < 0.02
+    assert all(one.drift is not None and one.drift < 0.1 for one in found.channels)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("channel", "convert", "kind", "words"),
+    [
+        (0, lambda x: x + 273.15, "unit", "kelvin"),
+        (0, lambda x: 1.8 * x + 32, "unit", "°F"),
+        (1, lambda x: x / 9.80665, "unit", "g is to m/s²"),
+        (2, lambda x: x * 3.6, "unit", "km/h"),
+        (2, lambda x: x * 1000, "unit", "milli-"),
+        (2, lambda x: x * 0 + 4, "stuck", "never changes"),
+        (1, lambda x: x * np.nan, "silent", "no value"),
+        (1, lambda x: np.where(np.arange(len(x)) % 4, np.nan, x), "missing", "most rows"),
+        (2, lambda x: x * 1e5, "scale", "order of magnitude"),
+    ],
+)
+def test_the_device_with_a_fault_is_named(seed: int, channel: int, convert: object, kind: str, words: str) -> None:
+    devices = fleet(seed=seed)
+    x = devices["d07"].x.copy()
+    x[:, channel] = convert(x[:, channel])  # type: ignore[operator]
+    found = surveyed(changed(devices, "d07", x))
+    assert {fault.device for fault in found.faults} == {"d07"}
+    (fault,) = found.faults
+    assert fault.kind == kind and words in fault.words and NAMES[channel] in fault.words
+
+
+def test_copies_and_repetitions() -> None:
+    devices = fleet()
+    devices["d03"] = devices["d04"]
+    devices["d09"] = Rows(np.repeat(devices["d09"].x[:20], 4, axis=0), np.repeat(devices["d09"].y[:20], 4))
+    found = {fault.device: fault.kind for fault in surveyed(devices).faults}
+    assert found == {"d03": "copy", "d04": "copy", "d09": "repeats"}
+
+
+def test_shift_and_drift_are_found() -> None:
+    devices = fleet()
+    for number, (name, rows) in enumerate(list(devices.items())):
+        x = rows.x.copy()
+        x[:, 0] += 5 * number
+        x[40:, 2] += 2
+        y = np.full(80, number % 3)
+        y[70:] = (number + 1) % 3
+        devices[name] = Rows(x, y)
+    found = surveyed(devices)
+    temperature, acceleration, speed = found.channels
+    assert temperature.shift is not None and temperature.shift > 0.9
+    assert acceleration.shift is not None and acceleration.shift < 0.1
+    assert speed.drift is not None and 1.5 < speed.drift < 2.5
+    assert acceleration.drift is not None and acceleration.drift < 0.3
+    assert found.label_shift is not None and found.label_shift > 0.4
+    assert found.label_drift is not None and found.label_drift > 0.1
+
+
+# ------------------------------------------------------------------- no device alone
+
+
+def test_no_number_changes_with_a_class_that_one_device_holds() -> None:
+    """Seen to fail: the rows of all classes less those that were shown were the rows of that one device."""
+    found = []
+    for count in (7, 31):
+        devices = fleet()
+        for name, rows in devices.items():
+            devices[name] = Rows(rows.x, rows.y % 2)
+        y = devices["d05"].y.copy()
+        y[:count] = 2
+        devices["d05"] = Rows(devices["d05"].x, y)
+        found.append(surveyed(devices))
+    for one in found:
+        assert "c" in one.rare and len(one.rare) == 2, "a second class hides it"
+        assert one.rare_rows == one.rows - sum(one.classes.values())
+
+
+def test_the_ends_of_a_range_are_of_several_devices() -> None:
+    devices = fleet()
+    x = devices["d05"].x.copy()
+    x[:, 2] += 40  # an operating point of its own
+    low, high = (surveyed(each).channels[2].high for each in (devices, changed(devices, "d05", x)))
+    assert low is not None and high is not None
+    assert high - low < 10, "the mean over five devices"
+
+
+def test_too_few_devices_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="only over at least 5"):
+        surveyed(fleet(4))
+    with pytest.raises(ValueError, match="would show single devices"):
+        surveyed(fleet(4), k_min=1)
+    assert main(["survey", "--data", str(tmp_path / "none.npz")]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- the command
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    devices = fleet()
+    x = devices["d07"].x.copy()
+    x[:, 0] += 273.15
+    devices = changed(devices, "d07", x)
+    np.savez(
+        "rows.npz",
+        x=np.concatenate([rows.x for rows in devices.values()]),
+        y=np.concatenate([rows.y for rows in devices.values()]),
+        unit=np.repeat(np.arange(12), 80),
+        split=np.tile(np.r_[np.ones(2), np.zeros(78)], 12).astype(int),
+        columns=np.array(NAMES),
+    )
+    assert main(["survey", "--data", "rows.npz", "--json"]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    said = json.loads(line)
+    assert [fault["device"] for fault in said["faults"]] == ["sensor-07"]
+    assert [one["name"] for one in said["channels"]] == list(NAMES)
+    assert "kelvin" in Page(Path("survey.html").read_text()).text
+    assert main(["survey", "--data", "rows.npz", "--no-names"]) == 0, "one device is not counted either"
+    assert "sensor-07" not in capsys.readouterr().out + Path("survey.html").read_text()

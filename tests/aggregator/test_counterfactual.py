@@ -1,0 +1,209 @@
+"""What if: the journal executed again without a device or with other steps, beside stores that a rig has written."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from midge.__main__ import main
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.presets import ca2fl, fedasync, fedbuff
+from midge.aggregator.core.staleness import constant
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.store.counterfactual import Change, Counterfactual, counterfactual
+from midge.aggregator.store.reading import ReadOnlyStore
+from midge.aggregator.store.store import Entry, Store, StoreError
+from midge.wire import messages
+from midge.wire.messages import Verdict
+from midge.wire.moments import Moments, pool
+from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, rig
+from tests.aggregator.test_renormalising import ARGUMENTS, scale, send
+
+THREES = fedbuff(3, deadline=None, norm_limit=None, release_floor=2, staleness=constant(), bounded=False)
+MIXING = fedasync(0.5, constant(), norm_limit=None, release_floor=1, form="mixing", bounded=False)
+CALIBRATED = ca2fl(3, deadline=None, norm_limit=None, staleness=constant(), bounded=False)
+
+
+def live(directory: Path, strategy: Strategy, rounds: int = 4, without: str = "", checkpoint: int = 0) -> Rig:
+    """Updates of a, b and c, which all have the first release as their base."""
+    rng = np.random.default_rng(0)
+    with rig(directory, strategy) as life:
+        for number in range(1, rounds + 1):
+            for name in "abc":
+                delta = (rng.normal(size=4) * (10 if name == "c" else 1)).astype(np.float32)
+                if name not in without:
+                    assert life.send(name, number, delta, base=1).verdict is Verdict.ACCEPTED
+            if number == checkpoint:
+                life.engine.checkpoint(life.core)
+                life.store.query("DELETE FROM checkpoints WHERE lsn = 0")
+        return life
+
+
+def executed(directory: Path, change: Change) -> Counterfactual:
+    with ReadOnlyStore(directory) as store:
+        return counterfactual(store, change)
+
+
+@pytest.mark.parametrize("strategy", [EVERYTHING_COUNTS, THREES, MIXING, CALIBRATED], ids=lambda each: each.name)
+@pytest.mark.parametrize("checkpoint", [0, 2], ids=["from the beginning", "from a checkpoint"])
+def test_without_a_change_the_bits_are_those_of_the_aggregator(
+    tmp_path: Path, strategy: Strategy, checkpoint: int
+) -> None:
+    """Seen to fail: mixing from a checkpoint had no models before it to mix in."""
+    life = live(tmp_path, strategy, checkpoint=checkpoint)
+    assert executed(tmp_path, Change()).model.digest() == life.model.digest()
+
+
+@pytest.mark.parametrize("strategy", [EVERYTHING_COUNTS, MIXING], ids=["delta", "mixing"])
+def test_a_device_left_out_is_as_if_it_had_never_sent(tmp_path: Path, strategy: Strategy) -> None:
+    """The bits are those of an aggregator that never heard of it, where no weight depends on the others."""
+    live(tmp_path / "all", strategy)
+    found = executed(tmp_path / "all", Change(frozenset("c")))
+    never = live(tmp_path / "two", strategy, without="c")
+    assert found.model.x.tobytes() == never.model.x.tobytes()
+    assert found.guarantee.complete and found.guarantee.left_out == 4
+    assert "4 updates left out" in found.guarantee.words()
+
+
+def test_the_statistics_of_a_device_are_left_out_too(tmp_path: Path) -> None:
+    wide, narrow = (Moments.of(np.array([[18.0], [18.0 + spread]] * 10)) for spread in (0.4, 0.1))
+    with rig(tmp_path, **ARGUMENTS) as life:
+        send(life, [narrow, wide])
+        life.send("a", 1, [1, 0, 0, 0])
+        life.send("b", 1, [0, 1, 0, 0])
+        np.testing.assert_allclose(scale(life), pool([narrow, wide]).scale()[0], rtol=1e-5)
+    frozen = executed(tmp_path, Change(frozenset("b"))).model.state.parameters()
+    np.testing.assert_allclose(np.asarray(frozen["i_scale"], np.float64), narrow.scale(), rtol=1e-5)
+
+
+def test_what_a_checkpoint_contains_is_said_to_remain(tmp_path: Path) -> None:
+    """Seen to fail: the words promised exactness from the beginning."""
+    with rig(tmp_path, EVERYTHING_COUNTS) as life:
+        for number in range(1, 5):
+            life.send("c", number, [1, 1, 1, 1], base=number)
+            life.send("a", number, [1, 0, 0, 0], base=number)
+            life.engine.checkpoint(life.core)
+    found = executed(tmp_path, Change(frozenset("c")))
+    assert found.guarantee.since > 0
+    assert (found.guarantee.left_out, found.guarantee.remaining) == (2, 2)
+    assert not found.guarantee.complete and "Not removed: at least 2 earlier updates" in found.guarantee.words()
+    assert found.model.x.tolist() == [6, 2, 2, 2]
+
+
+def test_no_cached_delta_of_the_device_stays(tmp_path: Path) -> None:
+    """Seen to fail: calibration went on with the delta in the checkpoint."""
+    live(tmp_path, CALIBRATED, checkpoint=2)
+    found = executed(tmp_path, Change(frozenset("c")))
+    assert set(found.model.server.caches) == set("ab")
+
+
+def test_centred_clipping_bounds_the_device_that_is_out_of_scale(tmp_path: Path) -> None:
+    live(tmp_path, THREES)
+    mean = executed(tmp_path, Change())
+    centred = executed(tmp_path, Change(combine="centred"))
+    without = executed(tmp_path, Change(frozenset("c")))
+    assert centred.steps == mean.steps == 4
+
+    def apart(found: Counterfactual) -> float:
+        return float(np.linalg.norm(found.model.x - without.model.x))
+
+    assert apart(centred) < 0.5 * apart(mean)
+
+
+def test_every_update_a_step(tmp_path: Path) -> None:
+    live(tmp_path, THREES)
+    singly = executed(tmp_path, Change(singly=fedasync()))
+    assert singly.steps == 12
+    clipped = executed(tmp_path, Change(combine="centred", singly=fedasync()))
+    without = executed(tmp_path, Change(frozenset("c"), singly=fedasync()))
+    assert (clipped.steps, without.steps) == (12, 8)
+    assert np.linalg.norm(clipped.model.x) < 0.5 * np.linalg.norm(singly.model.x), "c sends ten times as much"
+
+
+def test_a_private_federation_is_refused(tmp_path: Path) -> None:
+    life = live(tmp_path, THREES)
+    with Store(tmp_path) as store:
+        store.commit([Entry(rec.StrategyRecord(life.core.lsn + 1, "{'privacy': {'clip': 1.0}}"), None)])
+    with pytest.raises(StoreError, match="would show the update"):
+        executed(tmp_path, Change(frozenset("a")))
+
+
+# ---------------------------------------------------------------------------- the command
+
+
+def contents(directory: Path) -> dict[str, str]:
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name != "lock")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def asked(directory: Path, words: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    assert main(["replay", str(directory), *words.split(), "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    said: dict[str, object] = json.loads(line)
+    return said
+
+
+def norm(parameters: dict[str, np.ndarray]) -> dict[str, float]:
+    """A score, for --score."""
+    return {"norm": float(np.linalg.norm(parameters["x"]))}
+
+
+def test_a_question_changes_no_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    life = live(tmp_path, THREES)
+    before = contents(tmp_path)
+    said = asked(tmp_path, "--without c --combine centred --score tests.aggregator.test_counterfactual:norm", capsys)
+    assert contents(tmp_path) == before
+    assert said["promoted"] is None
+    real, other = said["real"], said["counterfactual"]
+    assert isinstance(real, dict) and isinstance(other, dict)
+    assert real["digest"] == life.model.digest().hex() != other["digest"]
+    assert real["score"]["norm"] > other["score"]["norm"]
+
+
+def test_promotion_is_the_next_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    live(tmp_path, THREES)
+    with ReadOnlyStore(tmp_path) as store:
+        wanted = counterfactual(store, Change(frozenset("c"))).model.used()
+    said = asked(tmp_path, "--without c --promote", capsys)
+    assert isinstance(said["promoted"], dict)
+    version = said["promoted"]["version"]
+    with rig(tmp_path, THREES) as life:
+        assert life.core.registry.champion == version
+        told = messages.decode_announcement(life.shelf.announcement().payload)
+        assert (told.generation, told.version) == (1, version + 1)
+        np.testing.assert_allclose(life.model.state.values(), wanted.values(), rtol=1e-4)
+        assert life.send("a", 5, [1, 1, 1, 1], base=1, generation=0).verdict is Verdict.STALE
+        for name in "abd":
+            seq = 1 if name == "d" else 6 if name == "a" else 5
+            assert life.send(name, seq, [1, 1, 1, 1], base=version + 1).verdict is Verdict.ACCEPTED
+        assert life.core.version == version + 2
+        state = life.state
+    with rig(tmp_path, THREES) as life:
+        assert life.state == state, "recovery is exact"
+    found = executed(tmp_path, Change(frozenset("c")))
+    assert found.guarantee.returned, "a later question says that it went back to that version"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("--without nobody", "no update of nobody; it has some of: a, b, c"),
+        ("--promote", "Say what is to be different"),
+        ("--combine trimmed --strategy fedasync", "steps of several updates"),
+        ("--combine trimmed --trim 0.7", "below 0.5"),
+        ("--without c --score nowhere:f", "no module 'nowhere'"),
+    ],
+)
+def test_mistakes_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, why: str) -> None:
+    live(tmp_path, THREES)
+    assert main(["replay", str(tmp_path), *words.split()]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_promotion_waits_for_no_running_aggregator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    live(tmp_path, THREES)
+    with rig(tmp_path, THREES):
+        assert main(["replay", str(tmp_path), "--without", "c", "--promote"]) == 2
+    assert "in use by another aggregator" in capsys.readouterr().err

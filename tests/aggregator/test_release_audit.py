@@ -1,0 +1,101 @@
+"""`midge audit STORE --from V`: releases executed again, and what differs is found."""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from midge.__main__ import main
+from midge.aggregator.core.registry_decisions import Cause
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.model.model import Frame
+from midge.aggregator.store.reading import ReadOnlyStore
+from midge.aggregator.store.release_audit import AuditedRelease, audit
+from midge.wire import lineage
+from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, rig
+from tests.aggregator.test_counterfactual import MIXING, THREES, live
+
+
+def audited(directory: Path, first: int, last: int | None = None) -> list[AuditedRelease]:
+    with ReadOnlyStore(directory) as store:
+        return list(audit(store, first, last))
+
+
+@pytest.mark.parametrize("strategy", [EVERYTHING_COUNTS, THREES, MIXING], ids=["single", "buffered", "mixing"])
+@pytest.mark.parametrize("checkpoint", [0, 2])
+def test_every_release_is_executed_to_the_bits_of_its_frames(
+    tmp_path: Path, strategy: Strategy, checkpoint: int
+) -> None:
+    life = live(tmp_path, strategy, rounds=6, checkpoint=checkpoint)
+    first = int(life.core.version) - 1
+    found = audited(tmp_path, first)
+    assert [one.version for one in found] == [first, first + 1]
+    assert not any(one.wrong for one in found)
+    assert all(f"step {one.version}" in one.same for one in found)
+    assert found[-1].digest == life.model.state.digest().hex()
+    assert audited(tmp_path, first, first) == found[:1]
+
+
+def test_a_release_says_how_many_updates_are_in_it(tmp_path: Path) -> None:
+    live(tmp_path, THREES)
+    assert [(one.updates, one.devices) for one in audited(tmp_path, 2)] == [(3, 3)] * 4
+
+
+def registered(life: Rig) -> None:
+    """Register the newest release, with a checkpoint behind it."""
+    state = life.model.used()
+    record = life.core.registering.register(life.core.version, state.digest(), Cause(at=1.0), keep=5, strategy="")
+    key = life.ingress.bodies.keep(memoryview(lineage.encode_snapshot(state)))
+    life.processor.shell.carry_out(life.core.note(record, key), 0.0)
+    life.engine.checkpoint(life.core)
+
+
+def test_registered_versions_and_checkpoints_are_compared(tmp_path: Path) -> None:
+    with rig(tmp_path, EVERYTHING_COUNTS) as life:
+        life.send("a", 1, [1, 2, 3, 4])
+        registered(life)
+        lsn = life.core.lsn
+    (found,) = audited(tmp_path, 2)
+    assert found.same[-2:] == ["registered version", f"checkpoint {lsn}"] and not found.wrong
+
+
+def change_frame(directory: Path, version: int) -> None:
+    """Replace a published step by another valid one, with all checksums."""
+    with rig(directory, EVERYTHING_COUNTS) as life:
+        data = life.store.frame(version, 1)
+        assert data is not None
+        step, exponent = lineage.decode_step(data, 4)
+        life.store.query("DELETE FROM frames WHERE version = ? AND span = 1", (version,))
+        life.store.add_frames([(Frame(version, 1, lineage.encode_step(step + np.int32(1), exponent)), 1)])
+
+
+def test_a_release_that_is_not_what_was_decided_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An operator who published something else than the journal says is found, though each checksum holds."""
+    life = live(tmp_path, EVERYTHING_COUNTS)
+    version = life.core.version - 1
+    change_frame(tmp_path, version)
+    wrong = {one.version: one.wrong for one in audited(tmp_path, 2) if one.wrong}
+    assert wrong == {version: [f"step {version}"]}
+    assert main(["audit", str(tmp_path), "--from", "2", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+    assert main(["audit", str(tmp_path), "--from", "2"]) == 1
+    assert f"WRONG: step {version}" in capsys.readouterr().out
+
+
+def test_the_command_says_what_it_can_execute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with rig(tmp_path, EVERYTHING_COUNTS) as life:
+        for number in range(1, 6):
+            life.send("a", number, [1, 0, 0, 0], base=number)
+            life.engine.checkpoint(life.core)
+    assert main(["audit", str(tmp_path), "--from", "5"]) == 0
+    assert "2 releases executed again" in capsys.readouterr().out
+    assert main(["audit", str(tmp_path), "--from", "1"]) == 2
+    assert "From --from 5 on it can" in capsys.readouterr().err
+    assert main(["audit", str(tmp_path), "--from", "99"]) == 2
+    assert "no release from 99 on" in capsys.readouterr().err
+    assert main(["audit", str(tmp_path), "--from", "6", "--to", "5"]) == 2
+    with closing(sqlite3.connect(tmp_path / "store.db")) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
