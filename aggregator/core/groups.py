@@ -82,12 +82,12 @@ class OpenedGroups:
         self._scores: dict[str, float] = {}
         self._rate = _FIRST
 
-    def count(self, record: rec.StepRecord | rec.SumRecord | rec.DropRecord) -> None:
+    def count(self, record: rec.StepRecord | rec.OpenedSumRecord | rec.DropRecord) -> None:
         """Note which sum of the helper a record is of, if it is of one."""
         if record.dealt:
             self.helper, self.dealt = record.helper, record.dealt
 
-    def take(self, record: rec.SumRecord, buffer: Sequence[Buffered]) -> list[Buffered]:
+    def take(self, record: rec.OpenedSumRecord, buffer: Sequence[Buffered]) -> list[Buffered]:
         """Add a sum; returns the buffer, in which its updates belong to it."""
         self.count(record)
         self.open[record.lsn] = OpenedGroup(record.part, record.factor)

@@ -88,10 +88,10 @@ class MaskedSums:
             dealt=name.number,
         )
 
-    def group(self, name: SumName, weights: Mapping[int, int], part: int, factor: float) -> rec.SumRecord:
+    def group(self, name: SumName, weights: Mapping[int, int], part: int, factor: float) -> rec.OpenedSumRecord:
         """The record of a sum that waits for others: its updates by lsn with their weights."""
         updates = tuple((lsn, float(weight)) for lsn, weight in weights.items())
-        return rec.SumRecord(self._state.next, updates, name.store, name.number, part, factor)
+        return rec.OpenedSumRecord(self._state.next, updates, name.store, name.number, part, factor)
 
     def complete(self, now: float) -> tuple[int, ...]:
         """Sums, by lsn, of which a step can be made: the oldest of one slice; empty if there are too few."""

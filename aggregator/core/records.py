@@ -98,7 +98,7 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class SumRecord:
+class OpenedSumRecord:
     """A sum of masked updates was opened, and waits for others for its step. The body is the sum."""
 
     lsn: int
@@ -331,7 +331,7 @@ class StrategyRecord:
 Record = (
     UpdateRecord
     | StepRecord
-    | SumRecord
+    | OpenedSumRecord
     | ReleaseRecord
     | ServeRecord
     | PaceRecord
@@ -353,7 +353,7 @@ Record = (
 _KINDS: dict[str, type[Record]] = {
     "update": UpdateRecord,
     "step": StepRecord,
-    "sum": SumRecord,
+    "opened": OpenedSumRecord,
     "release": ReleaseRecord,
     "serve": ServeRecord,
     "pace": PaceRecord,

@@ -93,7 +93,7 @@ class CoreState:
                 self._take_update(record)
             case rec.StepRecord():
                 self._take_step(record)
-            case rec.SumRecord():
+            case rec.OpenedSumRecord():
                 self.buffer = self.groups.take(record, self.buffer)
             case rec.ReleaseRecord():
                 self.version = record.version

@@ -220,7 +220,7 @@ def check_journal(directory: Path) -> None:
     with Store(directory) as store:
         for entry in store.entries(after=0):
             match entry.record:
-                case rec.SumRecord() as record:
+                case rec.OpenedSumRecord() as record:
                     sums[record.lsn] = tuple(lsn for lsn, _ in record.updates)
                     summed.update(sums[record.lsn])
                     numbers.append(record.dealt)
