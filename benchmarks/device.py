@@ -36,6 +36,7 @@ PACKAGES = (
     "iot_client",
     "aggregator",
     "mask_helper",
+    "gateway",
     "dashboard",
     "sensor_fleet",
     "midge",

