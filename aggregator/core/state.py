@@ -53,6 +53,11 @@ class Buffered(Waiting):
     """Indices of the tensors that it covers; None is all."""
 
     @property
+    def summed(self) -> bool:
+        """Whether it is a gateway's sum of updates."""
+        return self.accepted > 0
+
+    @property
     def count(self) -> int:
         """The number of updates that it stands for."""
         return max(1, self.accepted)

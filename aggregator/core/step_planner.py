@@ -61,8 +61,9 @@ class StepPlanner:
         strategy, live, buffer = self._strategy, self._steering.live, self._state.buffer
         shares, hidden = Counter[str](), Counter[str]()
         for item in buffer:
-            shares[item.device] += item.count
-            hidden[item.device] = max(hidden[item.device], item.devices, 1)
+            summed = item.summed and strategy.sums
+            shares[item.device] += item.count if summed else 1
+            hidden[item.device] = max(hidden[item.device], item.devices if summed else 1)
         if (self._voices(shares) if strategy.by_device else shares.total()) >= strategy.size(live):
             return True
         # A private step takes exactly K: its size must not depend on how many devices are online.

@@ -107,9 +107,9 @@ class Waiting:
     """Cosine of the delta with the consensus direction."""
 
     @property
-    def count(self) -> int:
-        """The number of updates that it stands for."""
-        return 1
+    def summed(self) -> bool:
+        """Whether it is a gateway's sum of updates."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,11 +367,11 @@ class Strategy:
         return weight * max(1, examples) if self.weigh_examples else weight
 
     def weights(self, buffered: Sequence[Waiting]) -> list[float]:
-        """The weights of a step's updates; those of one device share its weight."""
+        """The weights of a step's updates; those of one device share its weight, those of a site are of its devices."""
         if self.single:
             return [item.weight for item in buffered]
         shares = Counter(item.device for item in buffered)
-        return [item.weight / shares[item.device] for item in buffered]
+        return [item.weight if item.summed and self.sums else item.weight / shares[item.device] for item in buffered]
 
     @property
     def adaptive(self) -> bool:
