@@ -24,7 +24,7 @@ from midge.aggregator.engine import Engine
 from midge.aggregator.model.model import Model
 from midge.aggregator.opening import new_core
 from midge.aggregator.store.store import Store, StoreError
-from midge.gateway.config import GatewayConfig
+from midge.gateway.config import GatewayConfig, Listener
 from midge.gateway.site_aggregator import SiteAggregator, SiteFederation
 from midge.gateway.uplink import UplinkDevice, UplinkRuntime
 from midge.iot_client.config import DeviceConfig
@@ -62,6 +62,7 @@ class Gateway:
         self._gave = True
         """Whether a sum was sent since."""
         self._full_until = -math.inf
+        self._caught_up = False
         self._greeted_at, self._online = -math.inf, 0
 
     def run(self) -> None:
@@ -211,8 +212,16 @@ class Gateway:
         if free and self._due(site.core, now):
             while self._send(site, above, now):
                 self._gave = True
+        self._say_caught_up(site, above)
         if above.session.work is Work.TRAINING and above.session.link is Link.UP and self._done(site.core, now):
             above.collected(now)
+
+    def _say_caught_up(self, site: SiteFederation, above: UplinkRuntime) -> None:
+        """Say once that everything that the devices gave is with the federation."""
+        caught = not site.core.site.waiting and above.session.link is Link.UP and not above.session.holding
+        if caught and not self._caught_up:
+            self._tell("caught_up", number=above.sums)
+        self._caught_up = caught
 
     def _due(self, core: AggregatorCore, now: float) -> bool:
         """Whether enough devices have given something, or the oldest has waited long enough."""
@@ -324,6 +333,11 @@ class Gateway:
             self.config.on_event({"event": event, "time": time.time(), "site": self.config.name, **fields})
 
 
+def _beside(listener: Listener | None, side: str) -> Listener | None:
+    """A listener that also says which side of the gateway an event is of."""
+    return None if listener is None else lambda event: listener({**event, "side": side})
+
+
 def _untrained(_parameters: Parameters, _plan: TrainingPlan) -> Fit:
     raise AssertionError("a gateway does not train")
 
@@ -339,7 +353,7 @@ def _device(config: GatewayConfig) -> DeviceConfig:
         outbox=config.directory / "outbox.db",
         release_key=config.release_key,
         signing_key=config.signing_key,
-        on_event=config.on_event,
+        on_event=_beside(config.on_event, "above"),
         features=(),
         wait=True,
     )
@@ -360,7 +374,7 @@ def _aggregator(config: GatewayConfig, schema: Schema, announcement: Announcemen
         release_key=config.signing_key,
         device_keys=config.device_keys,
         require_signed=config.require_signed,
-        on_event=config.on_event,
+        on_event=_beside(config.on_event, "below"),
     )
 
 

@@ -292,6 +292,8 @@ class Trust:
         keys, certificate = self._keys, None
         if status.certificate:
             certificate = signing.read_certificate(status.certificate, self._federation, self._keys)
+            if 0 < certificate.expires < self.newest.issued:
+                raise Untrusted(f"the certificate of the site {certificate.site} has expired: midge gateway certify")
             keys = [signing.read_public(certificate.key)]
         if not signing.signs_for_federation(keys, self._federation, payload):
             return status.model_copy(update={"token": 0, "site": self.newest.site, "certificate": b""})

@@ -53,7 +53,7 @@ def follow(site: Rig, root: Rig) -> None:
 
 def sums(site: Rig) -> list[rec.SumRecord]:
     """Make all sums that can be made."""
-    made = []
+    made: list[rec.SumRecord] = []
     while (record := site.core.site.next(0.0, len(made) + 1)) is not None:
         site.processor.shell.carry_out(site.core.note(record), 0.0)
         made.append(record)
@@ -101,8 +101,8 @@ def flat_and_summed(
         base = flat.core.version
         for index, (place, device, count, delta) in enumerate(trained):
             late = base - 1 if index % 2 and base > 1 else base
-            values = np.asarray(delta, np.float32) / 64
-            fields = {"examples": count, "base": late, "outbox": number}
+            values = [each / 64 for each in delta]
+            fields: dict[str, Any] = {"examples": count, "base": late, "outbox": number}
             assert flat.send(device, 1, values, **fields).verdict is Verdict.ACCEPTED
             fields["lineage"] = top.core.lineage
             assert below[place].send(device, 1, values, **fields).verdict is Verdict.ACCEPTED
