@@ -8,6 +8,7 @@ from typing import Any
 from midge.aggregator.core.staleness import constant
 from midge.aggregator.core.strategy import Strategy
 from midge.broker.mqtt.connection import Connector
+from midge.gateway.pace import SitePace
 from midge.wire.signing import PublicKey
 from midge.wire.topics import DEFAULT_ROOT
 
@@ -33,10 +34,8 @@ class GatewayConfig:
     """A directory of this gateway's own."""
     root: str = DEFAULT_ROOT
     """The topic root, at both brokers."""
-    share: float = 0.5
-    """The share of the site's online devices of which an update must wait before their sum is sent."""
-    patience: float = 60.0
-    """Seconds after which a sum of fewer is sent."""
+    pace: SitePace = SitePace()
+    """When sums are sent."""
     codec: str | None = None
     """The codec of sums; None takes that of the federation's plan."""
     robust: bool = True
@@ -56,10 +55,6 @@ class GatewayConfig:
     """Called with a dict for each event of the gateway's two sides."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share is {self.share}: it must be above 0 and at most 1.")
-        if not self.patience > 0:
-            raise ValueError(f"patience is {self.patience}: it must be a number of seconds above 0.")
         if self.release_key is not None and not (self.signing_key and self.certificate):
             raise ValueError(
                 "Devices that pin the release key take receipts only from a key that it certified: give signing_key "
@@ -72,16 +67,21 @@ class GatewayConfig:
         return Path(self.store)
 
     def strategy(self, *, weigh_examples: bool) -> Strategy:
-        """How updates are weighed in a sum. Staleness is not: the federation weighs the sum by it."""
-        return Strategy(
-            name="gateway",
-            staleness=constant(),
-            rate=1.0,
-            bounded=False,
-            buffer_size=None,
-            normalise="weight",
-            weigh_examples=weigh_examples,
-            robust=self.robust,
-            norm_limit=10.0 if self.robust else None,
-            relays=True,
-        )
+        """How updates are weighed in a sum."""
+        return site_strategy(weigh_examples=weigh_examples, robust=self.robust)
+
+
+def site_strategy(*, weigh_examples: bool = False, robust: bool = True) -> Strategy:
+    """How a gateway weighs updates in a sum. Not by staleness: the federation weighs the sum by that."""
+    return Strategy(
+        name="gateway",
+        staleness=constant(),
+        rate=1.0,
+        bounded=False,
+        buffer_size=None,
+        normalise="weight",
+        weigh_examples=weigh_examples,
+        robust=robust,
+        norm_limit=10.0 if robust else None,
+        relays=True,
+    )

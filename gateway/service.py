@@ -18,7 +18,6 @@ import numpy as np
 
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.update_admission import MOST
 from midge.aggregator.engine import Engine
 from midge.aggregator.model.model import Model
@@ -195,10 +194,13 @@ class Gateway:
 
     def due(self, site: SiteFederation) -> float:
         """When the oldest waiting update has waited long enough, if the line is free; otherwise infinity."""
-        above, since = self._above.runtime, site.core.site.since
-        if above is None or since is None or above.session.link is not Link.UP or above.session.holding:
+        above = self._above.runtime
+        if above is None or above.session.link is not Link.UP or above.session.holding:
             return math.inf
-        return max(since + self.config.patience, self._full_until)
+        due = self.config.pace.due(site.core)
+        if above.session.work is Work.TRAINING:
+            due = min(due, self.config.pace.next_version(site.core, self._passed_at, gave=self._gave))
+        return max(due, self._full_until)
 
     def look(self, site: SiteFederation, now: float) -> None:
         """Send the sums that are due, if the line is free, and take the next version."""
@@ -209,12 +211,14 @@ class Gateway:
         if now < self._full_until or not (self._resumed or self._resume(site, above, now)):
             return
         free = above.session.link is Link.UP and not above.session.holding
-        if free and self._due(site.core, now):
+        pace = self.config.pace
+        if free and now >= pace.due(site.core):
             while self._send(site, above, now):
                 self._gave = True
         self._say_caught_up(site, above)
-        if above.session.work is Work.TRAINING and above.session.link is Link.UP and self._done(site.core, now):
-            above.collected(now)
+        if above.session.work is Work.TRAINING and above.session.link is Link.UP:
+            if now >= pace.next_version(site.core, self._passed_at, gave=self._gave):
+                above.collected(now)
 
     def _say_caught_up(self, site: SiteFederation, above: UplinkRuntime) -> None:
         """Say once that everything that the devices gave is with the federation."""
@@ -222,18 +226,6 @@ class Gateway:
         if caught and not self._caught_up:
             self._tell("caught_up", number=above.sums)
         self._caught_up = caught
-
-    def _due(self, core: AggregatorCore, now: float) -> bool:
-        """Whether enough devices have given something, or the oldest has waited long enough."""
-        waiting, since = core.site.waiting, core.site.since
-        if not waiting or since is None:
-            return False
-        return waiting >= self.config.share * core.steering.live or now >= since + self.config.patience
-
-    def _done(self, core: AggregatorCore, now: float) -> bool:
-        """Whether the next version is to be taken: the site gave a sum since the last one, or has nothing to give."""
-        idle = not core.site.waiting and core.steering.live > 0 and now >= self._passed_at + self.config.patience
-        return self._gave or idle
 
     def _resume(self, site: SiteFederation, above: UplinkRuntime, now: float) -> bool:
         """Compare the journal with the outbox after a start; whether sums can go on."""

@@ -44,6 +44,16 @@ class SiteSums:
         return len({item.device for item in self._state.buffer})
 
     @property
+    def known(self) -> int:
+        """The number of devices that are heard of now and then."""
+        return len(self._state.fleet)
+
+    @property
+    def interval(self) -> float | None:
+        """The median seconds between two updates of a device; None if unknown."""
+        return self._state.fleet.interval(self._state.fleet.names)
+
+    @property
     def since(self) -> float | None:
         """When the oldest waiting update arrived; None if none waits."""
         return self._steps.since if self._state.buffer else None

@@ -143,7 +143,7 @@ class CoreView:
     @property
     def buffered(self) -> int:
         """Number of accepted updates that wait for their step."""
-        return len(self._state.buffer)
+        return sum(item.count for item in self._state.buffer)
 
     @property
     def oldest_needed(self) -> int:

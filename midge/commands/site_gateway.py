@@ -52,10 +52,13 @@ def register(subparsers: Subparsers) -> None:
         "--share",
         type=float,
         default=0.5,
-        help="share of the online devices that must have given something before a sum is sent (default: %(default)s)",
+        help="share of the site's devices that must have given something before a sum is sent (default: %(default)s)",
     )
     run.add_argument(
-        "--patience", type=float, default=60.0, metavar="S", help="seconds until one of fewer is (default: %(default)s)"
+        "--patience",
+        type=float,
+        metavar="S",
+        help="seconds until one of fewer is (default: half of the devices' usual interval)",
     )
     run.add_argument("--codec", help="of the sums (default: that of the federation's plan)")
     run.add_argument("--plain", action="store_true", help="sum all devices alike, without a bound on unusual ones")
@@ -96,6 +99,7 @@ def _side(args: argparse.Namespace, side: str) -> tuple[Endpoint, Bundle | None]
 def serve(args: argparse.Namespace) -> int:
     with server_side():
         from midge.gateway.config import GatewayConfig  # noqa: PLC0415 - an extra
+        from midge.gateway.pace import SitePace  # noqa: PLC0415
         from midge.gateway.service import Gateway  # noqa: PLC0415
     (above, bundle), (below, _) = _side(args, "above"), _side(args, "below")
     federation = args.federation or (None if bundle is None else bundle.topics.federation)
@@ -112,8 +116,7 @@ def serve(args: argparse.Namespace) -> int:
             root=args.root if bundle is None else bundle.topics.root,
             name=name,
             store=args.store,
-            share=args.share,
-            patience=args.patience,
+            pace=SitePace(args.share, args.patience),
             codec=args.codec,
             robust=not args.plain,
             release_key=release_key,

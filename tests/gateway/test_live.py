@@ -7,12 +7,13 @@ import numpy as np
 
 from midge.broker.embedded.in_memory import Twin
 from midge.gateway.config import GatewayConfig
+from midge.gateway.pace import SitePace
 from midge.gateway.service import Gateway
 from tests.federation.live import Log, aggregator, device, distance, overheard, serving
 
 
 def gateway(above: Twin, below: Twin, name: str, store: Path, log: Log, **arguments: Any) -> Gateway:
-    fields: dict[str, Any] = {"share": 1.0, "patience": 0.2, "robust": False, **arguments}
+    fields: dict[str, Any] = {"pace": SitePace(1.0, 0.2), "robust": False, **arguments}
     return Gateway(
         GatewayConfig(
             above=above.connect, below=below.connect, federation="f", name=name, store=store, on_event=log, **fields

@@ -21,7 +21,7 @@ from midge.aggregator.core.presets import balanced, fedbuff
 from midge.aggregator.core.staleness import Staleness, constant, polynomial
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.core.update_admission import Bounds
-from midge.gateway.config import GatewayConfig
+from midge.gateway.config import site_strategy
 from midge.iot_client.training.update_encoder import encode
 from midge.wire.messages import Settled, Verdict
 from midge.wire.schema import Schema
@@ -32,16 +32,6 @@ PARAMETERS = {"x": np.zeros(SIZE, np.float32)}
 SITES = replace(Bounds.of(Schema.of(PARAMETERS)), sites=("site-*",))
 Trained = tuple[str, str, int, tuple[int, ...]]
 """Of an update: its site, its device, its rows, and its delta in units of 1/64."""
-
-
-def site_strategy(*, weigh_examples: bool) -> Strategy:
-    async def nowhere(_options: Any) -> Any:
-        raise AssertionError
-
-    config = GatewayConfig(
-        above=nowhere, below=nowhere, federation="f", name="site", store="nowhere", robust=False  # type: ignore[arg-type]
-    )
-    return config.strategy(weigh_examples=weigh_examples)
 
 
 def follow(site: Rig, root: Rig) -> None:
@@ -91,7 +81,7 @@ def flat_and_summed(
     weigh = strategies[0].weigh_examples
     flat = rig_of("flat", strategies[0])
     top = rig_of("top", strategies[0])
-    below = {name: rig_of(name, site_strategy(weigh_examples=weigh), lineage=top.core.lineage) for name in ROUND}
+    below = {name: rig_of(name, site_strategy(weigh_examples=weigh, robust=False), lineage=top.core.lineage) for name in ROUND}
     left: dict[str, bytes | None] = defaultdict(lambda: None)
     for number, (trained, strategy) in enumerate(zip(rounds, strategies, strict=True), start=1):
         for root in (flat, top):
