@@ -29,8 +29,13 @@ _ADDED: list[Any] = [0.0, 0.0, 0, False, False, 0, 0, 1.0, 0, None]
 """Values of a waiting update that checkpoints of earlier versions of Midge do not have."""
 
 
-_HIDING = 64
-"""Most devices of one sum that count for the floor of a release."""
+_COUNTED = 64
+"""Most devices of one sum that count for the floor of a release, and for the fleet's delays."""
+
+
+def _names(device: str, devices: int) -> list[str]:
+    """A name for each device of a sum, or the device's own; no device has one with a slash."""
+    return [device, *(f"{device}/{number}" for number in range(1, min(devices, _COUNTED)))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +69,8 @@ class Buffered(Waiting):
 
     @property
     def names(self) -> set[str]:
-        """As many names as devices whose work it hides in a release; no device has one with a slash."""
-        several = range(1, min(self.devices, _HIDING))
-        return {self.device, *(f"{self.device}/{number}" for number in several)}
+        """As many names as devices whose work it hides in a release."""
+        return set(_names(self.device, self.devices))
 
     def dump(self) -> list[Any]:
         """Plain values for `load`."""
@@ -224,7 +228,9 @@ class CoreState:
             self.heard.take(record.device)
             # Delays count by effect: updates that hardly move the model must not hide the delays of those that do.
             weight = record.weight * self.standings.share(record.device)
-            self.margin.record(record.device, record.staleness, weight, record.base, len(self.heard))
+            names = _names(record.device, record.devices)
+            for name in names:  # a site's delays are those of as many devices
+                self.margin.record(name, record.staleness, weight, record.base, len(self.heard) * len(names))
             self.fleet.take(record)
             self.standings.take(record.device, record.agreement, record.norm, record.reference)
             self.buffer.append(
