@@ -3,9 +3,9 @@
     python -m benchmarks.sites [--quick] [--profile NAME] [--target ACCURACY]
 
 Each row is a fleet of a profile (default: farm, digits) twice from one seed: flat, all devices at the root, and behind
-gateways. `root_bytes_ratio` is the payload bytes of all devices of the flat fleet over those of all gateways, both ways,
-over the same virtual time. `lost` and `doubled` count updates of devices that a gateway accepted and that are not, or
-more than once, at the root or on their way.
+gateways. `root_bytes_ratio` is the payload bytes of all devices of the flat fleet over those of all gateways, both
+ways, over the same virtual time. `lost` and `doubled` count updates of devices that a gateway accepted and that are
+not, or more than once, at the root or on their way.
 """
 
 import benchmarks.one_thread  # noqa: F401 - before NumPy

@@ -1,7 +1,7 @@
 """The configuration of a gateway: an immutable value, checked when it is made."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class GatewayConfig:
     """A directory of this gateway's own."""
     root: str = DEFAULT_ROOT
     """The topic root, at both brokers."""
-    pace: SitePace = SitePace()
+    pace: SitePace = field(default_factory=SitePace)
     """When sums are sent."""
     codec: str | None = None
     """The codec of sums; None takes that of the federation's plan."""

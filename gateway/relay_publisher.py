@@ -55,13 +55,15 @@ class RelayPublisher(ModelPublisher):
         """Nothing: the announcement, which is signed above, says how frames are cut."""
         yield from ()
 
-    def reissued(self, channel: Frames) -> Iterator[Post]:
+    def reissued(self, channel: Frames) -> Iterator[Post]:  # noqa: ARG002 - as a publisher's
         """Nothing: the federation's aggregator dates its announcements."""
         yield from ()
 
     def missed(self, version: int, span: int, parts: Sequence[int], now: float) -> Iterator[tuple[int, int]]:
         """As for an aggregator; a frame that is announced and was never here is fetched from above."""
-        for frame in self.lacking([frame for frame in self._offered() if (frame.version, frame.span) == (version, span)]):
+        for frame in self.lacking(
+            [frame for frame in self._offered() if (frame.version, frame.span) == (version, span)]
+        ):
             self.want(frame)
         yield from super().missed(version, span, parts, now)
 

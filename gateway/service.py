@@ -216,9 +216,9 @@ class Gateway:
             while self._send(site, above, now):
                 self._gave = True
         self._say_caught_up(site, above)
-        if above.session.work is Work.TRAINING and above.session.link is Link.UP:
-            if now >= pace.next_version(site.core, self._passed_at, gave=self._gave):
-                above.collected(now)
+        collecting = above.session.work is Work.TRAINING and above.session.link is Link.UP
+        if collecting and now >= pace.next_version(site.core, self._passed_at, gave=self._gave):
+            above.collected(now)
 
     def _say_caught_up(self, site: SiteFederation, above: UplinkRuntime) -> None:
         """Say once that everything that the devices gave is with the federation."""
@@ -301,9 +301,7 @@ class Gateway:
             accepted=len(record.updates),
             devices=record.devices,
             weight=record.mass,
-        ).model_copy(
-            update={"generation": record.generation, "base": record.base, "base_digest": record.base_digest}
-        )
+        ).model_copy(update={"generation": record.generation, "base": record.base, "base_digest": record.base_digest})
         made = EncodedUpdate(update, body, after)
         if above.parts.identity.seals(announcement):
             made = above.parts.identity.seal(made, announcement)

@@ -89,9 +89,7 @@ class SiteFederation(FederationRuntime):
         )
         try:
             # Stored before they are announced: a frame that only the broker knows could never be removed there.
-            self.store.add_frames(
-                (Frame(info.version, info.span, data), info.parts) for info, data in frames.items()
-            )
+            self.store.add_frames((Frame(info.version, info.span, data), info.parts) for info, data in frames.items())
             failpoint("site.stored")
             self.processor.shell.carry_out(core.note(record), now)
             failpoint("site.followed")
@@ -123,7 +121,7 @@ class SiteFederation(FederationRuntime):
     def _detect_rollback(self, now: float) -> None:
         """Nothing: a device that is ahead was at another aggregator of the federation."""
 
-    def _begin_restored(self, now: float) -> None:
+    def _begin_restored(self, now: float) -> None:  # noqa: ARG002 - as a federation's
         if self._restored is not None:  # versions come from above; sums are compared with the outbox
             unmark(self.store)
             self._restored = None
@@ -156,7 +154,7 @@ class SiteAggregator(Aggregator):
             self._config, outlet, now, line=self._line, issuer=self._issuer, credentials=self._credentials
         )
 
-    async def _look_around(self, connection: Connection, *, begun: bool) -> None:
+    async def _look_around(self, connection: Connection, *, begun: bool) -> None:  # noqa: ARG002 - as an aggregator's
         """Check that no other gateway serves the site; what is announced there comes from above."""
         await self._fitting.fit(connection, self.federation)
         topics = self._config.topics

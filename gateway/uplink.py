@@ -135,7 +135,7 @@ class UplinkRuntime(DeviceRuntime):
         """The site has given what it could on this version: take the next one."""
         self.shell.handle(ev.NothingToSend(""), now)
 
-    def train(self, announcement: Announcement, plan: Plan) -> None:
+    def train(self, announcement: Announcement, plan: Plan) -> None:  # noqa: ARG002 - the site's devices train
         assert self.state is not None
         envelope = self._envelopes.get((announcement.generation, announcement.version), b"")
         self._site.fetched(announcement, envelope, self.state)
@@ -170,7 +170,7 @@ class UplinkRuntime(DeviceRuntime):
 
     def ask(self, announcement: Announcement, frame: FrameInfo, done: Callable[[FrameInfo, bytes], None]) -> None:
         """Fetch a frame that a device of the site asked for; one at a time."""
-        if self._asked or self._fetching is not None and not self._fetching.done():
+        if self._asked or (self._fetching is not None and not self._fetching.done()):
             return  # the device asks again
 
         async def run() -> None:

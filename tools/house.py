@@ -13,7 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PRODUCT = ("wire", "storage", "broker", "iot_client", "aggregator", "mask_helper", "gateway", "dashboard", "sensor_fleet", "midge")
+PRODUCT = (
+    "wire",
+    "storage",
+    "broker",
+    "iot_client",
+    "aggregator",
+    "mask_helper",
+    "gateway",
+    "dashboard",
+    "sensor_fleet",
+    "midge",
+)
 BOARDS = ROOT / "iot_client" / "micropython"
 """A separate program for another machine, with its own class names; its words are checked all the same."""
 BANNED = r"so many|by chance|anew|of note|of before|somebody|nobody|anybody|mendable"

@@ -58,8 +58,8 @@ def register(subparsers: Subparsers) -> None:
         "--site",
         metavar="NAME",
         action="append",
-        help="a gateway that may send sums of its devices' updates (midge gateway); * stands for any characters; may be "
-        "given again",
+        help="a gateway that may send sums of its devices' updates (midge gateway); * stands for any characters; "
+        "may be given again",
     )
     parser.add_argument("--model", metavar="FILE", help="write the model to this file at the end (safetensors)")
     parser.add_argument(

@@ -70,7 +70,9 @@ def register(subparsers: Subparsers) -> None:
         description="Certify a gateway's key, so that devices which pin the release key take its receipts. Runs where "
         "the private release key is.",
     )
-    certify.add_argument("key", metavar="PRIVATE_KEY", help="the gateway's private key, of which it reads the public part")
+    certify.add_argument(
+        "key", metavar="PRIVATE_KEY", help="the gateway's private key, of which it reads the public part"
+    )
     certify.add_argument("--name", metavar="SITE", required=True, help="the site's name")
     certify.add_argument("--federation", metavar="NAME", required=True)
     certify.add_argument("--release-key", metavar="PEM", required=True, help="the federation's private release key")

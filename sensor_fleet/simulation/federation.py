@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
@@ -54,7 +54,7 @@ class FederationSetup:
     incidents: Incidents | None
     sites: int = 0
     """Number of gateways, to which the devices are dealt; 0 connects all devices to the root."""
-    pace: SitePace = SitePace()
+    pace: SitePace = field(default_factory=SitePace)
     """When gateways send sums."""
 
 

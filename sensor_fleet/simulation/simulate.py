@@ -10,8 +10,8 @@ import numpy as np
 
 from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
-from midge.iot_client.training.fit import Recipe, Trainer
 from midge.gateway.pace import SitePace
+from midge.iot_client.training.fit import Recipe, Trainer
 from midge.sensor_fleet.data import FleetData
 from midge.sensor_fleet.lazily import names_of
 from midge.sensor_fleet.models import FleetModel, initial_model

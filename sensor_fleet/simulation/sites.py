@@ -37,7 +37,7 @@ from midge.wire.messages import (
 )
 
 LATENCY, BANDWIDTH = 0.1, 125_000.0
-"""The line of a site: seconds one way, and bytes a second each way, a megabit. Mobile and rural lines have about that."""
+"""The line of a site: seconds one way, and bytes a second each way: a megabit, as of a rural line."""
 
 
 def site_of(number: int, sites: int) -> int:
@@ -132,9 +132,7 @@ class VirtualGateway:
     ) -> None:
         self._clock, self.name, self._root, self.site, self._pace = clock, name, root, site, pace
         self._seed, self._draws = seed, 0
-        self.session = DeviceSession(
-            name, number, (), 1, self._jitter, settings=SessionSettings(rereads=False)
-        )
+        self.session = DeviceSession(name, number, (), 1, self._jitter, settings=SessionSettings(rereads=False))
         self.shell = DeviceShell(self.session, self)
         self.bytes_up = self.bytes_down = 0.0
         self.sums = 0
@@ -235,9 +233,9 @@ class VirtualGateway:
             if not session.holding and now >= self._pace.due(core):
                 while self._send():
                     self._gave = True
-            if session.work is Work.TRAINING:
-                if now >= self._pace.next_version(core, self._passed, gave=self._gave):
-                    self.shell.handle(ev.NothingToSend(""), now)
+            collecting = session.work is Work.TRAINING
+            if collecting and now >= self._pace.next_version(core, self._passed, gave=self._gave):
+                self.shell.handle(ev.NothingToSend(""), now)
         finally:
             self._looking = False
         self._reschedule()

@@ -118,7 +118,7 @@ async def test_devices_gateway_brokers_and_root_are_killed_in_turn(tmp_path: Pat
         async with asyncio.timeout(LAST_RESORT):
             for _ in range(15):
                 heard = len(scene.gateway.events("update"))
-                while len(scene.gateway.events("update")) < heard + 2 and scene.devices.running:
+                while len(scene.gateway.events("update")) < heard + 2 and scene.devices.running:  # noqa: ASYNC110 - a log
                     await asyncio.sleep(0.05)
                 name = chance.choice([*actors, "above", "below"])
                 if name in ("above", "below"):

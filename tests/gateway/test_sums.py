@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.presets import balanced, fedbuff
+from midge.aggregator.core.presets import fedbuff
 from midge.aggregator.core.staleness import Staleness, constant, polynomial
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.core.update_admission import Bounds
@@ -77,11 +77,14 @@ def linear(size: int, staleness: Staleness, *, by_weight: bool, weigh_examples: 
 def flat_and_summed(
     rounds: Sequence[Sequence[Trained]], strategies: Sequence[Strategy], codec: str = "float32"
 ) -> tuple[Rig, Rig]:
-    """Two roots after the same rounds: one heard the devices, one their gateways. An odd device trains a version late."""
+    """Two roots after the same rounds: one heard the devices, one their gateways. Odd devices train a version late."""
     weigh = strategies[0].weigh_examples
     flat = rig_of("flat", strategies[0])
     top = rig_of("top", strategies[0])
-    below = {name: rig_of(name, site_strategy(weigh_examples=weigh, robust=False), lineage=top.core.lineage) for name in ROUND}
+    below = {
+        name: rig_of(name, site_strategy(weigh_examples=weigh, robust=False), lineage=top.core.lineage)
+        for name in ROUND
+    }
     left: dict[str, bytes | None] = defaultdict(lambda: None)
     for number, (trained, strategy) in enumerate(zip(rounds, strategies, strict=True), start=1):
         for root in (flat, top):
@@ -158,7 +161,12 @@ def give(top: Rig, device: str, record: rec.SumRecord, body: bytes, codec: str) 
     )
 
 
-@given(st.lists(rows(), min_size=1, max_size=4), st.booleans(), st.booleans(), st.sampled_from([constant(), polynomial(1.0)]))
+@given(
+    st.lists(rows(), min_size=1, max_size=4),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([constant(), polynomial(1.0)]),
+)
 @settings(max_examples=25, deadline=None)
 def test_two_levels_make_the_steps_of_one(
     rounds: list[list[Trained]], by_weight: bool, weigh_examples: bool, staleness: Staleness
@@ -169,7 +177,9 @@ def test_two_levels_make_the_steps_of_one(
     ]
     try:
         flat, top = flat_and_summed(rounds, strategies)
-        assert (flat.core.step, flat.core.version) == (top.core.step, top.core.version) == (len(rounds), len(rounds) + 1)
+        assert (
+            (flat.core.step, flat.core.version) == (top.core.step, top.core.version) == (len(rounds), len(rounds) + 1)
+        )
         np.testing.assert_array_equal(flat.model.x, top.model.x)
         assert flat.core.applied == top.core.applied == sum(map(len, rounds))
     finally:
@@ -218,9 +228,8 @@ def test_only_a_site_may_send_sums(tmp_path: Path) -> None:
 def test_a_bad_site_counts_as_one_under_a_rule_that_knows_devices(tmp_path: Path) -> None:
     """A trimmed mean takes a site's mean as one device's, however many devices it says that it has."""
     strategy = replace(
-        balanced(), combine="trimmed", trim=0.2, robust=False, buffer_size=5, norm_limit=None, release_floor=1, rate=1.0,
-        bounded=False, fairness=None, even_steps=False, clip=None, calibration=0.0, weigh_examples=False,
-    )  # fmt: skip
+        linear(5, constant(), by_weight=True, weigh_examples=False), combine="trimmed", trim=0.2, rate=1.0
+    )
     bounds = replace(SITES, sites=("site-*",))
     with rig(tmp_path, strategy, bounds=bounds) as root:
         root.start()

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PRODUCT = ("aggregator", "iot_client", "dashboard", "mask_helper", "gateway", "sensor_fleet", "midge", "benchmarks", "broker")
+PRODUCT = (
+    "aggregator",
+    "iot_client",
+    "dashboard",
+    "mask_helper",
+    "gateway",
+    "sensor_fleet",
+    "midge",
+    "benchmarks",
+    "broker",
+)
 OWN = {"aggregator/core/core.py", "iot_client/session/session.py"}
 CORES = ("core", "_core")
 SESSIONS = ("session", "_session")

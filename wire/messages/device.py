@@ -71,7 +71,7 @@ class Update(Outgoing):
     confided: bool = False
     """Whether examples, steps, seconds and metrics are sealed with the delta, by `wire.sealing.confide`."""
     accepted: U32 = 0
-    """Of a site's gateway: the number of its devices' updates of which the body is the weighted sum; 0 is a device's own
+    """Of a gateway: the number of its devices' updates of which the body is the weighted sum; 0 is a device's own
     update."""
     devices: U32 = 0
     """The number of distinct devices that they are of."""
