@@ -24,7 +24,10 @@ class SiteState:
 
     @property
     def needed(self) -> list[int]:
-        """Records (lsn) from which the newest sum is made again after a kill."""
+        """Records (lsn) from which the newest sum is made again, if it is not in the outbox after a kill.
+
+        Once it is, their bodies may be gone: a device may have been erased.
+        """
         return [] if self.sum is None else [lsn for lsn, _ in self.sum.updates]
 
     def take(self, record: rec.FollowRecord | rec.SumRecord, state: "CoreState") -> None:

@@ -365,7 +365,7 @@ class CoreState:
     @property
     def needed(self) -> list[int]:
         """Records (lsn) whose bodies a restart still needs."""
-        return [item.lsn for item in self.buffer] + list(self.statistics.values()) + self.site.needed
+        return [item.lsn for item in self.buffer] + list(self.statistics.values())
 
     @property
     def oldest_base(self) -> int:

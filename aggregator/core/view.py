@@ -148,7 +148,7 @@ class CoreView:
     @property
     def oldest_needed(self) -> int:
         """The lowest lsn whose body a restart may still need."""
-        return min(self._state.needed, default=self._state.next)
+        return min([*self._state.needed, *self._state.site.needed], default=self._state.next)
 
     @property
     def needed(self) -> list[int]:

@@ -239,3 +239,25 @@ def test_a_bad_site_counts_as_one_under_a_rule_that_knows_devices(tmp_path: Path
         root.tick(1000.0)
         assert root.core.step == 1
         np.testing.assert_allclose(root.model.x, 1.0)
+
+
+def test_a_bad_device_harms_the_sum_of_its_site_at_most_by_a_bound(tmp_path: Path) -> None:
+    """Seen to fail: with `robust=False`, its update is the sum."""
+    random = np.random.default_rng(1)
+    with rig(tmp_path, site_strategy(), parameters=PARAMETERS) as site:
+        core = site.start().core
+        version = rec.FollowRecord(0, 0, 1, 0, 0.0, bytes(16), b"envelope")
+        site.processor.shell.carry_out(core.note(core.site.follow(version)), 0.0)
+        for turn in range(1, 4):
+            for number in range(8):
+                honest = 1 + random.normal(0, 0.1, SIZE).astype(np.float32)
+                site.send(f"pump-{number}", turn, honest, now=float(turn), base=1)
+            site.send("bad", turn, np.full(SIZE, -1e6, np.float32), now=float(turn), base=1)
+            record = core.site.next(float(turn), turn)
+            assert record is not None
+            total = site.engine.total(record)
+            site.processor.shell.carry_out(core.note(record), float(turn))
+        assert record.devices == 9
+        # Eight of about 1, and one that is held to a few times the usual length, or less since it opposes.
+        assert 8 - 10 <= total.min() <= total.max() <= 8.5
+        assert total.mean() > 0
