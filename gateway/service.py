@@ -27,6 +27,7 @@ from midge.gateway.config import GatewayConfig, Listener
 from midge.gateway.site_aggregator import SiteAggregator, SiteFederation
 from midge.gateway.uplink import UplinkDevice, UplinkRuntime
 from midge.iot_client.config import DeviceConfig
+from midge.iot_client.runtime import first_error
 from midge.iot_client.session.states import Link, Work
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.iot_client.training.update_encoder import EncodedUpdate, chosen, encode, update_of
@@ -97,6 +98,13 @@ class Gateway:
         """
         make_folder(self.config.directory)
         self._first = asyncio.get_running_loop().create_future()
+        try:
+            await self._serve()
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+
+    async def _serve(self) -> None:
+        assert self._first is not None
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._above.serve())
             found = _stored(self.config)

@@ -24,7 +24,6 @@ class EventKind:
 
 
 FIELDS: Mapping[str, str] = {
-    "side": "`above` or `below`: the side of a gateway",
     "updates": "number of updates",
     "site": "the site of a gateway; empty: the federation's own aggregator",
     "alarm": "true if the prediction is unusual",

@@ -25,7 +25,6 @@ from midge.aggregator.core.registry_decisions import RegistryDecisions
 from midge.aggregator.core.release_pacer import ReleasePacer
 from midge.aggregator.core.release_schedule import ReleaseSchedule
 from midge.aggregator.core.sequence_tracker import TrackedOutbox
-from midge.aggregator.core.site_sums import SiteSums
 from midge.aggregator.core.state import Buffered, CoreState
 from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
@@ -88,7 +87,6 @@ class AggregatorCore(CoreView):
         self.registering = RegistryDecisions(self._state)
         """Decides on registered versions; its records are for `note` and `roll_back`."""
         self.sums = MaskedSums(strategy, self._state, self._steps)
-        self.site = SiteSums(strategy, self._state, self._steps)
         self._announced_at = float("-inf")
 
     # ---------------------------------------------------------------------- events

@@ -79,6 +79,27 @@ class Buffered(Waiting):
         return [*first, *told, self.accepted, self.devices, self.mass, self.base, self.tensors]
 
     @classmethod
+    def of(cls, record: rec.UpdateRecord) -> "Buffered":
+        """An update that was just accepted."""
+        return cls(
+            record.device,
+            record.staleness,
+            record.weight,
+            record.scale,
+            record.norm,
+            record.agreement,
+            record.outbox,
+            record.trivial,
+            lsn=record.lsn,
+            masked=bool(record.ticket),
+            accepted=record.accepted,
+            devices=record.devices,
+            mass=record.mass,
+            base=record.base,
+            tensors=record.tensors,
+        )
+
+    @classmethod
     def load(cls, values: Sequence[Any]) -> "Buffered":
         """Restore from the result of `dump`; a checkpoint of an earlier Midge has fewer values."""
         lsn, device, staleness, weight, scale, *later = values
@@ -233,25 +254,7 @@ class CoreState:
                 self.margin.record(name, record.staleness, weight, record.base, len(self.heard) * len(names))
             self.fleet.take(record)
             self.standings.take(record.device, record.agreement, record.norm, record.reference)
-            self.buffer.append(
-                Buffered(
-                    record.device,
-                    record.staleness,
-                    record.weight,
-                    record.scale,
-                    record.norm,
-                    record.agreement,
-                    record.outbox,
-                    record.trivial,
-                    lsn=record.lsn,
-                    masked=bool(record.ticket),
-                    accepted=record.accepted,
-                    devices=record.devices,
-                    mass=record.mass,
-                    base=record.base,
-                    tensors=record.tensors,
-                )
-            )
+            self.buffer.append(Buffered.of(record))
 
     def _take_step(self, record: rec.StepRecord) -> None:
         self.step = record.step

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 from midge.aggregator.core.encoder_doubt import doubt
@@ -12,6 +13,7 @@ from midge.aggregator.core.privacy_ledger import PrivacySpent
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_pacer import ReleasePacer
 from midge.aggregator.core.release_schedule import ReleaseSchedule
+from midge.aggregator.core.site_sums import SiteSums
 from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
@@ -35,6 +37,11 @@ class CoreView:
     _gathering: StatisticsPhase
     thrift: ReleasePacer
     _announced_at: float
+
+    @cached_property
+    def site(self) -> SiteSums:
+        """Of a gateway: decides on sums for the federation above."""
+        return SiteSums(self.strategy, self._state, self._steps)
 
     @property
     def deadline(self) -> float | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Connection, Options
+from midge.broker.mqtt.federation_view import describe_federation
 from midge.gateway.config import GatewayConfig
 from midge.gateway.pace import SitePace
 from midge.gateway.service import Gateway
@@ -17,6 +18,7 @@ from midge.iot_client.device import Device
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.wire import sealing, signing
 from midge.wire.messages import Plan, SiteCertificate
+from midge.wire.topics import Topics
 from tests.aggregator.rig import EVERYTHING_COUNTS
 from tests.federation.live import Log, aggregator, device, distance, overheard, serving
 
@@ -152,3 +154,18 @@ async def test_receipts_of_a_gateway_with_another_key_settle_nothing(tmp_path: P
         await below.until(lambda: below.of("device", device="a", state="ready"))
         assert one.holding == 0
         assert not below.of("training", device="a")
+
+
+async def test_the_status_of_a_site_is_shown(tmp_path: Path) -> None:
+    """Seen to fail: a certificate is no text, and `midge status` ended with a traceback."""
+    top, north, log = Twin(), Twin(), Log()
+    release, own, certificate = keys(tmp_path)
+    pinned = signing.read_private(release.read_bytes()).public_pem()
+    root = aggregator(top, tmp_path / "root", log, sites=("site",), release_key=release)
+    site = gateway(
+        *(top, north, "site", tmp_path / "north", log), release_key=pinned, signing_key=own, certificate=certificate
+    )
+    async with serving(root, site, device(north, "a", log, release_key=pinned)):
+        await log.until(lambda: log.of("update", device="a", verdict="accepted"))
+        found = await describe_federation(north.connect, Topics("f"))
+    assert found["aggregator"]["site"] == "site"

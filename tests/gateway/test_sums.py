@@ -257,7 +257,7 @@ def test_a_bad_device_harms_the_sum_of_its_site_at_most_by_a_bound(tmp_path: Pat
             assert record is not None
             total = site.engine.total(record)
             site.processor.shell.carry_out(core.note(record), float(turn))
-        assert record.devices == 9
+            assert record.devices == 9
         # Eight of about 1, and one that is held to a few times the usual length, or less since it opposes.
         assert 8 - 10 <= total.min() <= total.max() <= 8.5
         assert total.mean() > 0
