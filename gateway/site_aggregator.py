@@ -26,7 +26,7 @@ from midge.wire.messages import Announcement, FrameInfo
 log = logging.getLogger("gateway")
 
 
-class Line(Protocol):
+class SiteLine(Protocol):
     """The gateway's line to the federation, as its lower side sees it."""
 
     def look(self, site: "SiteFederation", now: float) -> None:
@@ -59,7 +59,7 @@ class SiteFederation(FederationRuntime):
         outlet: Outlet,
         now: float,
         *,
-        line: Line,
+        line: SiteLine,
         issuer: AnnouncementSigner,
         credentials: Credentials,
     ) -> None:
@@ -137,7 +137,7 @@ class SiteAggregator(Aggregator):
         certificate: the release key's statement of our key; empty without keys.
     """
 
-    def __init__(self, config: AggregatorConfig, line: Line, site: str, certificate: bytes) -> None:
+    def __init__(self, config: AggregatorConfig, line: SiteLine, site: str, certificate: bytes) -> None:
         super().__init__(config)
         self._line = line
         self._issuer.site, self._issuer.certificate = site, certificate

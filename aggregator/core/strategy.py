@@ -378,9 +378,7 @@ class Strategy:
         """Whether the optimiser divides by the size of its input: its rate is no loop gain then."""
         return self.optimizer.kind != "sgd"
 
-    def step_rate(
-        self, largest: int, live: int, safe: float | None, early: float = math.inf, size: int = 0
-    ) -> float:
+    def step_rate(self, largest: int, live: int, safe: float | None, early: float = math.inf, size: int = 0) -> float:
         """The rate of a step of `size` updates, the stalest `largest` steps old, with `live` devices online."""
         limit = self.optimizer.delay_limit
         rate = self.mean_rate(live, safe, early, size)

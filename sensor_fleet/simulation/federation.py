@@ -25,7 +25,7 @@ from midge.sensor_fleet.simulation.result import AcceptedUpdates, Simulated
 from midge.sensor_fleet.simulation.server import Server
 from midge.sensor_fleet.simulation.server_setup import ONE_CHUNK, DeviceCalls, ServerSetup, Tamper
 from midge.sensor_fleet.simulation.shards import Carrier, Pool, Start, Task, shards_of
-from midge.sensor_fleet.simulation.sites import Sites, SiteServer, VirtualGateway, site_of
+from midge.sensor_fleet.simulation.sites import SiteGateways, SiteServer, VirtualGateway, site_of
 from midge.sensor_fleet.simulation.usage import BoardCosts, board_costs
 from midge.wire import frames
 from midge.wire.messages import Grant, Settled, Trouble
@@ -82,7 +82,7 @@ class VirtualFederation:
             largest=None if population is None else population.largest,
             checkpoint=setup.incidents.checkpoint if setup.incidents and setup.incidents.crashes else None,
         )
-        self.sites = Sites(setup.sites)
+        self.sites = SiteGateways(setup.sites)
         """The gateways; empty if all devices are the root's own."""
         calls = self._calls(self.environment) if not setup.sites else self.sites.calls
         server = server if not setup.sites else replace(server, places=self.sites.places, sites=("site-*",))

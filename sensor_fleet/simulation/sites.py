@@ -366,7 +366,7 @@ class VirtualGateway:
         raise AssertionError(why)
 
 
-class Sites:
+class SiteGateways:
     """The gateways of one root.
 
     Args:
