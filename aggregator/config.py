@@ -85,6 +85,8 @@ class AggregatorConfig:
             know: updates of earlier ones are stale from then on, so that none counts twice. None keeps the names.
         helper_key: the mask helper's public key, PEM, pinned: for a strategy of secure aggregation.
         registry: how versions are registered, kept, tried and promoted.
+        sites: names of gateways (`midge gateway`), which may send sums of their devices' updates; `*` stands for any
+            characters.
 
     Raises:
         ValueError: a value is invalid, or contradicts another one.
@@ -121,6 +123,7 @@ class AggregatorConfig:
     retention: float | None = RETENTION
     registry: RegistryPolicy = field(default_factory=RegistryPolicy)
     helper_key: bytes | str | Path | None = None
+    sites: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         _ = self.topics  # checks the names

@@ -118,6 +118,11 @@ class Engine:
             case rec.DropRecord():
                 for lsn in record.dropped:
                     self._waiting.pop(lsn, None)
+            case rec.SumRecord():
+                for lsn, _ in record.updates:
+                    self._waiting.pop(lsn, None)
+            case rec.FollowRecord():
+                self.model.version = record.version
             case rec.FreezeRecord():
                 self.model.freeze(self._pooled(record), keep=record.keep)
             case rec.GenerationRecord():
@@ -185,7 +190,14 @@ class Engine:
         return self.model.decode_again(self.store.body(record.lsn), record.codec, record.tensors)
 
     def _as_contribution(self, record: rec.UpdateRecord, delta: Vector) -> Contribution:
-        return self.model.contribution(delta, record.tensors, record.base, record.device)
+        item = self.model.contribution(delta, record.tensors, record.base, record.device)
+        if record.accepted and item.averaged is not None:  # values are averaged, not summed
+            item = replace(item, averaged=item.averaged / np.float32(record.mass))
+        return item
+
+    def total(self, record: rec.SumRecord) -> Vector:
+        """The weighted sum of updates that a gateway sends on."""
+        return self.model.total(record, [self.contribution(lsn) for lsn, _ in record.updates])
 
     def measure(self, lsns: Sequence[int]) -> tuple[tuple[int, float], ...]:
         """The distance of these updates' deltas from the last combined delta, by lsn."""

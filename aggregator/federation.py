@@ -105,6 +105,7 @@ class FederationRuntime:
             self._roster = Roster(
                 inputs, outlet, Bounds().devices, PartSizes(config.smallest_chunk, config.largest_part)
             )
+            self._roster.is_site = Bounds(sites=tuple(config.sites)).is_site
             self._observed = Observations(outlet.tell, Bounds().devices)
             self.watchdog = Watchdog(self._observed.activity, now)
             self.history = HistoryRecorder(self.store, outlet.meters, self.issuer.dating.now, now)
@@ -153,14 +154,7 @@ class FederationRuntime:
         config, core = self.config, new_core(self.store, self.config)
         core.handle(ev.ClockCompared(self._ahead), 0.0)
         engine = recover(core, self.store, config.schema)
-        shelf = ModelPublisher(
-            engine,
-            core,
-            config.topics,
-            chunk=self._chunk,
-            stepping_back=config.strategy.form == "mixing",
-            encode=self.issuer.announcement,
-        )
+        shelf = self._publisher(engine, core)
         processor = Processor(
             engine,
             shelf,
@@ -172,6 +166,17 @@ class FederationRuntime:
             observed=self._observed,
         )
         return core, engine, shelf, processor
+
+    def _publisher(self, engine: Engine, core: AggregatorCore) -> ModelPublisher:
+        """What publishes the model; a gateway passes on another's."""
+        return ModelPublisher(
+            engine,
+            core,
+            self.config.topics,
+            chunk=self._chunk,
+            stepping_back=self.config.strategy.form == "mixing",
+            encode=self.issuer.announcement,
+        )
 
     def rebuild(self) -> None:
         """Begin again from the store, paused as before."""

@@ -1,5 +1,7 @@
 """Opening of a store for a configured model: a new lineage in an empty store, or the check that the models agree."""
 
+from dataclasses import replace
+
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.core import AggregatorCore, Bounds
 from midge.aggregator.engine import Engine
@@ -47,7 +49,7 @@ def new_core(store: Store, config: AggregatorConfig) -> AggregatorCore:
         statistics_devices=config.statistics_devices,
         statistics_deadline=config.statistics_deadline,
         statistics_factor=config.statistics_factor,
-        bounds=Bounds.of(config.schema),
+        bounds=replace(Bounds.of(config.schema), sites=tuple(config.sites)),
     )
 
 

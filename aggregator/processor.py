@@ -10,6 +10,8 @@ import secrets
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
@@ -153,8 +155,12 @@ class Processor:
             return ev.Undecodable(device, update, key, Verdict.NON_FINITE, str(error))
         except WireError as error:
             return ev.Undecodable(device, update, key, Verdict.BAD_ENCODING, str(error))
+        mean = delta
+        if update.accepted:  # a site is judged by the mean of its devices
+            mass = np.float32(update.weight)
+            mean, norm = delta / mass, norm / float(mass)
         # Compared now: once held for its step, it would be part of the consensus that it is compared with.
-        direction = self._engine.direction(self._core.strategy, delta)
+        direction = self._engine.direction(self._core.strategy, mean)
         self._bodies.decode(key, delta, direction)
         content = hashlib.blake2b(delta.tobytes(), digest_size=8).digest() if self._core.strategy.hides else b""
         return ev.Decoded(device, update, key, norm, self._engine.agreement(direction), content)

@@ -169,16 +169,14 @@ class Aggregator:
         Raises:
             StoreError: it cannot be used, or holds a model of other tensors.
         """
-        self._federation = FederationRuntime(
-            self._config,
-            Outlet(self._outgoing.put, self._tell, self.meters),
-            time.monotonic(),
-            issuer=self._issuer,
-            credentials=self._credentials,
-        )
+        self._federation = self._runtime(Outlet(self._outgoing.put, self._tell, self.meters), time.monotonic())
         self._status = StatusPublisher(self._federation, self._boot, self._outgoing.put, self._tell)
         self._contention = Contention(self._federation, self._boot, self._status.publish)
         self._serving = True
+
+    def _runtime(self, outlet: Outlet, now: float) -> FederationRuntime:
+        """Open the store."""
+        return FederationRuntime(self._config, outlet, now, issuer=self._issuer, credentials=self._credentials)
 
     def close(self, *, failed: bool = False) -> None:
         """Close the store, with a checkpoint unless something has failed."""

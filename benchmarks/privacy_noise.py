@@ -125,7 +125,7 @@ def shared_audit(noise: float, k_min: int, colluding: int, runs: int = RUNS, *, 
             for place in range(k_min - colluding):  # what colluding devices sent is taken off
                 delta = canary if present and place == 0 else np.zeros(SIZE)
                 total += masking.masked(delta.astype(np.float32), wanted, header, to).sent / wanted.scale
-            counts[present] += total @ canary / np.linalg.norm(canary) / deviation > threshold
+            counts[present] += bool(total @ canary / np.linalg.norm(canary) / deviation > threshold)
     lower = epsilon_lower(counts[True], counts[False], runs, DELTA)
     return Audit(runs, counts[True], counts[False], privacy.spent(1), lower)
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks.privacy_secure import CLIP, LEVELS, LINEAGE, SCALE, Federation, Parties, opened_sum
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.groups import Buffered, OpenedGroups
+from midge.aggregator.core.buffered import Buffered
+from midge.aggregator.core.groups import OpenedGroups
 from midge.aggregator.core.masked_sums import MEDIAN
 from midge.aggregator.model.group_means import outlying
 from midge.aggregator.model.reducer import Contribution, ServerState, make_step

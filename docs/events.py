@@ -12,6 +12,7 @@ TITLES = {
     "device": "Of a device",
     "authority": "Of `midge broker renewals`",
     "helper": "Of `midge helper run`",
+    "gateway": "Of `midge gateway run`, beside those of its device (`side` is `above`) and aggregator (`below`)",
 }
 
 

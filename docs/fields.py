@@ -65,6 +65,11 @@ SECTIONS: list[Section] = [
     ("alias", "The `body` of an envelope on `model/alias/{name}`; no body of its own.", [messages.ModelAlias]),
     ("part", "On `model/{channel}/{version}/{span}-{index}`; the body is a slice of the frame.", [messages.Part]),
     ("succession", "The `body` of an envelope in `chain`; no body of its own.", [messages.Succession]),
+    (
+        "site",
+        "The `body` of the envelope in `certificate`, of a gateway; no body of its own.",
+        [messages.SiteCertificate],
+    ),
     ("claim", "On `claim`; no body.", [messages.Claim]),
     ("ask", "On `aggregator/ask`; no body.", [overview.Ask]),
     (

@@ -14,6 +14,7 @@ PACKAGES = {
     "iot_client": "the device",
     "aggregator": "the server",
     "mask_helper": "the mask helper of secure aggregation, another party's process",
+    "gateway": "a site's gateway: the aggregator of its devices, and one device of the federation above",
     "dashboard": "the live page of a federation",
     "sensor_fleet": "simulated fleets and the demo",
     "midge": "public API and the `midge` command; thin",

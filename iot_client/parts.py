@@ -90,6 +90,8 @@ class DeviceParts:
     renewal: Renewal | None = field(init=False)
     speed: Throughput = field(default_factory=Throughput)
     counters: Counters = field(default_factory=Counters)
+    devices: int = 0
+    """Of a gateway: the number of its devices that are online; 0 is a device."""
     waits: str = ""
     """Why the device does not train now, as in its status; empty if it does."""
     used_name: tuple[str, int] = "", 0

@@ -48,6 +48,8 @@ _FAILURES = 5
 """Failed trainings in a row that end the device: some minutes, as the pauses between them grow. A sensor bus that fails
 now and then is no reason to end. A bug is, and mostly shows at once, so an error before the first successful
 training ends the device."""
+_SITE = "site"
+"""Key in the outbox under which it records where its updates were sent."""
 _SAY_WAITING = 30.0
 """Seconds without training after which the status gives the reason, so that an operator does not take it for a stall.
 """
@@ -81,6 +83,7 @@ class DeviceRuntime:
                 objection=parts.objection,
             ),
             sent=parts.outbox.sent,
+            site=(parts.outbox.remembered(_SITE) or b"").decode(),
         )
         if parts.outbox.rotted:
             parts.tell("rotted", why=parts.outbox.rotted, lost=parts.outbox.lost)
@@ -267,6 +270,13 @@ class DeviceRuntime:
             self.look()
         elif (message := self._statistics.message(lineage, moments, announcement)) is not None:
             self.publisher.send(self.parts.topics.update(self.parts.config.name), message)
+
+    def note_site(self, site: str) -> None:
+        outbox = self.parts.outbox
+        outbox.pending[_SITE] = site.encode()
+        outbox.write_pending()
+        log.info("%s: %s settles its updates now.", self.parts.config.name, f"the site {site}" if site else "the root")
+        self.parts.tell("moved", site=site)
 
     def tell_settled(self, settled: Settled) -> None:
         self.parts.tell("receipt", outbox=self.parts.outbox.identity, **settled.model_dump())

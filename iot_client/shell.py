@@ -52,6 +52,9 @@ class DeviceHooks(Protocol):
     def renew(self, keep: tuple[int, ...]) -> ev.Renewed:
         """Begin a new outbox identity that holds these updates, numbered from 1."""
 
+    def note_site(self, site: str) -> None:
+        """Record on the disk which site's gateway settles what is sent from here on."""
+
     def tell_settled(self, settled: Settled) -> None:
         """Report a verdict to the owner."""
 
@@ -100,6 +103,8 @@ class DeviceShell:
                     hooks.forget(through)
                 case ev.Renew(keep):
                     self.handle(hooks.renew(keep), now)
+                case ev.NoteSite(site):
+                    hooks.note_site(site)
                 case ev.FetchModel(announcement, frames):
                     hooks.fetch(announcement, frames)
                 case ev.Train(announcement, plan):

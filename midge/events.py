@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Service = Literal["aggregator", "device", "authority", "helper"]
+Service = Literal["aggregator", "device", "authority", "helper", "gateway"]
 Level = Literal["info", "warning", "error"]
 
 
@@ -24,6 +24,8 @@ class EventKind:
 
 
 FIELDS: Mapping[str, str] = {
+    "updates": "number of updates",
+    "site": "the site of a gateway; empty: the federation's own aggregator",
     "alarm": "true if the prediction is unusual",
     "alias": "`champion` or `candidate`; empty: the newest version",
     "announced": "the version that devices know; null after a restored backup",
@@ -232,6 +234,7 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
             "version why",
             "the owner's `losses` raised: new models are used untried",
         ),
+        ("moved", "info", "site", "another aggregator settles its updates now: a gateway, or the federation's own"),
         ("muted", "info", "why", "sending and fetching wait for a condition or a budget"),
         ("on_model_failed", "error", "why version", "the owner's `on_model` raised"),
         ("predicts_only", "error", "why", "the device takes no part until it is started again; predictions go on"),
@@ -278,6 +281,13 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("disconnected", "warning", "why refused", "the connection to the broker was lost"),
         ("dropped", "warning", "why", "a message that is no deposit of the aggregator"),
         ("restored", "warning", "", "the ledger is an old copy: the opening keys were erased"),
+    ),
+    "gateway": _kinds(
+        ("caught_up", "info", "number", "all that the site's devices gave is with the federation, up to this sum"),
+        ("foreign", "error", "lineage", "the federation has another store than the one that this site took part in"),
+        ("given_up", "warning", "updates why", "waiting updates were dropped, because they may have been sent before"),
+        ("passed_on", "info", "version step", "a version of the federation is on its way to the site's devices"),
+        ("sum", "info", "number base updates devices", "a sum of the devices' updates is on its way to the federation"),
     ),
     "authority": _kinds(
         ("alarm", "warning", "why", "a credential expires soon"),

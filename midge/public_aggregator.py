@@ -89,6 +89,7 @@ class Aggregator(AggregatorService):
         retention: float | None = RETENTION,
         registry: RegistryPolicy | None = None,
         helper_key: bytes | str | Path | None = None,
+        sites: Sequence[str] = (),
     ) -> None:
         self.endpoint = endpoint_of(
             url, user=user, password=password, cafile=cafile, certfile=certfile, keyfile=keyfile
@@ -129,6 +130,7 @@ class Aggregator(AggregatorService):
                 retention=retention,
                 registry=registry or RegistryPolicy(),
                 helper_key=helper_key,
+                sites=sites,
             )
         )
 

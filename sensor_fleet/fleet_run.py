@@ -110,6 +110,7 @@ class FleetRun:
             "own": self.own(),
             "raw_bytes": self._raw(),
             **({} if self.live is None else {"live": dict(self.live)}),
+            **({"sites": dict(result.sites)} if result.sites else {}),
         }
 
     def _raw(self) -> float:
@@ -141,6 +142,7 @@ class FleetRun:
                 "drift": fleet.drift,
                 "fresh": fleet.fresh,
                 "micro": fleet.micro or None,
+                "sites": fleet.sites or None,
                 **{name: word for name, word in (self.live or {}).items() if name in _OF_LIVE},
             },
             "data": {

@@ -62,6 +62,8 @@ class ProfileFleet:
     """Rows of a stream that must be new before its device trains again; None: the sensor's default."""
     micro: int = 0
     """Approximate number of microcontrollers among the devices, besides the profile's classes."""
+    sites: int = 0
+    """Number of gateways between the devices and the aggregator, of a virtual fleet; 0: none."""
     federation: str = "fleet"
     """Of a live fleet."""
     store: str = "fleet/store"
@@ -173,6 +175,7 @@ class ProfileFleet:
             stop=stop,
             watch=watch,
             speed_up=self.speed_up,
+            sites=self.sites,
         )
         standing = data.at(float(found.times[-1])) if isinstance(data, Stream) else data
         return FleetRun(self, profile, standing, model, found)

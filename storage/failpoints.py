@@ -43,6 +43,10 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "post.acknowledged": "the broker has one more message of ours, and has acknowledged it",
         "frame.cleared": "a frame is off the broker, and the store still offers it",
         "frame.withdrawn": "the store no longer offers the frame",
+        # a gateway
+        "site.stored": "frames from above are stored, and the journal does not have their version",
+        "site.followed": "the journal has a version from above, and nothing of it is published",
+        "site.summed": "a sum is in the journal, and not in the outbox",
         # the mask helper
         "helper.writing": "a deposit is decided, and its transaction is open",
         "helper.written": "a deposit is durable, and the opening keys do not know of its sums",

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from midge.wire import frames
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, Envelope, ModelAlias, Statistics, Succession, Update, decode
+from midge.wire.messages import (
+    Announcement,
+    Envelope,
+    ModelAlias,
+    SiteCertificate,
+    Statistics,
+    Succession,
+    Update,
+    decode,
+)
 from midge.wire.messages.masking import HelperStatement
 from midge.wire.moments import BYTES_PER_CHANNEL
 
@@ -40,9 +49,10 @@ RENEWAL: Final = "renewal"
 MASKED: Final = "masked"
 HELPER: Final = "helper"
 DEPOSIT: Final = "deposit"
+SITE: Final = "site"
 """The purposes: an aggregator's announcement, a name of a registered version, a key succession, a message to one
 device, a message of a device, an aggregator's status, an operator's command, renewal of credentials, a masked update's
-entry, a message of the mask helper, an aggregator's message to it."""
+entry, a message of the mask helper, an aggregator's message to it, a certificate of a site's gateway."""
 
 
 class KeyUnusable(ValueError):
@@ -381,6 +391,27 @@ def read_statement(payload: frames.Buffer, federation: str, keys: Sequence[Publi
     if statement.federation != federation:
         raise WireError("the mask helper's statement is of another federation")
     return statement
+
+
+def certify_site(key: PrivateKey, certificate: SiteCertificate) -> bytes:
+    """A gateway's certificate in its envelope, signed by a release key."""
+    return _enveloped((key,), SITE, certificate.federation, frames.encode(certificate))
+
+
+def read_certificate(payload: frames.Buffer, federation: str, keys: Sequence[PublicKey]) -> SiteCertificate:
+    """Read a gateway's certificate.
+
+    Raises:
+        WireError: it is none of this federation.
+        BadSignature: none of these keys has signed it.
+    """
+    envelope, _ = decode(Envelope, payload)
+    if signed_by(envelope, SITE, federation, keys) is None:
+        raise BadSignature("the certificate of the site is not signed by a release key")
+    certificate, _ = decode(SiteCertificate, envelope.body)
+    if certificate.federation != federation:
+        raise WireError("the certificate of the site is of another federation")
+    return certificate
 
 
 def _enveloped(

@@ -19,7 +19,7 @@ from typing import Any
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.groups import Buffered
+from midge.aggregator.core.buffered import Buffered
 from midge.aggregator.core.masked_sums import MaskedSums
 from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.registry_decisions import RegistryDecisions
@@ -177,7 +177,7 @@ class AggregatorCore(CoreView):
                 actions += self._make_step(now, form="delta")
         self._gathering.begin(now)
         self.steering.begin(now)
-        if state.version == 0 and state.frozen:  # the initial model, for the first training
+        if state.version == 0 and state.frozen and not self.strategy.relays:  # the initial model, to train from
             actions += self._release(now)
         return actions + self._maybe_release(now)
 

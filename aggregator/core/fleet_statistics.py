@@ -103,6 +103,11 @@ class FleetStatistics:
         self.norms_known = False
         """Whether the reference norm is that of enough of the known devices."""
 
+    @property
+    def names(self) -> list[str]:
+        """The devices that are known."""
+        return list(self._devices)
+
     def __len__(self) -> int:
         return len(self._devices)
 

@@ -16,36 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.strategy import Waiting
-
-_ADDED: list[Any] = [0.0, 0.0, 0, False, False, 0]
-"""Values of a waiting update that checkpoints of earlier versions of Midge do not have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Buffered(Waiting):
-    """An accepted update that waits for its step, with the number (lsn) of its journal record."""
-
-    outbox: int = 0
-    trivial: bool = False
-    lsn: int = 0
-    masked: bool = False
-    """Whether only its sum with others can be decoded."""
-    group: int = 0
-    """The record (lsn) of the sum that it is in, which waits for others; 0 if there is none yet."""
-
-    def dump(self) -> list[Any]:
-        """Plain values for `load`."""
-        first = [self.lsn, self.device, self.staleness, self.weight, self.scale]
-        return [*first, self.norm, self.agreement, self.outbox, self.trivial, self.masked, self.group]
-
-    @classmethod
-    def load(cls, values: Sequence[Any]) -> "Buffered":
-        """Restore from the result of `dump`; a checkpoint of an earlier Midge has fewer values."""
-        lsn, device, staleness, weight, scale, *later = values
-        norm, agreement, outbox, trivial, masked, group = [*later, *_ADDED[len(later) :]]
-        return cls(device, staleness, weight, scale, norm, agreement, outbox, trivial, lsn, masked, group)
-
+from midge.aggregator.core.buffered import Buffered
 
 SUSPECT = 7.0
 """Score from which a device is a suspect: the test is wrong about one of 1,000 honest devices."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.groups import Buffered
+from midge.aggregator.core.buffered import Buffered
 from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import LATE_GROUPS, Strategy

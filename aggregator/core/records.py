@@ -4,6 +4,7 @@ A replay needs no clock, network or configuration: a record holds the weight of 
 step of a release. `pack` and `unpack` convert between records and bytes on disk.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -45,6 +46,12 @@ class UpdateRecord:
     """Whether it hides no other's work in a release: next to zero, or a repetition (`UpdateAdmission`)."""
     ticket: bytes = b""
     """Of a masked update: its ticket for the mask helper, without the device's name."""
+    accepted: int = 0
+    """Of a gateway's sum: the number of its devices' updates in it; 0 is a device's own update."""
+    devices: int = 0
+    """The number of distinct devices that they are of."""
+    mass: float = 1.0
+    """The sum of their weights in it: the body is the weighted sum, not the mean."""
 
     def settled(self, weight: float = 0.0) -> Settled:
         """The verdict as reported to its device, with the update's weight in its step."""
@@ -95,6 +102,8 @@ class StepRecord:
     """Of a step of several sums (`combine` is `groups`): their records, by lsn, in the order of `scales`."""
     outliers: tuple[int, ...] = ()
     """Those of `groups` whose mean lay far from the others'."""
+    masses: tuple[tuple[int, float], ...] = ()
+    """For each update, how many it stands for and the sum of their weights; empty if all are a device's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +121,47 @@ class OpenedSumRecord:
     """The slice that it covers."""
     factor: float = 1.0
     """Below 1 if it is longer than honest devices can make it: what brings it within that."""
+
+
+@dataclass(frozen=True, slots=True)
+class FollowRecord:
+    """Of a gateway: it passes on this version of the federation, as it was announced."""
+
+    lsn: int
+    generation: int
+    version: int
+    step: int
+    at: float
+    """Seconds since 1970."""
+    digest: bytes
+    envelope: bytes
+    """The announcement, byte for byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class SumRecord:
+    """Of a gateway: the weighted sum of these waiting updates, all of one base, goes to the federation as an update."""
+
+    lsn: int
+    number: int
+    """Counts from 1; the outbox records it with the update that it becomes."""
+    generation: int
+    base: int
+    base_digest: bytes
+    updates: tuple[tuple[int, float], ...]
+    """By lsn, each with its weight."""
+    scales: tuple[float, ...]
+    devices: int
+    """The number of distinct devices that they are of."""
+    tensors: tuple[int, ...] | None = None
+    examples: int = 0
+    steps: int = 0
+    """The median of theirs."""
+
+    @property
+    def mass(self) -> float:
+        """The sum of the weights."""
+        return math.fsum(weight for _, weight in self.updates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +398,8 @@ Record = (
     | ReadmitRecord
     | DropRecord
     | StrategyRecord
+    | FollowRecord
+    | SumRecord
 )
 
 _KINDS: dict[str, type[Record]] = {
@@ -370,6 +422,8 @@ _KINDS: dict[str, type[Record]] = {
     "readmit": ReadmitRecord,
     "drop": DropRecord,
     "strategy": StrategyRecord,
+    "follow": FollowRecord,
+    "sum": SumRecord,
 }
 _NAMES = {model: name for name, model in _KINDS.items()}
 _FIELDS = {model: tuple(field.name for field in fields(model)) for model in _NAMES}  # `asdict` would copy deeply

@@ -28,6 +28,10 @@ class ReleaseLog:
         self.head = logged(self.head, generation, version, digest)
         self._digests[version] = digest[:SAID]
 
+    def digest(self, version: int) -> bytes:
+        """The first bytes of the digest of a version's model; empty if unknown."""
+        return self._digests.get(version, b"")
+
     def differs(self, version: int, digest: bytes) -> bool:
         """Whether a model of another digest was released as a version; False if either digest is unknown."""
         known = self._digests.get(version, b"")

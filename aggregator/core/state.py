@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from midge.aggregator.core import records as rec
+from midge.aggregator.core.buffered import Buffered, names_of
 from midge.aggregator.core.fleet_statistics import FleetStatistics
 from midge.aggregator.core.gain_margin import GainMarginEstimator
-from midge.aggregator.core.groups import Buffered, OpenedGroups
+from midge.aggregator.core.groups import OpenedGroups
 from midge.aggregator.core.local_work import LocalWork
 from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.participation_counts import ParticipationCounter
@@ -19,6 +20,7 @@ from midge.aggregator.core.privacy_ledger import PrivacyLedger, rho_of
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_log import ReleaseLog
 from midge.aggregator.core.sequence_tracker import Outboxes
+from midge.aggregator.core.site_state import SiteState
 from midge.aggregator.core.standings import Standings
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.core.versions import Versions
@@ -50,6 +52,7 @@ class CoreState:
         self.margin = GainMarginEstimator(strategy.calibration, strategy.momentum, normalised=strategy.normalised)
         self.fleet = FleetStatistics()
         self.work = LocalWork()
+        self.site = SiteState()
         self.standings = Standings()
         self.versions = Versions()
         self.releases = ReleaseLog()
@@ -147,6 +150,8 @@ class CoreState:
                 self._roll_back(record)
             case rec.ForgetRecord():
                 self.versions.forget_before(record.before)  # the rest is in the checkpoint that follows
+            case rec.FollowRecord() | rec.SumRecord():
+                self.site.take(record, self)
             case rec.StrategyRecord():
                 pass  # noted for people
 
@@ -159,30 +164,19 @@ class CoreState:
             self.heard.take(record.device)
             # Delays count by effect: updates that hardly move the model must not hide the delays of those that do.
             weight = record.weight * self.standings.share(record.device)
-            self.margin.record(record.device, record.staleness, weight, record.base, len(self.heard))
+            names = names_of(record.device, record.devices)
+            for name in names:  # a site's delays are those of as many devices
+                self.margin.record(name, record.staleness, weight, record.base, len(self.heard) * len(names))
             self.fleet.take(record)
             self.standings.take(record.device, record.agreement, record.norm, record.reference)
-            self.buffer.append(
-                Buffered(
-                    record.device,
-                    record.staleness,
-                    record.weight,
-                    record.scale,
-                    record.norm,
-                    record.agreement,
-                    record.outbox,
-                    record.trivial,
-                    lsn=record.lsn,
-                    masked=bool(record.ticket),
-                )
-            )
+            self.buffer.append(Buffered.of(record))
 
     def _take_step(self, record: rec.StepRecord) -> None:
         self.step = record.step
         if record.dealt:
             self.groups.count(record)
-        self.applied += len(record.updates)
         weights = dict(record.updates)
+        self.applied += sum(item.count for item in self.buffer if item.lsn in weights)
         taken = [item for item in self.buffer if item.lsn in weights]
         self.buffer = [item for item in self.buffer if item.lsn not in weights]
         if not record.noise:
@@ -195,8 +189,8 @@ class CoreState:
                     self.ledger.charge(item.device, item.outbox, rho)
         if record.groups:
             self.groups.step(record, taken)
-        self.contributors |= {item.device for item in taken if not item.trivial}
-        self.trivial |= {item.device for item in taken if item.trivial}
+        self.contributors |= {name for item in taken if not item.trivial for name in item.names}
+        self.trivial |= {name for item in taken if item.trivial for name in item.names}
 
     def _roll_back(self, record: rec.RollbackRecord) -> None:
         self.generation, self.version = record.generation, record.version
@@ -319,6 +313,7 @@ class CoreState:
             "versions": self.versions.dump(),
             "log": self.releases.dump(),
             "registry": self.registry.dump(),
+            "site": self.site.dump(),
             "applied": self.applied,
             "served": self.served,
             "share": self._steering.share,
@@ -362,6 +357,8 @@ class CoreState:
         self.applied = state.get("applied", self.counts["accepted"] - len(self.buffer))
         if "registry" in state:
             self.registry.load(state["registry"])
+        if "site" in state:
+            self.site.load(state["site"])
         if "log" in state:
             self.releases.load(state["log"])
         self.contributors = set(state["contributors"])

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from midge.aggregator.core import records as rec
+from midge.aggregator.core.buffered import Buffered
 from midge.aggregator.core.fleet_statistics import FEWEST
-from midge.aggregator.core.groups import Buffered
 from midge.aggregator.core.growth_guard import GrowthGuard
 from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.participation_counts import HALF_LIFE
@@ -57,14 +57,22 @@ class StepPlanner:
 
         In a robust strategy one device fills at most half of a buffer, however often it sends.
         """
-        if self.measuring or self._strategy.masked:
-            return False  # the mask helper decides what is summed
+        if self.measuring or self._sums_elsewhere:
+            return False  # the mask helper decides what is summed, or the gateway's line
         strategy, live, buffer = self._strategy, self._steering.live, self._state.buffer
-        shares = Counter(item.device for item in buffer)
-        if (self._voices(shares) if strategy.by_device else len(buffer)) >= strategy.size(live):
+        shares, hidden = Counter[str](), Counter[str]()
+        for item in buffer:
+            summed = item.summed and strategy.sums
+            shares[item.device] += item.count if summed else 1
+            hidden[item.device] = max(hidden[item.device], item.devices if summed else 1)
+        if (self._voices(shares) if strategy.by_device else shares.total()) >= strategy.size(live):
             return True
         # A private step takes exactly K: its size must not depend on how many devices are online.
-        return strategy.privacy is None and len(shares) >= max(live, strategy.release_floor) and live > 0
+        return strategy.privacy is None and hidden.total() >= max(live, strategy.release_floor) and live > 0
+
+    @property
+    def _sums_elsewhere(self) -> bool:
+        return self._strategy.masked or self._strategy.relays
 
     def _voices(self, shares: Mapping[str, int]) -> float:
         """Number of updates that the buffer counts as, from the number of updates by device.
@@ -96,7 +104,8 @@ class StepPlanner:
         """When the first step may be made although too few norms are known to tell which update is large."""
         state = self._state
         # Only for the first step: later ones have the norms of the devices in it.
-        known = len(state.fleet) >= min(FEWEST, self._steering.live)
+        summed = sum(max(item.devices - 1, 0) for item in state.buffer)
+        known = len(state.fleet) + summed >= min(FEWEST, self._steering.live)
         if known or state.step > 0 or self._strategy.norm_bound == math.inf or self.first_heard_at is None:
             return -math.inf
         return self.first_heard_at + _FIRST_WAIT
@@ -104,7 +113,7 @@ class StepPlanner:
     @property
     def due(self) -> float | None:
         """When a step of the buffer is due; None if that takes another update."""
-        if self.since is None or self.measuring or not self._state.buffer or self._strategy.masked:
+        if self.since is None or self.measuring or not self._state.buffer or self._sums_elsewhere:
             return None
         deadline, opens = self._patience, self.comparable_from
         if self._state.step == 0 and self.filled:
@@ -116,7 +125,11 @@ class StepPlanner:
     @property
     def safe_rate(self) -> float | None:
         """The largest rate that the fleet's delays allow."""
-        return self._state.margin.rate(self._strategy.size(self._steering.live))
+        return self._safe_rate(0)
+
+    def _safe_rate(self, size: int) -> float | None:
+        """The same for a step of `size` updates, if that is more than K."""
+        return self._state.margin.rate(max(size, self._strategy.size(self._steering.live)))
 
     @property
     def mean_rate(self) -> float:
@@ -180,8 +193,13 @@ class StepPlanner:
             affords = [ledger.affords(privacy, item.device, item.outbox) for item in updates]
             weights = [weight if known else 0.0 for weight, known in zip(weights, affords, strict=True)]
         # The stalest update decides: an adaptive rate falls with the longest delay in a buffer.
+        sums = [item for item in updates if item.accepted]
+        if sums and not strategy.sums:  # a site counts as one device
+            scales = [scale / item.mass for scale, item in zip(scales, updates, strict=True)]
+            sums = []
+        size = sum(item.count for item in updates) if sums else 0
         stalest = max(item.staleness for item in updates)
-        rate = strategy.step_rate(stalest, live, self.safe_rate, self._early_rate)
+        rate = strategy.step_rate(stalest, live, self._safe_rate(size), self._early_rate, size)
         return rec.StepRecord(
             lsn=self._state.next,
             step=self._state.step + 1,
@@ -199,6 +217,7 @@ class StepPlanner:
             noise=0.0 if privacy is None else privacy.deviation,
             clip=0.0 if privacy is None else privacy.clip,
             grid=0 if privacy is None else privacy.grid,
+            masses=tuple((item.count, item.mass) for item in updates) if sums else (),
         )
 
     @property

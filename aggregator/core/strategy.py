@@ -112,6 +112,11 @@ class Waiting:
     agreement: float = 0.0
     """Cosine of the delta with the consensus direction."""
 
+    @property
+    def summed(self) -> bool:
+        """Whether it is a gateway's sum of updates."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
@@ -178,6 +183,8 @@ class Strategy:
     fetches and updates. The default leaves a single-threaded broker 99 % of its time for others. 0 sets no limit."""
     release_every: int = 1
     """Least number of steps between two releases."""
+    relays: bool = False
+    """Whether it is a gateway's: it makes no step and no release, but sums for the federation above."""
     plan: Plan = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
@@ -373,6 +380,11 @@ class Strategy:
             return math.inf  # it has a bound of its own, which does not depend on data
         return min(self.clip or math.inf, self.norm_limit or math.inf, GUARD)
 
+    @property
+    def sums(self) -> bool:
+        """Whether a gateway's sum counts as all of its updates; otherwise it counts as one device's."""
+        return self.combine == "mean" and not self.calibration and self.form == "delta"
+
     def admission_weight(self, tau: int, age: float, examples: int, usual: float | None = None) -> float:
         """The weight of an update by its staleness and, with `weigh_examples`, its rows.
 
@@ -382,27 +394,28 @@ class Strategy:
         return weight * max(1, examples) if self.weigh_examples else weight
 
     def weights(self, buffered: Sequence[Waiting]) -> list[float]:
-        """The weights of a step's updates; those of one device share its weight."""
+        """The weights of a step's updates; those of one device share its weight, those of a site are of its devices."""
         if self.single:
             return [item.weight for item in buffered]
         shares = Counter(item.device for item in buffered)
-        return [item.weight / shares[item.device] for item in buffered]
+        return [item.weight if item.summed and self.sums else item.weight / shares[item.device] for item in buffered]
 
     @property
     def adaptive(self) -> bool:
         """Whether the optimiser divides by the size of its input: its rate is no loop gain then."""
         return self.optimizer.kind != "sgd"
 
-    def step_rate(self, largest: int, live: int, safe: float | None, early: float = math.inf) -> float:
-        """The rate of a step whose stalest update is `largest` steps old, with `live` devices online."""
+    def step_rate(self, largest: int, live: int, safe: float | None, early: float = math.inf, size: int = 0) -> float:
+        """The rate of a step of `size` updates, the stalest `largest` steps old, with `live` devices online."""
         limit = self.optimizer.delay_limit
-        rate = self.mean_rate(live, safe, early)
+        rate = self.mean_rate(live, safe, early, size)
         return rate / largest if limit is not None and largest > max(limit, 1) else rate
 
-    def mean_rate(self, live: int, safe: float | None = None, early: float = math.inf) -> float:
+    def mean_rate(self, live: int, safe: float | None = None, early: float = math.inf, size: int = 0) -> float:
         """The server's rate with `live` devices online and the safe rate of `aggregator.core.gain_margin`, if known.
 
-        Until it is known, the rate is at most `early`, which is estimated from a few updates.
+        Until it is known, the rate is at most `early`, which is estimated from a few updates. `size` is the number of
+        updates in the step, if that is more than K: a gateway's sum counts as all of its own.
 
         While a device trains, the others move the model: n concurrent trainings, K to a step, add η·n/K full deltas
         before the first of them takes effect. Above about two the model may oscillate, for any K. A measured safe rate
@@ -418,7 +431,7 @@ class Strategy:
             return safe if self.rate is None else min(self.rate, GIVEN * safe)
         busy = self.pace.concurrency or self.pace.cohort or live * self.pace.share
         reach = REACH / (1 + self.calibration)  # cached deltas repeat those of a training ago
-        bound = min(1.0, reach * self.size(live) / max(busy, 1.0)) * (1 - self.momentum)
+        bound = min(1.0, reach * max(self.size(live), size) / max(busy, 1.0)) * (1 - self.momentum)
         bound = min(bound, early)
         return bound if self.rate is None else min(self.rate, bound)
 

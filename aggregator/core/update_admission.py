@@ -7,6 +7,7 @@ no reason that can pass may be among them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
@@ -30,6 +31,7 @@ OTHER_BASE = (
 )
 _ROUNDING = 1 - 1e-6
 """Keeps a clipped delta below its bound in spite of float32 rounding: the privacy guarantee assumes the bound."""
+_ROUNDED_UP = 1 + 1e-6
 _NEXT_TO_ZERO = 1 / 64
 """Fraction of the fleet's reference norm up to which an update hides nothing of one of that norm."""
 _REMEMBERED = 4096
@@ -53,6 +55,12 @@ class Bounds:
     """L2 norm to which an update is scaled down in a step, whatever the fleet's norms are."""
     first: float = 2.0**30
     """The same while the norms of fewer than half of the devices are known: the first devices may be liars."""
+    sites: tuple[str, ...] = ()
+    """Names of gateways, which alone may send sums; `*` stands for any characters."""
+
+    def is_site(self, device: str) -> bool:
+        """Whether a name is that of a gateway."""
+        return any(fnmatchcase(device, pattern) for pattern in self.sites)
 
     @classmethod
     def of(cls, schema: Schema) -> "Bounds":
@@ -197,6 +205,8 @@ class UpdateAdmission:
             return Verdict.TOO_LARGE, f"{update.size} bytes; at most {largest} are allowed"
         if (why := self._unlike_plan(update)) is not None:
             return Verdict.UNKNOWN_CODEC, why
+        if update.accepted and (why := self._no_sum(device, update)):
+            return Verdict.BAD_ENCODING, why
         if update.entry:
             return None
         try:
@@ -204,6 +214,17 @@ class UpdateAdmission:
         except WireError as error:
             return Verdict.UNKNOWN_CODEC, str(error)
         return None
+
+    def _no_sum(self, device: str, update: Update) -> str:
+        """Why a gateway's sum cannot be used; empty if it can."""
+        if not self.bounds.is_site(device):
+            return "it is a sum of updates, and this device is no site of the federation: midge aggregate --site NAME"
+        if self._strategy.privacy is not None or self._strategy.relays:
+            return "this federation takes no sums: differential privacy, or another gateway, needs single updates"
+        most = MOST if self._strategy.weigh_examples else update.accepted * _ROUNDED_UP
+        if not 0 < update.weight <= most or not 0 < update.devices <= update.accepted:
+            return f"{update.accepted} updates of {update.devices} devices cannot weigh {update.weight:g}"
+        return ""
 
     def _unlike_plan(self, update: Update) -> str | None:
         """Why an update that is masked, or is not, cannot be summed with the others; None if it can."""
@@ -242,6 +263,9 @@ class UpdateAdmission:
             body=update.digest,
             trivial=self._trivial(event, reference),
             ticket=frames.encode(masking.ticket_of(update)) if self._strategy.masked else b"",
+            accepted=update.accepted,
+            devices=update.devices,
+            mass=update.weight if update.accepted else 1.0,
         )
 
     def refused(self, device: str, update: Update, verdict: Verdict, why: str) -> rec.UpdateRecord:
@@ -268,6 +292,7 @@ class UpdateAdmission:
         examples, typical = min(update.examples, MOST), state.fleet.examples()
         if typical:
             examples = min(examples, round(_CLAIM * typical))
+        examples = 1 if update.accepted else examples  # those of a sum are in its mass
         weight = self._strategy.admission_weight(tau, age, examples, state.fleet.staleness(device))
         bound = self._strategy.fairness
         return weight if bound is None else weight * state.heard.correction(device, bound)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 from midge.aggregator.core.encoder_doubt import doubt
@@ -13,6 +14,7 @@ from midge.aggregator.core.privacy_ledger import PrivacySpent
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_pacer import ReleasePacer
 from midge.aggregator.core.release_schedule import ReleaseSchedule
+from midge.aggregator.core.site_sums import SiteSums
 from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
@@ -36,6 +38,11 @@ class CoreView:
     _gathering: StatisticsPhase
     thrift: ReleasePacer
     _announced_at: float
+
+    @cached_property
+    def site(self) -> SiteSums:
+        """Of a gateway: decides on sums for the federation above."""
+        return SiteSums(self.strategy, self._state, self._steps)
 
     @property
     def deadline(self) -> float | None:
@@ -153,12 +160,12 @@ class CoreView:
     @property
     def buffered(self) -> int:
         """Number of accepted updates that wait for their step."""
-        return len(self._state.buffer)
+        return sum(item.count for item in self._state.buffer)
 
     @property
     def oldest_needed(self) -> int:
         """The lowest lsn whose body a restart may still need."""
-        return min(self._state.needed, default=self._state.next)
+        return min([*self._state.needed, *self._state.site.needed], default=self._state.next)
 
     @property
     def needed(self) -> list[int]:

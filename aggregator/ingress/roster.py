@@ -45,13 +45,15 @@ class Roster:
         """Requested signature schemes of receipts, by device."""
         self.greeted: Callable[[str], None] = lambda _device: None
         """Called with one of these when it sends its status."""
+        self.is_site: Callable[[str], bool] = lambda _device: False
+        """Whether a name is that of a gateway."""
         self._online = 0
         self._unlike: Mapping[str, str] = {}
 
     def conditions(self) -> list[ev.Event]:
         """Events that inform a rebuilt core about the devices."""
         # Counted again: a test, or a restart, may have added statuses.
-        self._online = sum(hello.state.live for hello in self.devices.values())
+        self._online = sum(self._count(name, hello) for name, hello in self.devices.items())
         return [ev.DevicesOnline(self._online), *self._compared()]
 
     def begin_connection(self, now: float) -> None:
@@ -88,10 +90,16 @@ class Roster:
             self.waits.pop(device, None)
         if before is None or before.features != hello.features:
             found += self._named(device, hello)
-        self._online += int(hello.state.live) - int(before is not None and before.state.live)
+        self._online += self._count(device, hello) - self._count(device, before)
         if before is None or before.state is not hello.state:
             self._outlet.tell("device", device=device, state=hello.state.value)
         return [*found, ev.DevicesOnline(self._online)]
+
+    def _count(self, device: str, hello: Hello | None) -> int:
+        """The number of online devices that a status stands for: those of its site, if it is a gateway's."""
+        if hello is None or not hello.state.live:
+            return 0
+        return max(1, hello.devices) if self.is_site(device) else 1
 
     def _make_room(self) -> list[ev.Event]:
         """Forget the status of the longest silent device without an accepted update."""
@@ -125,7 +133,7 @@ class Roster:
         self.waits.pop(device, None)
         self.sizes.hear(device, 0)
         self.verifies.pop(device, None)
-        self._online -= gone is not None and gone.state.live
+        self._online -= self._count(device, gone)
         compared = self._compared() if device in self._unlike else []
         return [ev.DevicesOnline(self._online), *compared]
 

@@ -97,6 +97,14 @@ class Averaging:
         delta[self._places] = 0
         return replace(item, delta=delta, averaged=item.delta[self._places])
 
+    def whole(self, item: Contribution) -> Vector:
+        """The delta with its averaged part, as it was sent."""
+        if item.averaged is None:
+            return item.delta
+        delta = item.delta.copy()
+        delta[self._places] = item.averaged
+        return delta
+
     def values(self, x: Vector) -> Vector:
         """A copy of the averaged values of a model."""
         return x[self._places]
@@ -106,14 +114,15 @@ class Averaging:
         if not self:
             return
         weight, count, mean = (np.zeros(self._places.size, np.float32) for _ in range(3))
-        for (_, a), item in zip(record.updates, items, strict=True):
+        masses = record.masses or ((1, 1.0),) * len(items)
+        for (_, a), (many, mass), item in zip(record.updates, masses, items, strict=True):
             base = self._published.get(item.base)
             if base is None or item.averaged is None:
                 continue
             covered = self._covered(item)
-            own = np.float32(a) * covered
+            own = np.float32(a) * np.float32(mass) * covered
             weight += own
-            count += covered
+            count += np.float32(many) * covered
             mean += _quotient(own, weight) * ((base + item.averaged) - mean)
         share = np.minimum(_share(record) * _normalised(record, weight, count), count / (count + np.float32(1)))
         x[self._places] = before + share * (mean - before)

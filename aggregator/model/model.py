@@ -7,13 +7,13 @@ journal on a checkpoint gives the same bits anywhere.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from midge.aggregator.core.records import ReleaseRecord, ServeRecord, StepRecord
+from midge.aggregator.core.records import ReleaseRecord, ServeRecord, StepRecord, SumRecord
 from midge.aggregator.model.averaging import Averaging
 from midge.aggregator.model.movement import Movement
 from midge.aggregator.model.quantiser import Quantiser
@@ -106,6 +106,17 @@ class Model:
     def contribution(self, delta: Vector, tensors: tuple[int, ...] | None, base: int, device: str) -> Contribution:
         """A decoded update, prepared for a step."""
         return self._averaging.split(Contribution(delta, tensors, base, device))
+
+    def total(self, record: SumRecord, contributions: Sequence[Contribution]) -> Vector:
+        """The weighted sum of updates for the federation above, in float32, in the order of the record.
+
+        These are the operations of a step before its division, so that a step of sums is one of their updates.
+        """
+        total = np.zeros(self.schema.size, np.float32)
+        for (_, weight), scale, item in zip(record.updates, record.scales, contributions, strict=True):
+            scaled = item if scale == 1 else replace(item, delta=np.float32(scale) * item.delta)
+            total += np.float32(weight) * self._averaging.whole(scaled)
+        return total
 
     def apply(self, record: StepRecord, contributions: Sequence[Contribution], noise: Noise | None = None) -> None:
         """Apply one step of the record: `contributions` are in the order of its updates."""

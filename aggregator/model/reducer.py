@@ -26,6 +26,7 @@ _BLOCKED = 2**15
 """Coordinates combined at a time."""
 _BLOCK = 256
 """Values of a cached delta that share a scale."""
+_ONE = np.float32(1)
 _UNKNOWN = -1
 """The step of a delta in a checkpoint of an earlier Midge: it counts as cached in the next step."""
 CACHE_BYTES = 2**30
@@ -146,6 +147,10 @@ class _Item:
     weight: np.float32
     scale: np.float32
     contribution: Contribution
+    count: int = 1
+    """How many updates it stands for."""
+    mass: np.float32 = _ONE
+    """The sum of their weights: of a gateway's sum, what the delta was not divided by."""
 
     def delta(self, place: slice) -> Vector:
         part: Vector = self.contribution.delta[place]
@@ -168,9 +173,12 @@ def make_step(  # noqa: PLR0917 - a formula's terms
         mean = np.divide(total, np.float32(record.divisor), dtype=np.float32)
         x += _optimised(record, mean, slice(0, schema.size), state, schema.size)
         return
+    masses = record.masses or ((1, 1.0),) * len(record.updates)
     items = [
-        _Item(np.float32(weight), np.float32(scale), contribution)
-        for (_, weight), scale, contribution in zip(record.updates, scales, contributions, strict=True)
+        _Item(np.float32(weight), np.float32(scale), contribution, count, np.float32(mass))
+        for (_, weight), scale, contribution, (count, mass) in zip(
+            record.updates, scales, contributions, masses, strict=True
+        )
     ]
     if record.cached_since:
         state.forget_before(record.cached_since, record.step)
@@ -274,11 +282,11 @@ def _divisor(record: StepRecord, items: Sequence[_Item]) -> np.float32:
         return np.float32(record.divisor)
     match record.normalise:
         case "count":
-            return np.float32(len(items))
+            return np.float32(sum(item.count for item in items))
         case "weight":
             total = np.float32(0)
             for item in items:
-                total += item.weight
+                total += item.weight * item.mass
             return total
         case _:
             return np.float32(1)

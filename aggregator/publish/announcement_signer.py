@@ -164,6 +164,8 @@ class AnnouncementSigner:
         """Set from the store."""
         self.helper = b""
         """The mask helper's statement of its keys, for devices that mask their updates."""
+        self.site, self.certificate = "", b""
+        """Of a gateway: its site, and the release key's statement of the key that signs here."""
         self.token = 0
         """The fencing token of this start."""
         self.verifies: Mapping[str, str] = {}

@@ -300,6 +300,7 @@ class ModelPublisher:
             plan=core.plan,
             participation=core.steering.participation(),
             smallest_chunk=min(self.sizes.least, self.chunk),
+            weigh_examples=core.strategy.weigh_examples,
             byte_rate=core.strategy.byte_rate,
             devices=core.thrift.devices,
             features=core.features,

@@ -198,11 +198,11 @@ class Store(StoreDatabase):
         ((count,),) = self.query("SELECT (SELECT count(*) FROM checkpoints) + (SELECT count(*) FROM journal)")
         return bool(count == 0)
 
-    def create(self, schema: Schema) -> None:
-        """Begin a lineage in an empty store."""
+    def create(self, schema: Schema, lineage: bytes = b"") -> None:
+        """Begin a lineage in an empty store, or continue that of the federation above, at a gateway."""
         assert self.schema is None
         # Random, so that a new store is never taken for the one whose updates devices still hold.
-        self.lineage, self.schema = secrets.token_bytes(16), schema
+        self.lineage, self.schema = lineage or secrets.token_bytes(16), schema
         meta = {
             FORMAT_NAME: FORMAT,
             MIDGE_NAME: version(),

@@ -34,6 +34,7 @@ def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState, 
         waits=parts.waits[:400] if state.live else "",
         keeps=parts.predicting.keeps if state.live or state is DeviceState.SLEEPING else 0,
         verifies=parts.identity.verifies,
+        devices=parts.devices,
         number=number,
         to=to,
     )

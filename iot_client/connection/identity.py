@@ -230,7 +230,7 @@ class Identity:
         if not (self.seals(announcement) and announcement.hides):
             return message
         try:
-            return sealing.hide(self._topics.federation, self._name, message, announcement.seal_key)
+            return sealing.hide(self._topics.federation, self._name, message, self._opened_by(announcement))
         except WireError:  # a bad key in the signed announcement: the aggregator's fault
             return sealing.withheld(message)
 
@@ -238,6 +238,10 @@ class Identity:
         """Whether messages under this announcement are sealed. The key of an unsigned announcement is not used."""
         return self.pinned and len(announcement.seal_key) == 32
 
-    @staticmethod
-    def _sealed(body: bytes, announcement: Announcement, about: bytes) -> bytes:
-        return sealing.seal(body, announcement.seal_key, about)
+    def _opened_by(self, announcement: Announcement) -> bytes:
+        """The key that messages are sealed to: the gateway's at a site, otherwise the announced one."""
+        site = self._trusts["train"].site
+        return announcement.seal_key if site is None else site.seal_key
+
+    def _sealed(self, body: bytes, announcement: Announcement, about: bytes) -> bytes:
+        return sealing.seal(body, self._opened_by(announcement), about)

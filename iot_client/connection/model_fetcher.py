@@ -42,10 +42,13 @@ class Fetcher:
         channel: Frames = "train",
         limit: int = 2**30,
         progress: Callable[[int, int], None] = lambda _done, _total: None,
+        finished: Callable[[FrameInfo, memoryview], None] = lambda _frame, _data: None,
     ) -> None:
         self._topics, self._device, self._channel = topics, device, channel
         self._progress = progress
         """Called with the number of bytes received, and of all requested ones."""
+        self._finished = finished
+        """Called with each fetched frame, in a thread."""
         self._window, self._patience = 2, PATIENCE
         self._limit = limit
         """Most bytes of a frame that is accepted."""
@@ -208,8 +211,26 @@ class Fetcher:
             except PublishRefused as error:
                 raise FetchError(str(error)) from error
 
+    async def frame(self, connection: Connection, announcement: Announcement, frame: FrameInfo) -> bytes:
+        """Fetch one frame as it is, without applying it.
+
+        Raises:
+            FetchError: a chunk is missing.
+            WireError: the chunks are not of one frame.
+            ConnectionLost: the connection ended.
+        """
+        self._announcement = announcement
+        self._assemblies.clear()
+        await self._collect(connection, (frame,))
+        return bytes(self._assemblies[frame.version, frame.span].finish())
+
+    def _finish(self, frame: FrameInfo) -> memoryview:
+        data = self._assemblies[frame.version, frame.span].finish()
+        self._finished(frame, data)
+        return data
+
     def _apply(self, announcement: Announcement, way: Sequence[FrameInfo], state: State | None) -> State:
-        state = lineage.follow(way, lambda frame: self._assemblies[frame.version, frame.span].finish(), state)
+        state = lineage.follow(way, self._finish, state)
         if state is None or state.schema.hash != announcement.schema_hash or state.digest() != announcement.digest:
             raise WireError("the model's digest is not the announced one")
         return state

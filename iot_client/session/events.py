@@ -83,6 +83,14 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
+class Summed:
+    """A gateway made a sum of its devices' updates, whether or not it trains; the body is under `key`."""
+
+    update: Update
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
 class NothingToSend:
     """A training has ended without an update worth sending."""
 
@@ -151,6 +159,7 @@ Event = (
     | Fetched
     | FetchFailed
     | Trained
+    | Summed
     | NothingToSend
     | Killed
     | Hindered
@@ -251,6 +260,14 @@ class Renew:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteSite:
+    """Record whose receipts settle what is sent from here on, before anything is sent there."""
+
+    site: str
+    """The site of a gateway; empty is the federation's own aggregator."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """A verdict, for the device's log and for its owner."""
 
@@ -269,6 +286,7 @@ Action = (
     | SendChunks
     | Forget
     | Renew
+    | NoteSite
     | Tell
     | Unsuited
 )

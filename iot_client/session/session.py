@@ -24,6 +24,7 @@ from midge.iot_client.session.events import (
     Hindered,
     Killed,
     LinkMeasured,
+    NoteSite,
     NothingToSend,
     NotStored,
     ReadAnnouncement,
@@ -31,6 +32,7 @@ from midge.iot_client.session.events import (
     Renewed,
     SizeRefused,
     StoreUpdate,
+    Summed,
     Tell,
     Trained,
 )
@@ -63,6 +65,7 @@ class DeviceSession:
         jitter: a random number in [0, 1), new at each call: spreads what many devices would do at once.
         settings: of its owner.
         sent: the highest seq that was ever sent; None if unknown.
+        site: where that was sent: the site of a gateway, or empty for the federation's own aggregator.
     """
 
     def __init__(
@@ -75,7 +78,9 @@ class DeviceSession:
         *,
         settings: SessionSettings | None = None,
         sent: int | None = None,
+        site: str = "",
     ) -> None:
+        self._site = site
         self._settings = settings or SessionSettings()
         self._jitter = jitter
         self._situation = Situation()
@@ -215,6 +220,8 @@ class DeviceSession:
                 cycle.fetch_failed(start_over, now)
             case Trained(update, key):
                 return self._trained(update, key, now)
+            case Summed(update, key):
+                return [StoreUpdate(self._sending.add(update), key), *self._sending.send(now)]
             case NothingToSend():
                 cycle.training_ended(None)
                 return cycle.begin_next(now)
@@ -293,6 +300,8 @@ class DeviceSession:
     def _aggregator_seen(self, status: AggregatorStatus, now: float) -> list[Action]:
         if status.token <= MOST_TOKEN:
             self._fence = max(self._fence, status.token)
+        if status.site != self._site and self.link is not Link.DOWN:
+            return self._moved(status, now)
         before, self._situation.aggregator = self._situation.aggregator, status
         back = before is None or before.boot != status.boot or (before.state in _GONE and status.state not in _GONE)
         if self.link is Link.DOWN or not back:
@@ -309,6 +318,15 @@ class DeviceSession:
             self._greeting.due = now + self._jitter() * spread
             return []
         return self._greet(now)
+
+    def _moved(self, status: AggregatorStatus, now: float) -> list[Action]:
+        """Another aggregator answers here than the one that we sent to: what it may have settled is dropped.
+
+        Sent again here, it would count twice.
+        """
+        self._site, sent = status.site, self._sending.sent
+        renewed = [self._sending.renew((), ())] if sent else []
+        return [*renewed, NoteSite(status.site), *self._aggregator_seen(status, now)]
 
     # ---------------------------------------------------------------------- outbox
 

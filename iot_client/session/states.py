@@ -23,6 +23,7 @@ class Work(Enum):
 LINKS: dict[tuple[Link, str], Link] = {
     (Link.DOWN, "connected"): Link.GREETING,
     (Link.GREETING, "receipt"): Link.UP,
+    (Link.GREETING, "outbox renewed"): Link.GREETING,
     (Link.GREETING, "disconnected"): Link.DOWN,
     (Link.UP, "aggregator restarted"): Link.GREETING,
     (Link.UP, "outbox renewed"): Link.GREETING,

@@ -16,7 +16,16 @@ from functools import lru_cache
 from midge.wire import clocks, frames, messages, signing
 from midge.wire.errors import WireError
 from midge.wire.lineage import logged
-from midge.wire.messages import MOST_TOKEN, AggregatorStatus, Announcement, Envelope, ModelAlias, Receipt, Trouble
+from midge.wire.messages import (
+    MOST_TOKEN,
+    AggregatorStatus,
+    Announcement,
+    Envelope,
+    ModelAlias,
+    Receipt,
+    SiteCertificate,
+    Trouble,
+)
 from midge.wire.signing import BadSignature, PublicKey
 from midge.wire.topics import Channel
 
@@ -47,6 +56,8 @@ class Newest:
     """The hash over all releases up to that version; empty if unknown."""
     token: int = 0
     """The highest fencing token of an aggregator: one with a lower one has been replaced."""
+    site: str = ""
+    """The site of whose gateway that token is; empty is the federation's own aggregator."""
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -84,6 +95,9 @@ class Trust:
         self._written, self._written_at = self.newest, 0.0
         self._floor = self.newest.issued
         self._floor_at: float | None = None
+        self.site: SiteCertificate | None = None
+        """The certificate of the gateway that answers here; None is the federation's own aggregator."""
+        self._site_keys: list[PublicKey] = []
         self.doubt = ""
         """Why our clock or the aggregator's is wrong, as text; empty if they agree."""
 
@@ -196,7 +210,7 @@ class Trust:
             raise Untrusted(f"the releases up to version {announcement.version} are not those that were known here")
 
     def _accept(self, announcement: Announcement, keys: list[PublicKey], number: int, wall: float, now: float) -> None:
-        issued, known, token = announcement.issued, self.newest.issued, self.newest.token
+        issued, known, token, site = announcement.issued, self.newest.issued, self.newest.token, self.newest.site
         self.doubt = ""
         if announcement.epoch > self.newest.epoch:
             self._floor, known, token = 0.0, 0.0, 0
@@ -221,6 +235,7 @@ class Trust:
             keys=tuple(key.raw for key in keys),
             log=announcement.log,
             token=token,
+            site=site,
         )
 
     def alias(self, payload: bytes, wall: float, now: float) -> ModelAlias:
@@ -256,7 +271,7 @@ class Trust:
         if self.pinned:
             _, signature = signing.split(receipt, body)
             head = signing.head_of(payload, body)
-            if not any(key.verifies(signature, signing.RECEIPT, self._context, head) for key in self._keys):
+            if not any(key.verifies(signature, signing.RECEIPT, self._context, head) for key in self._answering):
                 raise BadSignature("the receipt is not signed by a key that this device trusts")
             if isinstance(receipt, Trouble):
                 return receipt
@@ -274,10 +289,29 @@ class Trust:
         status, _ = messages.decode(AggregatorStatus, payload)
         if not self.pinned:
             return status
-        if not signing.signs_for_federation(self._keys, self._federation, payload):
-            return status.model_copy(update={"token": 0})
+        keys, certificate = self._keys, None
+        if status.certificate:
+            certificate = signing.read_certificate(status.certificate, self._federation, self._keys)
+            if 0 < certificate.expires < self.newest.issued:
+                raise Untrusted(f"the certificate of the site {certificate.site} has expired: midge gateway certify")
+            keys = [signing.read_public(certificate.key)]
+        if not signing.signs_for_federation(keys, self._federation, payload):
+            return status.model_copy(update={"token": 0, "site": self.newest.site, "certificate": b""})
+        self._move(certificate, keys)
         self._fence(status.token)
-        return status
+        return status.model_copy(update={"site": self.newest.site})
+
+    def _move(self, certificate: SiteCertificate | None, keys: list[PublicKey]) -> None:
+        """Take receipts from another aggregator from here on: a site's gateway, or the federation's own."""
+        self.site, self._site_keys = certificate, [] if certificate is None else keys
+        site = "" if certificate is None else certificate.site
+        if site != self.newest.site:
+            self.newest = replace(self.newest, site=site, token=0)  # each counts its own starts
+
+    @property
+    def _answering(self) -> list[PublicKey]:
+        """Keys that sign receipts here."""
+        return self._site_keys or self._keys
 
     def _fence(self, token: int) -> None:
         if self.newest.token < token <= MOST_TOKEN:

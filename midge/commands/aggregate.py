@@ -54,6 +54,13 @@ def register(subparsers: Subparsers) -> None:
         help="micro: for a fleet of microcontrollers, whatever the app's plan says: int8:256 without error feedback, "
         "one update at a time, models in parts of 1 KiB",
     )
+    parser.add_argument(
+        "--site",
+        metavar="NAME",
+        action="append",
+        help="a gateway that may send sums of its devices' updates (midge gateway); * stands for any characters; "
+        "may be given again",
+    )
     parser.add_argument("--model", metavar="FILE", help="write the model to this file at the end (safetensors)")
     parser.add_argument(
         "--metrics",
@@ -91,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
         fields["credential_files"] = endpoint.credential_files
     if args.raise_epoch:
         fields["raise_epoch"] = True
+    if args.site:
+        fields["sites"] = args.site
     if args.replace:
         fields["replace"] = True
     if args.features is not None:

@@ -38,6 +38,9 @@ def register(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--micro", type=int, default=0, metavar="N", help="about N of the devices are microcontrollers, ESP32s in C"
     )
+    group.add_argument(
+        "--sites", type=int, default=0, metavar="N", help="put N gateways between the devices and the aggregator"
+    )
     group.add_argument("--days", type=float, help="of the profile's time (default: 7; 1 of a live fleet)")
     group.add_argument("--target", type=float, help="an accuracy to hold, or an RMSE; missed: exit code 1")
     group.add_argument("--stop", action="store_true", help="end once the target is held")
@@ -91,7 +94,7 @@ def fleet_of(args: argparse.Namespace) -> "ProfileFleet":
         raise Problem(f'A virtual fleet needs {error.name}: pip install "midge[demo]"') from error
     above_zero = {"days": 7, "learning_rate": 0.1, "interval": 6, "target": 0.93, "drift": 2}
     at_least_one = ("workers", "seeds", "buffer_size", "local_steps", "batch_size", "fresh")
-    refuse_impossible(args, above_zero, at_least_one, ("seed", "micro"))
+    refuse_impossible(args, above_zero, at_least_one, ("seed", "micro", "sites"))
     if args.stop and args.target is None:
         raise Problem("--stop ends a run at its target: give one with --target.")
     names = ("data", "seed", "model", "strategy", "buffer_size", "learning_rate", "local_steps", "batch_size", "codec")
@@ -110,6 +113,7 @@ def fleet_of(args: argparse.Namespace) -> "ProfileFleet":
         drift=args.drift,
         fresh=args.fresh,
         micro=args.micro,
+        sites=args.sites,
     )
 
 

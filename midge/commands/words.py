@@ -110,6 +110,14 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Dropped what came on {topic}: {why} ({counted(untold, 'other')} before it unreported)"
         case {"event": "trouble", "why": why}:
             return f"The aggregator dropped what this device sent: {why}"
+        case {"event": "moved", "site": site}:
+            return f"Updates are settled by {f'the site {site}' if site else 'the federation'} from now on."
+        case {"event": "passed_on", "version": version}:
+            return f"Version {version} passed on to the site's devices."
+        case {"event": "sum", "updates": updates, "devices": devices, "base": base}:
+            return f"Sent the sum of {counted(updates, 'update')} of {counted(devices, 'device')} from version {base}."
+        case {"event": "given_up", "updates": updates, "why": why}:
+            return f"Dropped {counted(updates, 'update')} that may have been sent before: {why}."
         case {"event": "helper_away", "waiting": waiting}:
             return f"The mask helper does not answer: {counted(waiting, 'update')} wait for it."
         case {"event": "helper_back"}:

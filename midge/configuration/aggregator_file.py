@@ -32,7 +32,7 @@ OPTIONS: Final[Mapping[str, Table]] = {
 FIELDS: Final[Mapping[str, Sequence[str]]] = {
     "federation": (
         *("root", "features", "roles", "moments"),
-        *("statistics_devices", "statistics_deadline", "statistics_factor"),
+        *("statistics_devices", "statistics_deadline", "statistics_factor", "sites"),
     ),
     "broker": ("keepalive", "chunk", "smallest_chunk", "memory"),
     "store": ("checkpoint_records", "retention"),

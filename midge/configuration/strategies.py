@@ -26,8 +26,9 @@ STALENESS: Final = {
     make.__name__: make for make in (staleness.constant, staleness.polynomial, staleness.hinge, staleness.relative)
 }
 OPTIMIZERS: Final = {make.__name__: make for make in (sgd, adam)}
-_ELSEWHERE: Final = ("name", "plan", "rate", "rho", "privacy")
-"""Not among a preset's keys: `rate` is `server_rate` or `alpha`, `rho` is `proximal` of [plan], privacy of one only."""
+_ELSEWHERE: Final = ("name", "plan", "rate", "rho", "privacy", "relays")
+"""Not among a preset's keys: `rate` is `server_rate` or `alpha`, `rho` is `proximal` of [plan], privacy of one only,
+`relays` of gateways."""
 _SAME: Final = {"server_rate": "rate", "alpha": "rate"}
 """Arguments of presets, with the field of `Strategy` that they set."""
 _TEXTS: Final = {

@@ -343,6 +343,7 @@ class LiveRun:
             boards={},  # a live fleet does not know when a real board sleeps
             left_out=population.left_out,
             privacy={},  # a profile's strategy is not private
+            sites={},
             bytes_at=np.array([row[4] for row in rows], np.int64).reshape(-1, 2),
             refused=dict(members.refused),
             trainings=members.trainings,

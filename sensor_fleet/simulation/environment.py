@@ -67,9 +67,10 @@ class Environment:
 
     def predicted(self, shard: Sequence["Participant"]) -> Iterator[tuple[Task, Start]]:
         """Predict the trainings that these devices will start from the newest version, soonest first."""
-        newest, pause = self.server.publisher.published[-1], self.server.core.strategy.release_interval
-        if not pause:
+        published, pause = self.server.publisher.published, self.server.core.strategy.release_interval
+        if not pause or not published:
             return
+        newest = published[-1]
         now = self.clock.now
         horizon = max(newest.at + pause, now + pause / 8)
         found = [(when, one.number, one) for one in shard if (when := one.next_training_at(newest)) < horizon]

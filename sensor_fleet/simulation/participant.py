@@ -325,6 +325,9 @@ class Participant:
         self._reader.again()
         self.link.deliver(self.look, self.link.latency)
 
+    def note_site(self, site: str) -> None:
+        pass
+
     def tell_settled(self, settled: Settled) -> None:
         pass
 

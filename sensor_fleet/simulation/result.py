@@ -110,6 +110,9 @@ class Simulated:
     """Number of trouble messages to devices, by reason."""
     boards: Mapping[str, BoardCosts] = field(default_factory=dict)
     """Costs of the microcontrollers of each class, by class name."""
+    sites: Mapping[str, int] = field(default_factory=dict)
+    """Of a federation with gateways: their number, the bytes at the root, the sums, and the updates of devices that
+    were lost or counted twice between site and root; empty without them."""
     left_out: tuple[str, ...] = ()
     """A sentence for each class that is left out because the model does not fit into its memory."""
     privacy: Mapping[str, float] = field(default_factory=dict)

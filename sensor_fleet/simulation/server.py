@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
+
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
@@ -242,8 +244,11 @@ class Server:
         body = self._bodies[action.key]
         decoded = body.decoded
         assert decoded is not None
-        body.direction = self.engine.direction(self.core.strategy, decoded.delta)
-        return ev.Decoded(action.device, action.update, action.key, decoded.norm, self.engine.agreement(body.direction))
+        mass = action.update.weight if action.update.accepted else 1.0  # a site is judged by the mean of its devices
+        mean = decoded.delta if mass == 1 else decoded.delta / np.float32(mass)
+        body.direction = self.engine.direction(self.core.strategy, mean)
+        agreement = self.engine.agreement(body.direction)
+        return ev.Decoded(action.device, action.update, action.key, decoded.norm / mass, agreement)
 
     def commit(self, entries: Sequence[ev.Journal]) -> None:
         """Store what the engine reads again, and what a restart recovers from."""

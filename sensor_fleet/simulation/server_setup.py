@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from midge.aggregator.core.core import AggregatorCore, Bounds
@@ -52,6 +52,8 @@ class ServerSetup:
     """Receive buffer of the smallest device in bytes; None sets no limit."""
     memory: int = 2**30
     """Maximum bytes of updates that are being reassembled."""
+    sites: Sequence[str] = ()
+    """Names of gateways."""
     moments: Sequence[Moment] = ()
     statistics_devices: int = 5
     checkpoint: int | None = None
@@ -65,7 +67,7 @@ class ServerSetup:
             schema_hash=self.schema.hash,
             moments=self.moments,
             statistics_devices=self.statistics_devices,
-            bounds=Bounds.of(self.schema),
+            bounds=replace(Bounds.of(self.schema), sites=tuple(self.sites)),
         )
 
 

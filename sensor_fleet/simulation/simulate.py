@@ -10,6 +10,7 @@ import numpy as np
 
 from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
+from midge.gateway.pace import SitePace
 from midge.iot_client.training.fit import Recipe, Trainer
 from midge.sensor_fleet.data import FleetData
 from midge.sensor_fleet.lazily import names_of
@@ -60,6 +61,8 @@ def simulate(
     speed_up: float = 1.0,
     tamper: Tamper | None = None,
     incidents: Incidents | None = None,
+    sites: int = 0,
+    pace: SitePace | None = None,
 ) -> Simulated:
     """Simulate a federation for a number of virtual seconds.
 
@@ -97,6 +100,8 @@ def simulate(
             times are the profile's.
         tamper: intercepts updates before the aggregator, to simulate attackers.
         incidents: restarts, pauses, outages, delays and clock errors.
+        sites: number of gateways between the devices and the aggregator; 0 connects the devices to it.
+        pace: when gateways send sums.
 
     Raises:
         ValueError: arguments that contradict each other or are out of range.
@@ -104,7 +109,11 @@ def simulate(
     began = time.perf_counter()
     if speed_up != 1 and (profile is None or isinstance(data, Stream)):
         raise ValueError(f"speed_up={speed_up:g}: only a profile's fleet can be scaled, without streaming data.")
+    if sites and (tamper is not None or incidents is not None):
+        raise ValueError("sites= simulates no attackers and no incidents: leave tamper= and incidents= out.")
     names = _names(train, devices, data)
+    if not 0 <= sites <= len(names):
+        raise ValueError(f"sites={sites}: give at most one for each of the {len(names)} devices, or 0.")
     stream = data if isinstance(data, Stream) and isinstance(train, FleetModel) else None
     if speeds is not None and len(speeds) != len(names):
         raise ValueError(f"speeds has {len(speeds)} numbers for {len(names)} devices.")
@@ -144,6 +153,8 @@ def simulate(
             stream=stream,
             tamper=tamper,
             incidents=incidents,
+            sites=sites,
+            pace=pace or SitePace(),
         )
         simulation = VirtualFederation(setup)
         _refuse_idle(strategy, len(names))

@@ -13,6 +13,7 @@ FOLDERS: dict[Service, str] = {
     "device": "iot_client",
     "authority": "broker/provisioning",
     "helper": "mask_helper",
+    "gateway": "gateway",
 }
 OPEN = {"receipt", "unusual", "usual", "erased", "silent", "dropped"}
 """Events with fields that the call does not spell: `**fields`."""

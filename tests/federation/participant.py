@@ -172,6 +172,9 @@ class Participant:
     def forget(self, through: int) -> None:
         self.outbox.forget(through)
 
+    def note_site(self, site: str) -> None:
+        pass
+
     def tell_settled(self, settled: Settled) -> None:
         if settled.verdict.final:
             self.ledger.told[self.name, self.session.outbox, settled.seq] = settled.verdict

@@ -26,7 +26,17 @@ DEVICE_POINTS = tuple(POINTS)[tuple(POINTS).index("model.fetched") :]
 ONCE = ("store.created", "recovery.replayed", "registered.stored", "alias.handed_over")
 """Points that a life comes to once, or once a second."""
 MORE_HITS = {"post.acknowledged": (5, 9, 17, 33), "publish.acknowledged": (3, 5, 8), "commit.within": (11,)}
-ELSEWHERE = {"history.within", "sum.opened", "sum.combined", "helper.writing", "helper.written", "helper.answered"}
+SITES = ("site.stored", "site.followed", "site.summed")
+"""Of gateways (`tests/gateway/test_kills.py`)."""
+ELSEWHERE = {
+    "history.within",
+    "sum.opened",
+    "sum.combined",
+    "helper.writing",
+    "helper.written",
+    "helper.answered",
+    *SITES,
+}
 """Of the history, which is rarely written (`tests/aggregator/test_history.py`), and of masks, which a ledger
 does not use (`tests/masking/test_kills.py`)."""
 CHUNKED = ("update.offered", "chunks.handed_over")

@@ -13,7 +13,7 @@ from benchmarks.device import PACKAGES
 ROOT = Path(__file__).parents[2]
 HEAVY = (
     "torch", "aiomqtt", "safetensors", "sklearn", "scipy", "rich", "starlette", "uvicorn", "midge.aggregator",
-    "midge.dashboard", "midge.mask_helper", "midge.sensor_fleet",
+    "midge.dashboard", "midge.gateway", "midge.mask_helper", "midge.sensor_fleet",
 )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from midge.aggregator import helper_link
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.groups import SUSPECT, Buffered, OpenedGroups
+from midge.aggregator.core.buffered import Buffered
+from midge.aggregator.core.groups import SUSPECT, OpenedGroups
 from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.presets import secure
 from midge.aggregator.core.strategy import Strategy

@@ -29,6 +29,7 @@ from midge.wire.messages import (
     Receipt,
     Report,
     Settled,
+    SiteCertificate,
     Statistics,
     Succession,
     Trouble,
@@ -42,6 +43,7 @@ TO_AGGREGATOR: list[type[BaseModel]] = [Update, Chunk, Fetch, Statistics]
 OTHERS: list[type[BaseModel]] = [
     *(Report, Hello, Receipt, Trouble, Vouch, AggregatorStatus, Claim, Announcement, ModelAlias, Part, Envelope),
     Succession,
+    SiteCertificate,
 ]
 MOST = 4
 """Items of a generated collection; the limits themselves have tests of their own."""

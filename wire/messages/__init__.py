@@ -13,6 +13,7 @@ from midge.wire.messages.announcement import (
     Part,
     Participation,
     Plan,
+    SiteCertificate,
     StrictPlan,
     Succession,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "Receipt",
     "Report",
     "Settled",
+    "SiteCertificate",
     "Statistics",
     "StrictPlan",
     "Succession",

@@ -143,6 +143,8 @@ class Announcement(Message):
     """Least bytes of body to which a frame is cut for devices with small limits (`Hello.largest`)."""
     helper: Annotated[bytes, Field(max_length=4096)] = b""
     """The mask helper's statement of its keys, as its envelope; empty if updates are not masked."""
+    weigh_examples: bool = False
+    """Whether a gateway weights the updates in its sums by their numbers of rows."""
 
     @field_validator("frames", mode="before")
     @classmethod
@@ -181,6 +183,21 @@ class Succession(Message):
     """The next public key: 32 bytes of Ed25519, or the SubjectPublicKeyInfo of P-256, DER."""
     since: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Seconds since 1970: announcements issued from then on are signed by the new key."""
+
+
+class SiteCertificate(Message):
+    """A release key's statement that a gateway's key signs receipts to the devices of its site."""
+
+    kind: Literal["site"] = "site"
+    federation: Word
+    site: Word
+    """The gateway's name as a device of the federation."""
+    key: Annotated[bytes, Field(min_length=32, max_length=128)]
+    """The gateway's public key: 32 bytes of Ed25519, or the SubjectPublicKeyInfo of P-256, DER."""
+    seal_key: Annotated[bytes, Field(max_length=32)] = b""
+    """The X25519 public key that devices of the site seal to, in place of the announced one."""
+    expires: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Seconds since 1970; 0 is never."""
 
 
 class Part(Message):

@@ -70,6 +70,13 @@ class Update(Outgoing):
     """Of a masked update: what the mask helper needs (`messages.masking.MaskEntry`), and the device's signature."""
     confided: bool = False
     """Whether examples, steps, seconds and metrics are sealed with the delta, by `wire.sealing.confide`."""
+    accepted: U32 = 0
+    """Of a gateway: the number of its devices' updates of which the body is the weighted sum; 0 is a device's own
+    update."""
+    devices: U32 = 0
+    """The number of distinct devices that they are of."""
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """The sum of their weights in it."""
 
     @property
     def digest(self) -> bytes:
@@ -167,3 +174,5 @@ class Hello(Message):
     """Most bytes of body in a message to the device; 0 sets no limit."""
     keeps: U63 = 0
     """The version that the device goes on using, because a newer one is worse on its own rows; 0 if it keeps none."""
+    devices: U32 = 0
+    """Of a site's gateway: the number of its devices that are online; 0 is one device."""

@@ -1,0 +1,107 @@
+"""An accepted update that waits for its step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.strategy import Waiting
+
+_ADDED: list[Any] = [0.0, 0.0, 0, False, False, 0, 0, 0, 1.0, 0, None]
+"""Values of a waiting update that checkpoints of earlier versions of Midge do not have."""
+_COUNTED = 64
+"""Most devices of one sum that count for the floor of a release, and for the fleet's delays."""
+
+
+def names_of(device: str, devices: int) -> list[str]:
+    """A name for each device of a sum, or the device's own; no device has one with a slash."""
+    return [device, *(f"{device}/{number}" for number in range(1, min(devices, _COUNTED)))]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffered(Waiting):
+    """An accepted update that waits for its step, with the number (lsn) of its journal record."""
+
+    outbox: int = 0
+    trivial: bool = False
+    lsn: int = 0
+    masked: bool = False
+    """Whether only its sum with others can be decoded."""
+    group: int = 0
+    """The record (lsn) of the opened sum that it is in, which waits for others; 0 if there is none yet."""
+    accepted: int = 0
+    """Of a gateway's sum: the number of updates in it; 0 is a device's own update."""
+    devices: int = 0
+    """The number of distinct devices that they are of."""
+    mass: float = 1.0
+    """The sum of their weights."""
+    base: int = 0
+    tensors: tuple[int, ...] | None = None
+    """Indices of the tensors that it covers; None is all."""
+
+    @property
+    def summed(self) -> bool:
+        """Whether it is a gateway's sum of updates."""
+        return self.accepted > 0
+
+    @property
+    def count(self) -> int:
+        """The number of updates that it stands for."""
+        return max(1, self.accepted)
+
+    @property
+    def names(self) -> set[str]:
+        """As many names as devices whose work it hides in a release."""
+        return set(names_of(self.device, self.devices))
+
+    def dump(self) -> list[Any]:
+        """Plain values for `load`."""
+        first = [self.lsn, self.device, self.staleness, self.weight, self.scale]
+        told = [self.norm, self.agreement, self.outbox, self.trivial, self.masked, self.group]
+        return [*first, *told, self.accepted, self.devices, self.mass, self.base, self.tensors]
+
+    @classmethod
+    def of(cls, record: rec.UpdateRecord) -> "Buffered":
+        """An update that was just accepted."""
+        return cls(
+            record.device,
+            record.staleness,
+            record.weight,
+            record.scale,
+            record.norm,
+            record.agreement,
+            record.outbox,
+            record.trivial,
+            lsn=record.lsn,
+            masked=bool(record.ticket),
+            accepted=record.accepted,
+            devices=record.devices,
+            mass=record.mass,
+            base=record.base,
+            tensors=record.tensors,
+        )
+
+    @classmethod
+    def load(cls, values: Sequence[Any]) -> "Buffered":
+        """Restore from the result of `dump`; a checkpoint of an earlier Midge has fewer values."""
+        lsn, device, staleness, weight, scale, *later = values
+        norm, agreement, outbox, trivial, masked, *later = [*later, *_ADDED[len(later) :]]
+        group, accepted, devices, mass, base, tensors = later
+        return cls(
+            device,
+            staleness,
+            weight,
+            scale,
+            norm,
+            agreement,
+            outbox,
+            trivial,
+            lsn=lsn,
+            masked=masked,
+            group=group,
+            accepted=accepted,
+            devices=devices,
+            mass=mass,
+            base=base,
+            tensors=None if tensors is None else tuple(tensors),
+        )

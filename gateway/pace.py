@@ -1,0 +1,49 @@
+"""When a gateway sends a sum, and when it takes the next version; pure, so that simulations decide alike."""
+
+import math
+from dataclasses import dataclass
+
+from midge.aggregator.core.core import AggregatorCore
+
+_LEAST, _UNKNOWN = 1.0, 60.0
+"""Seconds of patience at least, and while the devices' usual interval is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class SitePace:
+    """The pace of one site.
+
+    Sums of more devices cost the line less; what waits for them is late for the others.
+    """
+
+    share: float = 0.5
+    """The share of the site's devices of which an update must wait."""
+    patience: float | None = None
+    """Seconds after which a sum of fewer is sent; None is half of the devices' usual interval."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}: it must be above 0 and at most 1.")
+        if self.patience is not None and not self.patience > 0:
+            raise ValueError(f"patience is {self.patience}: it must be a number of seconds above 0.")
+
+    def waits(self, core: AggregatorCore) -> float:
+        """Seconds for which an update waits for others at most."""
+        if self.patience is not None:
+            return self.patience
+        usual = core.site.interval
+        return _UNKNOWN if usual is None else max(_LEAST, usual / 2)
+
+    def due(self, core: AggregatorCore) -> float:
+        """When a sum is due, by the core's clock; infinity if nothing waits."""
+        waiting, since = core.site.waiting, core.site.since
+        if not waiting or since is None:
+            return math.inf
+        enough = waiting >= self.share * max(core.steering.live, core.site.known)
+        return -math.inf if enough else since + self.waits(core)
+
+    def next_version(self, core: AggregatorCore, passed: float, *, gave: bool) -> float:
+        """When the next version is taken: once the site gave a sum since the last one, or has nothing to give."""
+        if gave:
+            return -math.inf
+        return math.inf if core.site.waiting or not core.steering.live else passed + self.waits(core)
