@@ -41,8 +41,8 @@ class StatusPublisher:
             why=why[:400],
             health=self.health.health(time.monotonic()) if state.serves else None,
             token=issuer.token,
-            site=issuer.site,
-            certificate=issuer.certificate,
+            name=issuer.site,
+            vouch=issuer.certificate,
         )
 
     def post(self, state: AggregatorState | None = None, why: str = "") -> Post:

@@ -67,7 +67,7 @@ SECTIONS: list[Section] = [
     ("succession", "The `body` of an envelope in `chain`; no body of its own.", [messages.Succession]),
     (
         "site",
-        "The `body` of the envelope in `certificate`, of a gateway; no body of its own.",
+        "The `body` of the envelope in `vouch`, of a gateway; no body of its own.",
         [messages.SiteCertificate],
     ),
     ("claim", "On `claim`; no body.", [messages.Claim]),

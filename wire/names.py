@@ -27,6 +27,7 @@ NAMES = (
     *("alias", "keeps"),
     *("entry", "masking", "helper"),
     *("where", "where_share"),
+    *("weigh_examples",),
 )
 """Append only; never remove, reorder or insert. The first 128 travel in one byte."""
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}

@@ -300,7 +300,7 @@ class DeviceSession:
     def _aggregator_seen(self, status: AggregatorStatus, now: float) -> list[Action]:
         if status.token <= MOST_TOKEN:
             self._fence = max(self._fence, status.token)
-        if status.site != self._site and self.link is not Link.DOWN:
+        if status.name != self._site and self.link is not Link.DOWN:
             return self._moved(status, now)
         before, self._situation.aggregator = self._situation.aggregator, status
         back = before is None or before.boot != status.boot or (before.state in _GONE and status.state not in _GONE)
@@ -324,9 +324,9 @@ class DeviceSession:
 
         Sent again here, it would count twice.
         """
-        self._site, sent = status.site, self._sending.sent
+        self._site, sent = status.name, self._sending.sent
         renewed = [self._sending.renew((), ())] if sent else []
-        return [*renewed, NoteSite(status.site), *self._aggregator_seen(status, now)]
+        return [*renewed, NoteSite(status.name), *self._aggregator_seen(status, now)]
 
     # ---------------------------------------------------------------------- outbox
 

@@ -290,21 +290,21 @@ class Trust:
         if not self.pinned:
             return status
         keys, certificate = self._keys, None
-        if status.certificate:
-            certificate = signing.read_certificate(status.certificate, self._federation, self._keys)
+        if status.vouch:
+            certificate = signing.read_certificate(status.vouch, self._federation, self._keys)
             if 0 < certificate.expires < self.newest.issued:
-                raise Untrusted(f"the certificate of the site {certificate.site} has expired: midge gateway certify")
+                raise Untrusted(f"the certificate of the site {certificate.name} has expired: midge gateway certify")
             keys = [signing.read_public(certificate.key)]
         if not signing.signs_for_federation(keys, self._federation, payload):
-            return status.model_copy(update={"token": 0, "site": self.newest.site, "certificate": b""})
+            return status.model_copy(update={"token": 0, "name": self.newest.site, "vouch": b""})
         self._move(certificate, keys)
         self._fence(status.token)
-        return status.model_copy(update={"site": self.newest.site})
+        return status.model_copy(update={"name": self.newest.site})
 
     def _move(self, certificate: SiteCertificate | None, keys: list[PublicKey]) -> None:
         """Take receipts from another aggregator from here on: a site's gateway, or the federation's own."""
         self.site, self._site_keys = certificate, [] if certificate is None else keys
-        site = "" if certificate is None else certificate.site
+        site = "" if certificate is None else certificate.name
         if site != self.newest.site:
             self.newest = replace(self.newest, site=site, token=0)  # each counts its own starts
 

@@ -145,7 +145,7 @@ def make_certificate(args: argparse.Namespace) -> int:
         release = load_release_keys(Path(args.release_key)).keys[-1][1]
         certificate = SiteCertificate(
             federation=args.federation,
-            site=args.name,
+            name=args.name,
             key=key.public.raw,
             seal_key=sealing.public(sealing.derive(key)),
             expires=time.time() + _DAY * args.days,

@@ -115,7 +115,7 @@ def keys(tmp_path: Path) -> tuple[Path, Path, bytes]:
     (tmp_path / "release.key").write_bytes(release.pem())
     (tmp_path / "site.key").write_bytes(own.pem())
     seal_key = sealing.public(sealing.derive(own))
-    certificate = SiteCertificate(federation="f", site="site", key=own.public.raw, seal_key=seal_key)
+    certificate = SiteCertificate(federation="f", name="site", key=own.public.raw, seal_key=seal_key)
     return tmp_path / "release.key", tmp_path / "site.key", signing.certify_site(release, certificate)
 
 

@@ -190,7 +190,7 @@ class SiteCertificate(Message):
 
     kind: Literal["site"] = "site"
     federation: Word
-    site: Word
+    name: Word
     """The gateway's name as a device of the federation."""
     key: Annotated[bytes, Field(min_length=32, max_length=128)]
     """The gateway's public key: 32 bytes of Ed25519, or the SubjectPublicKeyInfo of P-256, DER."""

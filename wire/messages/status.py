@@ -80,10 +80,10 @@ class AggregatorStatus(Message):
     """None if the aggregator is older than this field."""
     token: U63 = 0
     """Higher than that of every earlier start; see `Receipt.token`."""
-    site: Word = ""
-    """The site whose gateway this is; empty is the federation's own aggregator. An update is settled only where it was
+    name: Word = ""
+    """The name of the site whose gateway this is; empty is the federation's own aggregator. An update is settled only where it was
     first sent."""
-    certificate: Annotated[bytes, Field(max_length=2048)] = b""
+    vouch: Annotated[bytes, Field(max_length=2048)] = b""
     """The federation's statement of the gateway's keys: a `SiteCertificate` in its envelope."""
 
 

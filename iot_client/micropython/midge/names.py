@@ -14,6 +14,6 @@ NAMES = (  # of constants only: frozen, it lies in ROM
     "cores", "machine", "memory_mib", "rows_per_second", "steps_per_second", "link", "features", "token", "claim",
     "to", "base_digest", "log", "health", "accepted", "verdicts", "alarms", "waits", "confided", "confides", "hidden",
     "hides", "rest", "trouble", "largest", "smallest_chunk", "class", "micro_codec", "verifies", "vouch", "alias",
-    "keeps", "entry", "masking", "helper", "where", "where_share",
+    "keeps", "entry", "masking", "helper", "where", "where_share", "weigh_examples",
 )
 # fmt: on
