@@ -81,8 +81,8 @@ class AggregatorStatus(Message):
     token: U63 = 0
     """Higher than that of every earlier start; see `Receipt.token`."""
     name: Word = ""
-    """The name of the site whose gateway this is; empty is the federation's own aggregator. An update is settled only where it was
-    first sent."""
+    """The name of the site whose gateway this is; empty is the federation's own aggregator. An update is settled only
+    where it was first sent."""
     vouch: Annotated[bytes, Field(max_length=2048)] = b""
     """The federation's statement of the gateway's keys: a `SiteCertificate` in its envelope."""
 
