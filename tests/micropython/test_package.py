@@ -30,12 +30,6 @@ def test_what_mip_installs_can_be_imported(tmp_path: Path) -> None:
     assert run("-c", "import midge; print(midge.__version__)", code=tmp_path).stdout == "0.1.0\n"
 
 
-def test_its_version_is_that_of_midge() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f'__version__ = "{version}"' in (PACKAGE / "midge" / "__init__.py").read_text()
-    assert json.loads((PACKAGE / "package.json").read_text())["version"] == version
-
-
 @micropython
 @mpy_cross
 def test_it_compiles_and_its_code_alone_fits_a_board(tmp_path: Path) -> None:
