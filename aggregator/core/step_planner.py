@@ -231,6 +231,7 @@ class StepPlanner:
 
     def made(self, now: float) -> None:
         """Record that a step was applied to the state."""
-        if self._strategy.privacy is None:  # the rate is published, and the norms are the devices' data
+        # A private rate is published, and the norms are the devices' data. An unbounded one is the user's, as given.
+        if self._strategy.privacy is None and self._strategy.bounded:
             self.growth.record(self._state.fleet.norm(now), self._state.fleet.turn)
         self.since = now if self._state.buffer else None

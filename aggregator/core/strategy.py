@@ -127,7 +127,7 @@ class Strategy:
     rate: float | None
     """α of FedAsync, η of the others. None follows the fleet's measured delays: see `mean_rate`."""
     bounded: bool = True
-    """Whether the rate is limited by the fleet's delays. False applies it as configured."""
+    """Whether the rate is limited by the fleet's delays, and damped while updates grow; otherwise it is as given."""
     form: Form = "delta"
     """What a step adds: deltas; or the difference to the whole models of the devices, as FedAsync does."""
     buffer_size: int | None = 1

@@ -20,7 +20,7 @@ from midge.wire.moments import BYTES_PER_CHANNEL, Moments
 
 ASKED = 5.0
 """Seconds in which a live device must answer another of its name, which waits three."""
-LATER: Mapping[object, object] = {"zest": [1, {"a": b"\0"}], 126: "of a later version", "none": None}
+LATER: Mapping[object, object] = {"zest": [1, {"a": b"\0"}], 200: "of a later version", "none": None}
 """Fields that no version has."""
 
 

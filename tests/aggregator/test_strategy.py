@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from midge.aggregator.core.core import Bounds
 from midge.aggregator.core.presets import fedasync, fedbuff
+from midge.aggregator.core.records import StepRecord
 from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
 from midge.aggregator.core.strategy import Normalise, Strategy
 from midge.wire.messages import Verdict
@@ -236,3 +237,16 @@ def test_a_model_at_the_edge_stays_releasable(tmp_path: Path) -> None:
         for seq in range(1, 4):
             assert life.send("a", seq, [2.0**59, -(2.0**59), 0, 0]).verdict is Verdict.ACCEPTED
         assert life.core.version == 4
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_growing_updates_damp_a_bounded_rate_only(tmp_path: Path, bounded: bool) -> None:
+    """Seen to fail: a ledger behind a gateway, whose sums grow as more devices are in them, counted updates half."""
+    strategy = replace(EVERYTHING_COUNTS, bounded=bounded, norm_limit=1e9)
+    with rig(tmp_path, strategy) as life:
+        for seq in range(1, 30):
+            for device in "ab":
+                life.send(device, seq, [2.0**seq / 1e6, 0, 0, 0])
+        assert (life.core.growth.damping < 1.0) == bounded
+        rates = [entry.record.rate for entry in life.store.entries(0) if isinstance(entry.record, StepRecord)]
+    assert bounded or set(rates) == {1.0}
