@@ -29,7 +29,11 @@ NAMES = (
     *("where", "where_share"),
     *("weigh_examples",),
 )
-"""Append only; never remove, reorder or insert. The first 128 travel in one byte."""
+"""Append only; never remove, reorder or insert. The first 128 travel in one byte.
+
+Keys of users' maps (capabilities, metrics, `where`) are numbered too. A device with a shorter list skips a number that
+it does not know, so never append a word that is a likely label, such as "site" or "room".
+"""
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}
 
 
