@@ -394,8 +394,11 @@ class Strategy:
         return weight * max(1, examples) if self.weigh_examples else weight
 
     def weights(self, buffered: Sequence[Waiting]) -> list[float]:
-        """The weights of a step's updates; those of one device share its weight, those of a site are of its devices."""
-        if self.single:
+        """The weights of a step's updates; those of one device share its weight, those of a site are of its devices.
+
+        A gateway that is not robust sums updates as they are.
+        """
+        if self.single or (self.relays and not self.robust):
             return [item.weight for item in buffered]
         shares = Counter(item.device for item in buffered)
         return [item.weight if item.summed and self.sums else item.weight / shares[item.device] for item in buffered]

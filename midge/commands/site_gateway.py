@@ -61,7 +61,11 @@ def register(subparsers: Subparsers) -> None:
         help="seconds until one of fewer is (default: half of the devices' usual interval)",
     )
     run.add_argument("--codec", help="of the sums (default: that of the federation's plan)")
-    run.add_argument("--plain", action="store_true", help="sum all devices alike, without a bound on unusual ones")
+    run.add_argument(
+        "--plain",
+        action="store_true",
+        help="sum all updates as they are: no bound on unusual ones, nor one weight for a device with several",
+    )
     add_log(run)
     run.set_defaults(run=serve)
     certify = actions.add_parser(
