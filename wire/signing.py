@@ -12,7 +12,7 @@ the header does not account for. So a peer without keys can read a signed frame.
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from midge.wire import frames
 from midge.wire.errors import WireError
@@ -384,13 +384,9 @@ def read_statement(payload: frames.Buffer, federation: str, keys: Sequence[Publi
         WireError: it is none of this federation.
         BadSignature: none of these keys has signed it.
     """
-    envelope, _ = decode(Envelope, payload)
-    if signed_by(envelope, HELPER, federation, keys) is None:
-        raise BadSignature("the mask helper's statement is not signed by its key")
-    statement, _ = decode(HelperStatement, envelope.body)
-    if statement.federation != federation:
-        raise WireError("the mask helper's statement is of another federation")
-    return statement
+    return _stated(
+        payload, HELPER, federation, keys, HelperStatement, name="the mask helper's statement", signer="its key"
+    )
 
 
 def certify_site(key: PrivateKey, certificate: SiteCertificate) -> bytes:
@@ -405,13 +401,30 @@ def read_certificate(payload: frames.Buffer, federation: str, keys: Sequence[Pub
         WireError: it is none of this federation.
         BadSignature: none of these keys has signed it.
     """
+    name = "the certificate of the site"
+    return _stated(payload, SITE, federation, keys, SiteCertificate, name=name, signer="a release key")
+
+
+_Statement = TypeVar("_Statement", HelperStatement, SiteCertificate)
+
+
+def _stated(
+    payload: frames.Buffer,
+    purpose: str,
+    federation: str,
+    keys: Sequence[PublicKey],
+    model: type[_Statement],
+    *,
+    name: str,
+    signer: str,
+) -> _Statement:
     envelope, _ = decode(Envelope, payload)
-    if signed_by(envelope, SITE, federation, keys) is None:
-        raise BadSignature("the certificate of the site is not signed by a release key")
-    certificate, _ = decode(SiteCertificate, envelope.body)
-    if certificate.federation != federation:
-        raise WireError("the certificate of the site is of another federation")
-    return certificate
+    if signed_by(envelope, purpose, federation, keys) is None:
+        raise BadSignature(f"{name} is not signed by {signer}")
+    statement, _ = decode(model, envelope.body)
+    if statement.federation != federation:
+        raise WireError(f"{name} is of another federation")
+    return statement
 
 
 def _enveloped(
