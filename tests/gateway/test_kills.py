@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from midge.broker.local.local_broker import LocalBroker, local_broker
 from tests import needs
 from tests.harness.ledger import Audit, Books, audit
 from tests.harness.processes import Actor, aggregator, fleet
-from tests.waiting import LAST_RESORT
+from tests.waiting import LAST_RESORT, eventually
 
 pytestmark = [pytest.mark.mosquitto, needs.mosquitto]
 
@@ -57,9 +58,8 @@ class Play:
         """Let all live until everything is settled, end in order, and compare the books."""
         async with asyncio.timeout(LAST_RESORT):
             assert await self.devices.ended() == 0, self.devices.tail()
-            while not self.caught_up():
-                assert self.gateway.running, self.gateway.tail()
-                await asyncio.sleep(0.1)
+            await eventually("the root has caught up", lambda: self.caught_up() or not self.gateway.running, every=0.1)
+            assert self.gateway.running, self.gateway.tail()
             self.gateway.send(signal.SIGTERM)
             assert await self.gateway.ended() in (0, 130), self.gateway.tail()
             self.root.send(signal.SIGTERM)
@@ -108,6 +108,11 @@ async def test_a_gateway_that_is_killed_at_each_of_its_points(tmp_path: Path) ->
     assert found.accepted == found.applied == DEVICES * (UPDATES + 8)
 
 
+def _given(scene: Play, updates: int) -> bool:
+    """Whether the gateway has taken this number of updates, or no more will come."""
+    return len(scene.gateway.events("update")) >= updates or not scene.devices.running
+
+
 async def test_devices_gateway_brokers_and_root_are_killed_in_turn(tmp_path: Path) -> None:
     chance = random.Random(7)
     async with play(tmp_path, 40) as scene:
@@ -118,8 +123,7 @@ async def test_devices_gateway_brokers_and_root_are_killed_in_turn(tmp_path: Pat
         async with asyncio.timeout(LAST_RESORT):
             for _ in range(15):
                 heard = len(scene.gateway.events("update"))
-                while len(scene.gateway.events("update")) < heard + 2 and scene.devices.running:  # noqa: ASYNC110 - a log
-                    await asyncio.sleep(0.05)
+                await eventually("two more updates", partial(_given, scene, heard + 2))
                 name = chance.choice([*actors, "above", "below"])
                 if name in ("above", "below"):
                     broker = scene.above if name == "above" else scene.below
