@@ -16,8 +16,9 @@ train one of two tensors only (`benchmarks.stalls_worlds`).
   the loss of an ignorant model. Without attackers it must end no worse than an ignorant model, before or after the
   drift: slow presets and federations of two have not learned all of the new concept by the end. A world is *abandoned*,
   and its end not judged, if fewer devices stay to the end than a release needs.
-- *Broken*: it is still so after nine times as long; or the model is ever `RUINED` times as far off as an ignorant one;
-  or an exception is raised, a restart changes the state, or an update is accepted twice.
+- *Broken*: it is still so after nine times as long; or the model is ever `RUINED` times as far off as an ignorant one
+  (`OUTVOTED` if attackers were half of the first devices); or an exception is raised, a restart changes the state, or
+  an update is accepted twice.
 
 Presets other than the default promise nothing against attackers, and get none.
 """
@@ -66,6 +67,9 @@ by a factor of 40 leave a model that is 300 bounds off, and with devices that ar
 100 trainings before it is within the bound, with attackers or without."""
 RUINED = 10.0
 """Multiple of the RMSE of an ignorant model beyond which a model is ruined, even if it is learned again."""
+OUTVOTED = 32.0
+"""The same as an RMSE if attackers were at least half of the devices when three or more had been heard from. No rule
+can tell then which of them lie, but the first updates move a value by at most 4 each."""
 EVALUATIONS = 30
 WORLDS = 100_000
 """Maximum number of worlds of one seed."""
@@ -122,9 +126,16 @@ def play(drawn: Drawn) -> Played:
     before, after = sensors.rmse(zeros, 0.0), sensors.rmse(zeros, end)
     errors = [float(error) for error in found.metrics["rmse"]]
     worst = max(errors, key=lambda error: error if math.isfinite(error) else math.inf)
-    ruined = "" if worst <= RUINED * max(before, after) else f"was {worst:.3g} off, an ignorant model {after:.3g}"
+    most = max(RUINED * max(before, after), OUTVOTED if _outvoted(found, drawn.liars) else 0.0)
+    ruined = "" if worst <= most else f"was {worst:.3g} off, an ignorant model {after:.3g}"
     fleet = _Honest.of(drawn, strategy, speeds, world.population(names), incidents or Incidents())
     return Played(errors[-1], before, after, sensors.least(end), ruined, fleet.stalled(found, end), fleet.abandoned)
+
+
+def _outvoted(found: Simulated, liars: int) -> bool:
+    """Whether attackers were at least half of the devices when three or more had been heard from."""
+    heard = list(dict.fromkeys(map(int, found.senders)))  # in the order of their first update
+    return any(2 * sum(place < liars for place in heard[:count]) >= count for count in range(3, len(heard) + 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ heard devices, of the latest value of each: fewer than half of them cannot move 
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median, median_low
 from typing import Any
@@ -24,7 +24,7 @@ _MEMORY = 64.0
 """The reference norm falls at most to this fraction of its recent median: updates near zero from a fleet at rest must
 not make the first real change look like an outlier."""
 _TURNS = 9
-"""Number of turns of the fleet whose reference norms, if above zero, make the recent median."""
+"""Number of turns of the fleet whose median norms, if above zero, make the recent median."""
 _SLOWEST = 32.0
 """Multiple of the median staleness over devices that counts at most for the slowest one."""
 _OWN = 9
@@ -87,7 +87,8 @@ class FleetStatistics:
     def __init__(self) -> None:
         self._devices: dict[str, _Device] = {}
         self._references: deque[tuple[int, float]] = deque(maxlen=_TURNS)
-        """Reference norms above zero, each with the turn in which it was computed."""
+        """The number of devices with a norm at the end of each turn, and the median over them, if that was above zero.
+        It follows from the journal alone: a restart must not change the least reference."""
         self.taken = 0
         """Number of accepted updates."""
         self.turn = 0
@@ -141,15 +142,14 @@ class FleetStatistics:
         known.norms.append(record.norm)
         known.examples, known.steps, known.agreement = record.examples, record.steps, record.agreement
         known.staleness.append(record.staleness)
-        # In a replay, nothing else computes it. The least reference is no measurement: turns of zeros would lower it.
-        measured = not self._references or record.reference > self._least_reference
-        if measured and record.reference > 0 and (not self._references or self._references[-1][0] != self.turn):
-            self._references.append((self.turn, record.reference))
         self.taken += 1
         self._heard.add(record.device)
         if 2 * len(self._heard) > len(self._devices):
             self.turn += 1
             self._heard.clear()
+            norms = [known.norms[-1] for known in self._devices.values() if known.norms]
+            if middle := median_low(norms):
+                self._references.append((len(norms), middle))
 
     def forget(self, device: str) -> None:
         """Remove everything about a device."""
@@ -190,18 +190,14 @@ class FleetStatistics:
             norms = [known.norms[-1] for name in self.recent(now) if (known := self._devices[name]).norms]
             self.norms_known = len(norms) >= _KNOWN * len(self._devices)
             middle = median_low(norms) if norms else 0.0
-            # If most updates are zero, the others still define the scale: a zero has none.
-            some = middle or median_low([norm for norm in norms if norm > 0] or [0.0])
-            if middle or (some and not self._references):
-                if self._references and self._references[-1][0] == self.turn:
-                    self._references.pop()
-                self._references.append((self.turn, some))
-            self._computed["norm"] = self.taken, max(middle, self._least_reference)
+            self._computed["norm"] = self.taken, max(middle, self._usual(norms) / _MEMORY)
         return self._computed["norm"][1]
 
-    @property
-    def _least_reference(self) -> float:
-        return median_low([norm for _, norm in self._references] or [0.0]) / _MEMORY
+    def _usual(self, norms: Sequence[float]) -> float:
+        """The median norm over the last turns, or that of these norms, each without zeros, which have no scale."""
+        # The first devices may be attackers: a median over fewer than half as many devices is not that of this fleet.
+        found = [norm for devices, norm in self._references if 2 * devices >= len(self._devices)]
+        return median_low(found or [norm for norm in norms if norm > 0] or [0.0])
 
     def typical(self, device: str) -> float:
         """The median L2 norm of a device's own last updates; 0 before its first."""
@@ -285,10 +281,15 @@ class FleetStatistics:
             for name, known in self._devices.items()
         ]
 
-    def load(self, state: Iterable[Any]) -> None:
-        """Restore from the result of `dump`."""
+    def dump_turn(self) -> list[Any]:
+        """Plain values for `load`: the medians of the last turns, and the devices heard in this one."""
+        return [list(map(list, self._references)), sorted(self._heard)]
+
+    def load(self, state: Iterable[Any], turn: Sequence[Any] = ((), ())) -> None:
+        """Restore from the results of `dump` and `dump_turn`."""
         self._devices = {
             name: _Device(deque(norms, _OWN), examples, steps, agreement, deque(staleness, _OWN))
             for name, norms, examples, steps, agreement, staleness in state
         }
+        self._references, self._heard = deque(map(tuple, turn[0]), _TURNS), set(turn[1])
         self._computed.clear()

@@ -309,6 +309,7 @@ class CoreState:
             "heard": self.heard.dump(),
             "margin": self.margin.dump(),
             "fleet": self.fleet.dump(),
+            "turn": self.fleet.dump_turn(),
             "standings": self.standings.dump(),
             "versions": self.versions.dump(),
             "log": self.releases.dump(),
@@ -344,7 +345,7 @@ class CoreState:
         self.served = state["served"]
         self._steering.share = state["share"]
         self.work.steps, self.work.recipe = state.get("work", (None, 0))
-        self.fleet.load(state.get("fleet", ()))  # without it, the next updates rebuild it
+        self.fleet.load(state.get("fleet", ()), state.get("turn", ((), ())))  # otherwise the next updates rebuild it
         self.standings.load(state.get("standings", ()))
         if "versions" in state:
             self.versions.load(state["versions"])

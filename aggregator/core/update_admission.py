@@ -66,11 +66,11 @@ class Bounds:
     def of(cls, schema: Schema) -> "Bounds":
         """Bounds for a model: an encoded update is at most as large as its float32 values, one scale and a seal.
 
-        One update moves parameters by at most 2^20 in root mean square, and one of the first by 16; those of normalised
+        One update moves parameters by at most 2^20 in root mean square, and one of the first by 4; those of normalised
         models stay within tens.
         """
         unit = max(schema.size, 1) ** 0.5
-        return cls(update=4 * schema.size + 4 + sealing.OVERHEAD, step=2.0**20 * unit, first=16 * unit)
+        return cls(update=4 * schema.size + 4 + sealing.OVERHEAD, step=2.0**20 * unit, first=4 * unit)
 
 
 @dataclass(slots=True)

@@ -57,6 +57,41 @@ def test_zeros_of_a_fleet_at_rest_do_not_lower_the_reference_from_turn_to_turn()
     assert fleet.norm(9.0) == 8 / 64
 
 
+def replayed(records: list[UpdateRecord]) -> FleetStatistics:
+    fleet = FleetStatistics()
+    for record in records:
+        fleet.take(record)
+    return fleet
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefg"), st.sampled_from([0.0, 1e-9, 1.0, 2.0, 1e15])), max_size=60))
+def test_a_restart_changes_no_reference(course: list[tuple[str, float]]) -> None:
+    """Seen to fail: a replay kept the norm of the first device, an attacker, and ignored the smaller ones."""
+    fleet, records = FleetStatistics(), []
+    for at, (device, norm) in enumerate(course):
+        fleet.heard(device, 0.0, float(at))
+        reference = fleet.norm(float(at))
+        records.append(UpdateRecord(1, device, 1, 1, "accepted", norm=norm, reference=reference))
+        fleet.take(records[-1])
+    again = replayed(records)
+    restored = FleetStatistics()
+    restored.load(again.dump(), again.dump_turn())
+    assert again.dump_turn() == restored.dump_turn() == fleet.dump_turn()
+    assert again.norm(0.0) == restored.norm(0.0)
+
+
+def test_the_norms_of_the_first_devices_are_forgotten_as_the_fleet_grows() -> None:
+    """Seen to fail: an attacker that came first and alone made the least reference for the next five turns."""
+    fleet = FleetStatistics()
+    for turn in range(9):
+        fleet.norm(turn / 10)  # as for each update
+        report(fleet, "liar", 1e15, turn / 10)
+    for device in "abcd":
+        fleet.norm(1.0)
+        report(fleet, device, 1.0, 1.0)
+    assert fleet.norm(1.0) == 1.0
+
+
 def test_devices_that_have_gone_have_no_vote_after_three_intervals() -> None:
     fleet = FleetStatistics()
     for turn in range(5):
