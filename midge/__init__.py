@@ -154,3 +154,8 @@ def __getattr__(name: str) -> Any:
             raise
         raise ModuleNotFoundError(how, name=error.name) from error
     return getattr(home, _RENAMED.get(name, name))
+
+
+def __dir__() -> list[str]:
+    """The public names, including those not yet imported."""
+    return sorted(__all__)

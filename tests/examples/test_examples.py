@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests import needs
+from tests.waiting import until
 
 pytestmark = pytest.mark.alone
 
@@ -54,6 +57,42 @@ def test_homes_forecast_better_together() -> None:
     errors = {name: each["all"] for name, each in found.items()}
     assert errors["federated"] < 0.9 * errors["alone"]
     assert errors["federated"] < min(errors["same hour yesterday"], errors["same hour last week"])
+
+
+@pytest.mark.torch
+@needs.torch
+def test_a_plant_goes_on_after_one_of_its_processes_was_killed() -> None:
+    """Seen to fail: without `--max-restarts`, and with one process that the others do not wait for."""
+    mark = f"plants-{os.getpid()}"
+    command = [sys.executable, str(EXAMPLES / "plants" / "run.py"), "--seconds", "200"]
+    with subprocess.Popen(command, env={**os.environ, "MARK": mark}, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        first = next(running.stdout)
+        assert first.startswith("version ")
+        until("all are there", lambda: len(_second_processes(mark)) == 3)
+        killed = _second_processes(mark)
+        for process in killed:
+            os.kill(process, signal.SIGKILL)
+        until("all are there again", lambda: len(_second_processes(mark) - killed) == 3)
+        reached = next((line for line in running.stdout if float(line.split()[-1]) >= 0.93), "")
+        running.send_signal(signal.SIGINT)
+        running.communicate()
+    assert reached
+
+
+def _second_processes(mark: str) -> set[int]:
+    """The processes of rank 1 in the plants that were started with this mark."""
+    found = set()
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (place / "environ").read_bytes().split(b"\0")
+            if (
+                f"MARK={mark}".encode() in words
+                and b"RANK=1" in words
+                and b"plant.py" in (place / "cmdline").read_bytes()
+            ):
+                found.add(int(place.name))
+    return found
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.rglob("*.py")), ids=lambda file: f"{file.parent.name}-{file.stem}")

@@ -52,6 +52,7 @@ def test_a_device_without_keys_loads_no_cryptography(program: str) -> None:
 def test_the_names_of_the_package_are_all_there() -> None:
     import midge
 
+    assert dir(midge) == sorted(midge.__all__)
     for name in midge.__all__:
         if name != "torch_trainer":
             assert getattr(midge, name) is not None
