@@ -19,6 +19,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from midge.broker.mqtt.services import NO_SERVICE, ServiceLimits
+
 Payload = bytes | bytearray | memoryview
 QoS = Literal[0, 1]
 
@@ -99,6 +101,8 @@ class Limits:
     retain_available: bool = True
     client_id: str = ""
     """The client id in force; a broker may assign another."""
+    service: ServiceLimits = NO_SERVICE
+    """What is known of a hosted broker beside its CONNACK."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from midge.broker import Endpoint
 from midge.broker.local.process import dying_with_parent
 from midge.storage.failpoints import VARIABLE as CRASH_AT
 from tests.harness.ledger import VARIABLE as BOOKS
@@ -89,6 +91,12 @@ class Actor:
         """The end of what it wrote."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
+
+
+def address(endpoint: Endpoint, port: int | None = None) -> str:
+    """A plain broker's address with its user and password, as a command takes it; on another port if there is one."""
+    user = "" if endpoint.user is None else f"{quote(endpoint.user, safe='')}:{quote(endpoint.password or '')}@"
+    return f"mqtt://{user}{endpoint.host}:{port or endpoint.port}"
 
 
 def aggregator(  # noqa: PLR0917 - a command line
