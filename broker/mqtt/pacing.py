@@ -2,10 +2,10 @@
 
 from midge.broker.mqtt.services import ServiceLimits
 
-_SHARE = 0.85
+_SHARE = 0.8
 """Of a rate that is used: messages bunch up on their way."""
-_BURST = 0.5
-"""Seconds of the rate that may be sent at once."""
+_BURST = 0.2
+"""Seconds of the rate that may be sent at once: with `_SHARE`, no second has more messages than the rate."""
 
 
 class Pace:
@@ -29,7 +29,7 @@ class Pace:
             if rate is not None:
                 self._left[index] = min(rate * _BURST, self._left[index] + rate * passed)
                 # A whole message, or as many bytes as are owed.
-                short = (1.0 if index == 0 else 0.0) - self._left[index]
+                short = (min(1.0, rate * _BURST) if index == 0 else 0.0) - self._left[index]
                 waits.append(max(0.0, short) / rate)
         return max(waits)
 
