@@ -9,7 +9,8 @@ The rules:
   stock Mosquitto acknowledges messages that it drops.
 - A negative acknowledgement is raised, never swallowed. MQTT 3.1.1 has none.
 - Incoming messages at QoS 1 are acknowledged by a call of `ack`. An acknowledgement belongs to the connection that
-  delivered: after a reconnect it is dropped.
+  delivered: after a reconnect it is dropped. Acknowledgements are sent in the order of arrival, whatever the order of
+  the calls: one waits for those of all earlier messages.
 - A lost connection is raised as `ConnectionLost` from `messages()` and from every waiting `publish` and `subscribe`.
   A connection never reconnects by itself; the shells do, with back-off and jitter.
 """

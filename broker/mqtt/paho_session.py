@@ -162,8 +162,7 @@ class PahoSession:
         return self._inbox.waiting()
 
     def ack(self, delivery: Delivery) -> None:
-        mid = self._inbox.settle(delivery)
-        if mid is not None:
+        for mid in self._inbox.settle(delivery):
             self.client.ack(mid, 1)
 
     def lose(self, message: str, *, reason: int = 0) -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from benchmarks.suite import machine
 from midge.broker import Endpoint, connector
 from midge.broker.local.local_broker import BrokerProgram, LocalBroker, local_broker
 from midge.broker.mqtt.connection import BrokerUnreachable, Options
@@ -50,7 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.brokers", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)} only, each for a shorter time")
     parser.add_argument("--only", action="append", choices=[*PROGRAMS, *SERVICES], metavar="NAME", help="repeatable")
-    parser.add_argument("--out", type=Path, help="store the line in this file too")
+    parser.add_argument("--out", type=Path, help="store the line in this file, with the machine")
     args = parser.parse_args()
     wanted = args.only or (QUICK if args.quick else [*PROGRAMS, *SERVICES])
     rows = []
@@ -60,10 +61,10 @@ def main() -> int:
         row["seconds"] = round(time.monotonic() - began, 1)
         sys.stderr.write(f"{json.dumps(row)}\n")
         rows.append(row)
-    line = json.dumps({"benchmark": "brokers", "quick": args.quick, "rows": rows})
-    sys.stdout.write(line + "\n")
+    found = {"benchmark": "brokers", "quick": args.quick, "rows": rows}
+    sys.stdout.write(json.dumps(found) + "\n")
     if args.out is not None:
-        args.out.write_text(line + "\n")
+        args.out.write_text(json.dumps({"benchmark": "brokers", "machine": machine(), "found": found}, indent=1) + "\n")
     return 0 if all(row["good"] for row in rows) else 1
 
 
