@@ -64,9 +64,7 @@ def brokers(found: list[Row]) -> list[str]:
         kills = f"{row['kills']} kills, {row['kills_updates']} updates: {row['kills_lost']} lost"
         demo = f"{row['demo_seconds']:.1f} s" if row["demo_good"] else "**missed**"
         clean = f"{row['clean_left']} of {row['clean_seen']}"
-        lines.append(
-            [name, version, check["protocol"], f"{suite['passed']}, {suite['failed']}", demo, kills, clean]
-        )
+        lines.append([name, version, check["protocol"], f"{suite['passed']}, {suite['failed']}", demo, kills, clean])
         differing += [f"- {name} {reason}." for reason in suite["differs"]]
     columns = ["broker", "version", "protocol", "contract: passed, failed", "demonstration", "processes killed"]
     return [*table([*columns, "topics left by `clean`"], lines), "", "What failed, in words:", "", *differing]
@@ -103,7 +101,7 @@ def figures() -> list[str]:
             number = sources.setdefault(figure.source, (len(sources) + 1, figure.read))[0]
             line.append(f"{figure.value:,}{'' if figure.verified else ' ?'} [{number}]")
         lines.append(line)
-    listed = [f"{number}. <{source}>, {read}" for source, (number, read) in sources.items()]
+    listed = [f"{number}. <{source}>, a stored copy read on {read}" for source, (number, read) in sources.items()]
     return [*table(["limit", *(f"`{name}`" for name in SERVICES)], lines), "", *listed]
 
 

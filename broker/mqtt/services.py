@@ -18,12 +18,11 @@ class Figure:
     value: int
     source: str
     read: str
-    """The date."""
+    """The date on which a stored copy of it was read."""
     verified: bool = True
     """False for a figure that others state, and that was not found on a page of the service itself."""
 
 
-AWS = "https://docs.aws.amazon.com/general/latest/gr/iot-core.html#message-broker-limits"
 AWS_SDK = "https://aws.github.io/aws-iot-device-sdk-js-v2/node/enums/mqtt5.ClientExtendedValidationAndFlowControl.html"
 AWS_SIZE = "https://github.com/aws/aws-iot-device-sdk-js-v2/issues/535"
 ESPRESSIF = "https://docs.espressif.com/projects/esp-rainmaker-neo/en/latest/specs/limits.html"
@@ -118,10 +117,10 @@ SERVICES: Final = {
             {
                 "packet": Figure(149_504, AWS_SIZE, DAY),
                 "message": Figure(128 * 1024, AWS_SIZE, DAY),
-                "receive_maximum": Figure(100, AWS, DAY),
+                "receive_maximum": Figure(100, AWS_SIZE, DAY),
                 "publishes": Figure(100, AWS_SDK, DAY),
                 "bytes_a_second": Figure(512 * KB, AWS_SDK, DAY),
-                "subscriptions": Figure(50, ESPRESSIF, DAY),
+                "subscriptions": Figure(50, ESPRESSIF, DAY, verified=False),
                 "filters": Figure(8, AWS_SDK, DAY),
                 "levels": Figure(8, AWS_SDK, DAY),
                 "client_id": Figure(128, AWS_SDK, DAY),

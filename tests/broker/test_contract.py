@@ -157,7 +157,7 @@ async def test_a_repeated_or_foreign_acknowledgement_is_ignored(world: World) ->
 
 
 async def test_acknowledgements_are_sent_in_the_order_of_arrival(world: World) -> None:
-    """rumqttd ended the connection of an aggregator that acknowledged a later message first."""
+    """Seen on rumqttd: it ended the connection of an aggregator that acknowledged a later message first."""
     topic = unique()
     async with world.connect(options()) as sender, world.connect(options(receive_maximum=3)) as receiver:
         await receiver.subscribe(topic)
