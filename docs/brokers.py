@@ -63,7 +63,7 @@ def brokers(found: list[Row]) -> list[str]:
         version = row["version"].rpartition(" ")[2] if any(map(str.isdigit, row["version"])) else ""
         kills = f"{row['kills']} kills, {row['kills_updates']} updates: {row['kills_lost']} lost"
         demo = f"{row['demo_seconds']:.1f} s" if row["demo_good"] else "**missed**"
-        clean = f"{row['clean_left']} of {row['clean_seen']}"
+        clean = f"{row['clean_left']} of {row['clean_seen']}{', devices named' if row['clean_named'] else ''}"
         lines.append([name, version, check["protocol"], f"{suite['passed']}, {suite['failed']}", demo, kills, clean])
         differing += [f"- {name} {reason}." for reason in suite["differs"]]
     columns = ["broker", "version", "protocol", "contract: passed, failed", "demonstration", "processes killed"]

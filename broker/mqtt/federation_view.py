@@ -38,6 +38,8 @@ _VERSIONS = 64
 """Versions back for which chunks are looked up by name: a broker holds those of about 32."""
 _MOST_PARTS = 100_000
 """Most chunks of a frame that are looked up: an announcement may be forged."""
+_PASSES = 1_000
+"""Most times that what is retained is read and removed: some brokers send a few hundred messages at a time."""
 _POLL = 0.5
 """Seconds between two looks at the names of registered versions."""
 _TIMEOUT = 4.0
@@ -302,31 +304,45 @@ class Cleared:
 async def clear_federation(connect: Connector, topics: Topics, devices: Collection[str] = ()) -> Cleared:
     """Remove every retained message of a federation from a broker.
 
-    Some brokers, such as RabbitMQ, do not send retained messages to subscriptions with wildcards. So known topics are
-    subscribed to one by one: the aggregator's, the chunks in the announcements, and those of named devices.
+    They are read at QoS 0 and removed until none is left: at QoS 1 rumqttd stops answering a client that is to get
+    more of them than may be in flight. Some brokers, such as RabbitMQ, do not send retained messages to subscriptions
+    with wildcards. So known topics are then subscribed to one by one: the aggregator's, the chunks in the
+    announcements, and those of named devices.
     """
     async with connect(_options()) as connection:
-        marker = _marker(topics)
-        found = {each.topic: each for each in await read_retained(connection, topics.everything, marker=marker)}
+        marker, empty = _marker(topics), 0
+        removed: set[str] = set()
+        for _ in range(_PASSES):
+            found = await read_retained(connection, topics.everything, marker=marker, qos=0)
+            empty = 0 if found else empty + 1
+            if empty == 2:  # the marker may have come before them
+                break
+            removed |= await _remove(connection, {each.topic for each in found})
         known = [topics.aggregator, topics.authorities, topics.announcement("train"), topics.announcement("serve")]
         known += map(topics.alias, ALIASES)
         for name in devices:
             known += [topics.status(name), topics.receipt(name), topics.renew(name), topics.renewed(name)]
         exact = await _read_exactly(connection, known, marker)
-        exact |= await _read_exactly(connection, _parts([*found.values(), *exact.values()], topics), marker)
-        if blind := not exact.keys() <= found.keys():
+        exact |= await _read_exactly(connection, _parts(list(exact.values()), topics), marker)
+        if blind := bool(exact):
             exact |= await _read_exactly(connection, _earlier(list(exact.values()), topics), marker)
             exact |= await _read_exactly(connection, _rest(list(exact.values())), marker)
-        for topic in found | exact:
-            await connection.publish(topic, b"", qos=1, retain=True)
+        removed |= await _remove(connection, exact)
     with suppress(BrokerError):  # a user may have no rights there; some services end the connection for it
         async with connect(_options()) as connection:
-            return Cleared(len(found | exact) + await _clear_home(connection, topics, devices), blind)
-    return Cleared(len(found | exact), blind)
+            removed |= await _clear_home(connection, topics, devices)
+    return Cleared(len(removed), blind)
 
 
-async def _clear_home(connection: Connection, topics: Topics, devices: Collection[str]) -> int:
-    """Remove what is retained for Home Assistant; return the number of messages."""
+async def _remove(connection: Connection, wanted: Collection[str]) -> set[str]:
+    """Remove what is retained on these topics, and return them."""
+    for topic in wanted:
+        await connection.publish(topic, b"", qos=1, retain=True)
+    return set(wanted)
+
+
+async def _clear_home(connection: Connection, topics: Topics, devices: Collection[str]) -> set[str]:
+    """Remove what is retained for Home Assistant, and return its topics."""
     home = HomeTopics(topics)
     marker = f"{home.prefix}/look-{secrets.token_hex(6)}"
     known = [home.found, home.state, *map(home.device, devices)]
@@ -337,9 +353,7 @@ async def _clear_home(connection: Connection, topics: Topics, devices: Collectio
             home = HomeTopics(topics, bytes(found[home.found].payload).decode(errors="replace"))
         found |= await _read_exactly(connection, [home.config(), *map(home.config, devices)], marker)
         found |= {each.topic: each for each in await read_retained(connection, home.configs, marker=marker)}
-    for topic in sorted(found, key=home.removal_order):
-        await connection.publish(topic, b"", qos=1, retain=True)
-    return len(found)
+    return await _remove(connection, sorted(found, key=home.removal_order))
 
 
 async def _read_exactly(connection: Connection, wanted: Sequence[str], marker: str) -> dict[str, Delivery]:
@@ -347,7 +361,8 @@ async def _read_exactly(connection: Connection, wanted: Sequence[str], marker: s
     found: dict[str, Delivery] = {}
     for first in range(0, len(wanted), _FILTERS):
         some = wanted[first : first + _FILTERS]
-        found |= {each.topic: each for each in await read_retained(connection, *some, marker=marker)}
+        here = await read_retained(connection, *some, marker=marker)
+        found |= {each.topic: each for each in here if each.topic in some}  # others may be late
     return found
 
 

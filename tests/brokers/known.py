@@ -30,6 +30,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "ejabberd": dict.fromkeys(
         (
             "test_unacknowledged_messages_stop_delivery_until_acknowledged",
+            "test_acknowledgements_are_sent_in_the_order_of_arrival",
             "test_what_arrived_before_the_loss_is_delivered_first",
             "test_literal_and_plus_filters",
             "test_waiting_takes_what_messages_would",

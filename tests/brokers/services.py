@@ -74,7 +74,7 @@ async def play(
             # What did not come in time is missing in the row.
             with suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE):
-                    while not (_of(log, "receipt") >= set(names) and _of(log, "fetched") >= set(names)):
+                    while not (_of(log, "receipt") >= set(names) and _of(log, "fetched") >= set(names)):  # noqa: ASYNC110
                         await asyncio.sleep(LOOK_EVERY)
         seconds = asyncio.get_running_loop().time() - began
     said = (directory / "broker.log").read_text().splitlines()
