@@ -8,7 +8,7 @@ _BURST = 0.2
 """Seconds of the rate that may be sent at once: with `_SHARE`, no second has more messages than the rate."""
 
 
-class Pace:
+class PublishPace:
     """Two token buckets, one of messages and one of bytes; each may go below zero, so that any message passes.
 
     Args:

@@ -29,7 +29,7 @@ from midge.broker.mqtt.connection import (
     SubscribeRefused,
 )
 from midge.broker.mqtt.endpoint import Endpoint
-from midge.broker.mqtt.pacing import Pace
+from midge.broker.mqtt.pacing import PublishPace
 from midge.broker.mqtt.paho_errors import (
     FAILURE,
     TAKEN_OVER,
@@ -82,7 +82,7 @@ class PahoSession:
         self._in_flight: dict[int, asyncio.Future[None]] = {}
         self._sizes: dict[int, int] = {}
         """Bytes of each message in flight."""
-        self._pace = Pace(NO_SERVICE)
+        self._pace = PublishPace(NO_SERVICE)
         self._later: asyncio.TimerHandle | None = None
         """Goes on with queued messages once the pace allows it."""
         self._filters: set[str] = set()
@@ -197,7 +197,7 @@ class PahoSession:
             self.connected.set_exception(connect_refused(self._endpoint, self.options, reason))
             return
         self._limits = read_limits(client, properties, self.options, self._endpoint.service)
-        self._pace = Pace(self._limits.service)
+        self._pace = PublishPace(self._limits.service)
         if getattr(properties, "MaximumQoS", 1) == 0:
             self.connected.set_exception(BrokerRefused(f"{self._endpoint} offers QoS 0 only; QoS 1 is needed."))
             return

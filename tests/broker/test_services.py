@@ -20,7 +20,7 @@ from midge.broker import (
     connector,
 )
 from midge.broker.embedded.server import EmbeddedBroker
-from midge.broker.mqtt.pacing import Pace
+from midge.broker.mqtt.pacing import PublishPace
 from midge.broker.mqtt.services import NO_SERVICE, SERVICES, service_at
 from tests.broker.worlds import options, take, unique
 from tests.brokers.services import play
@@ -175,7 +175,7 @@ async def test_what_the_broker_tells_and_what_is_known_of_the_service() -> None:
 
 
 def test_the_pace_stays_below_the_rates() -> None:
-    pace, now, sent = Pace(SERVICES["emqx-serverless"]), 0.0, []
+    pace, now, sent = PublishPace(SERVICES["emqx-serverless"]), 0.0, []
     for _ in range(100):
         now += pace.wait(now)
         sent.append(now)
@@ -185,8 +185,8 @@ def test_the_pace_stays_below_the_rates() -> None:
 
 
 def test_a_large_message_passes_and_delays_the_next() -> None:
-    pace = Pace(SERVICES["azure-event-grid"])
+    pace = PublishPace(SERVICES["azure-event-grid"])
     assert pace.wait(0.0) == 0.0
     pace.sent(2_000_000)
     assert 1.5 < pace.wait(0.0) < 2.5
-    assert Pace(NO_SERVICE).wait(5.0) == 0.0
+    assert PublishPace(NO_SERVICE).wait(5.0) == 0.0

@@ -22,7 +22,7 @@ def test_every_broker_has_a_name_and_every_figure_words(script: ModuleType) -> N
 
 
 def test_rows_become_tables(script: ModuleType) -> None:
-    """With rows made up here: each value that a table is to show is in it, and a broker that is missing is a row too."""
+    """With rows made up here: each value is in its table, and a broker that is missing is a row too."""
     ran = {
         "broker": "rabbitmq",
         "version": "rabbitmq 3.10.8",
