@@ -5,6 +5,7 @@ an overview, which takes it about a second; without an answer, only the retained
 """
 
 import asyncio
+import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +26,7 @@ from midge.wire import frames, messages, overview, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Health, HealthState, Hello
 from midge.wire.overview import DeviceRow, Overview
-from midge.wire.topics import ALIASES, DEFAULT_ROOT, Channel, HomeTopics, Topics, check_name, explain_absence
+from midge.wire.topics import ALIASES, DEFAULT_ROOT, Channel, Frames, HomeTopics, Topics, check_name, explain_absence
 
 ASK = frames.encode(overview.Ask())
 PATIENCE = 3.0
@@ -38,6 +39,8 @@ _VERSIONS = 64
 """Versions back for which chunks are looked up by name: a broker holds those of about 32."""
 _MOST_PARTS = 100_000
 """Most chunks of a frame that are looked up: an announcement may be forged."""
+_FRAME = re.compile(r"/model/[a-z]+/(?P<version>\d+)/(?P<span>\d+)-\d+")
+"""The topic of a chunk, after the federation's prefix."""
 _PASSES = 1_000
 """Most times that what is retained is read and removed: some brokers send a few hundred messages at a time."""
 _POLL = 0.5
@@ -368,11 +371,17 @@ async def _read_exactly(connection: Connection, wanted: Sequence[str], marker: s
 
 def _earlier(found: Sequence[Delivery], topics: Topics) -> list[str]:
     """First chunks of frames that an announcement no longer names, and that a stopped aggregator left."""
-    names = [each.topic.split("/")[-2:] for each in found if each.topic.startswith(topics.announcement() + "/")]
-    newest = max((int(version) for version, _ in names), default=0)
-    spans = {0, 1, 2, 4, 8, 16, 32, *(int(cut.partition("-")[0]) for _, cut in names)}
+    names = [name for each in found if (name := _FRAME.fullmatch(each.topic.removeprefix(topics.prefix)))]
+    newest = max((int(name["version"]) for name in names), default=0)
+    spans = sorted({0, 1, 2, 4, 8, 16, 32, *(int(name["span"]) for name in names)})
     versions = range(max(1, newest - _VERSIONS), newest + 1)
-    return [topics.part(version, span, 0) for version in versions for span in sorted(spans)]
+    channels: dict[Frames, list[int]] = {"train": spans, "serve": spans, "registered": [0]}
+    return [
+        topics.part(version, span, 0, channel)
+        for channel, lengths in channels.items()
+        for version in versions
+        for span in lengths
+    ]
 
 
 def _rest(found: Sequence[Delivery]) -> list[str]:

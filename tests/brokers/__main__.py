@@ -138,6 +138,8 @@ async def _used(program: BrokerProgram, directory: Path, *, quick: bool) -> dict
         "kills_updates": outcome.accepted,
         "kills_lost": outcome.lost,
         "kills_doubled": outcome.doubled,
+        "kills_drained": outcome.drained,
+        "kills_crashes": outcome.crashes,
         "kills_good": outcome.good and outcome.accepted > 0,
         "clean_seen": len(watch.topics),
         "clean_left": len(watch.left),
