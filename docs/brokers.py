@@ -43,6 +43,16 @@ def rows() -> list[Row]:
     return found
 
 
+def about() -> list[str]:
+    """Return on which machine, and in which form, the rows were measured."""
+    if not RESULTS.exists():
+        return MISSING
+    result = json.loads(RESULTS.read_text())
+    some, form = result["machine"], "quick" if result["found"]["quick"] else "whole"
+    load = f"{result['load_before']:.0f} runnable processes before"
+    return [f"Measured by the {form} form on {some['processor']}, {some['cores']} cores, {load}."]
+
+
 def table(columns: list[str], lines: list[list[str]]) -> list[str]:
     """Return a Markdown table."""
     return [f"| {' | '.join(each)} |" for each in (columns, ["---"] * len(columns), *lines)]
@@ -108,7 +118,7 @@ def figures() -> list[str]:
 def parts() -> dict[str, str]:
     """Return the blocks of the page."""
     found = rows()
-    blocks = {"brokers": brokers(found), "services": services(found), "figures": figures()}
+    blocks = {"about": about(), "brokers": brokers(found), "services": services(found), "figures": figures()}
     return {name: "\n".join(lines) for name, lines in blocks.items()}
 
 

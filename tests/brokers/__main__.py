@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="store the line in this file, with the machine")
     args = parser.parse_args()
     wanted = args.only or (QUICK if args.quick else [*PROGRAMS, *SERVICES])
-    rows = []
+    rows, load = [], os.getloadavg()[0]
     for name in wanted:
         began = time.monotonic()
         row = asyncio.run(federate(name, quick=args.quick)) if name in SERVICES else of(name, quick=args.quick)
@@ -65,7 +65,8 @@ def main() -> int:
     found = {"benchmark": "brokers", "quick": args.quick, "rows": rows}
     sys.stdout.write(json.dumps(found) + "\n")
     if args.out is not None:
-        args.out.write_text(json.dumps({"benchmark": "brokers", "machine": machine(), "found": found}, indent=1) + "\n")
+        about = {"benchmark": "brokers", "machine": machine(), "load_before": round(load, 2)}
+        args.out.write_text(json.dumps({**about, "found": found}, indent=1) + "\n")
     return 0 if all(row["good"] for row in rows) else 1
 
 

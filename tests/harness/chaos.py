@@ -56,6 +56,8 @@ DUEL = 60.0
 SENTENCE = "nother aggregator"
 """In what the one says that ends."""
 DISK = 128 * 2**20
+AGAIN = 20.0
+"""Seconds until an aggregator is asked to end again: the second signal ends it at once, even if it is only slow."""
 FULL = 0.8
 """Seconds that a disk stays full, on average."""
 
@@ -387,7 +389,7 @@ class Chaos:
                 self.outcome.drain_seconds = round(time.monotonic() - began, 2)
                 while not self._serving.done():  # a start may just be under way, and miss the signal
                     self._server.send(signal.SIGTERM)
-                    await asyncio.wait({self._serving}, timeout=5)
+                    await asyncio.wait({self._serving}, timeout=AGAIN)
                 self.outcome.drained = True
 
     def _measure(self) -> None:
