@@ -140,7 +140,12 @@ def read_endpoint(args: argparse.Namespace, url: str) -> Endpoint:
                 raise Problem("--password-file is given without a user: say --user NAME, or mqtt://NAME@host.")
         elif password is None and named.user is not None:
             password = os.environ.get("MIDGE_PASSWORD")
-        return replace(named, password=password, service=args.service or named.service)
+        return served_by(replace(named, password=password), args)
+
+
+def served_by(endpoint: Endpoint, args: argparse.Namespace) -> Endpoint:
+    """The endpoint, at the service that `--service` names."""
+    return replace(endpoint, service=args.service or endpoint.service)
 
 
 def other_broker(url: str, password_file: str | None) -> Endpoint:
@@ -177,7 +182,7 @@ def read_federation(args: argparse.Namespace) -> tuple[Connector, Topics]:
         bundle = read_config(args.config, args.url)
         if args.federation is not None and args.federation != bundle.topics.federation:
             raise Problem(f"{args.config} is of federation {bundle.topics.federation!r}: leave --federation out.")
-        return connector(bundle.endpoint), bundle.topics
+        return connector(served_by(bundle.endpoint, args)), bundle.topics
     if args.url is None:
         raise Problem("Say where: the broker's address, such as mqtt://localhost, or --config with a bundle.")
     if args.federation is None:

@@ -22,6 +22,7 @@ from midge.broker import (
 from midge.broker.embedded.server import EmbeddedBroker
 from midge.broker.mqtt.pacing import PublishPace
 from midge.broker.mqtt.services import NO_SERVICE, SERVICES, service_at
+from midge.sensor_fleet.setting import BrokerAddress
 from tests.broker.worlds import options, take, unique
 from tests.brokers.services import play
 
@@ -60,6 +61,13 @@ async def test_a_federation_exceeds_no_limit(name: str, tmp_path: Path) -> None:
 def test_a_service_is_known_by_its_host_name(host: str, service: str | None) -> None:
     assert service_at(host) == service
     assert Endpoint.parse(f"mqtts://{host}").service == service
+
+
+def test_the_service_of_an_address_reaches_the_processes_of_a_fleet() -> None:
+    endpoint = replace(Endpoint.parse("mqtt://proxy.lan"), service="aws-iot")
+    assert BrokerAddress.of(endpoint).endpoint() == endpoint
+    hosted = Endpoint.parse("mqtts://abc.s1.eu.hivemq.cloud")
+    assert BrokerAddress.of(hosted).endpoint().service == "hivemq-cloud"
 
 
 def test_each_figure_names_its_source_and_its_date() -> None:
