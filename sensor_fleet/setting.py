@@ -44,7 +44,7 @@ class BrokerAddress:
         where = f"{endpoint.address}{endpoint.path if endpoint.websockets else ''}"
         tls = endpoint.tls or Tls()
         files = [None if file is None else str(file.resolve()) for file in (tls.cafile, tls.certfile, tls.keyfile)]
-        return cls(f"{endpoint.scheme}://{who}{where}", *files, endpoint.service)
+        return cls(f"{endpoint.scheme}://{who}{where}", files[0], files[1], files[2], endpoint.service)
 
     def endpoint(self) -> Endpoint:
         """Parse the address.
