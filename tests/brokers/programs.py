@@ -86,7 +86,9 @@ def _rabbitmq() -> Program:
         # The service of names is a process of its own: it ends with the broker whose child it is.
         daemon = " ".join(dying_with_parent(["epmd", "-port", str(names), "-address", "127.0.0.1"]))
         words = [f"{name}={value}" for name, value in settings.items()]
-        return ["env", *words, "sh", "-c", f'{daemon} & exec "$0"', str(server)]
+        # Before it answers, the broker would start another one, which would stay.
+        wait = "until epmd -names >/dev/null 2>&1; do sleep 0.05; done"
+        return ["env", *words, "sh", "-c", f'{daemon} & {wait}; exec "$0"', str(server)]
 
     version = server.parents[1].name.rpartition("-")[2]
     return Program("rabbitmq", version, make, "started MQTT TCP listener", patience=SLOW)
