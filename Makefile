@@ -10,9 +10,11 @@
 #   make fuzz            give every decoder bytes that nobody thought of, for SECONDS=60
 #   make bench           measure all that docs/performance.md tells, in under 20 minutes, and write the page anew
 #   make nightly         soak 3,000 live devices for MINUTES=10, live a year in virtual time, and write the page anew;
-#                        and `make home-assistant` where there is Python 3.13
+#                        `make brokers`, and `make home-assistant` where there is Python 3.13
 #   make micro           the clients for microcontrollers under resets: 1,000 updates each, against Mosquitto; MICRO=--quick
 #                        for a tenth of it
+#   make brokers         the contract suite, the demonstration, kills and `midge clean` over Mosquitto, RabbitMQ, ejabberd,
+#                        aedes and rumqttd, and 5 MB under the limits of four hosted brokers; BROKERS=--quick for three
 #   make home-assistant  a real Home Assistant shows a federation, and its switch pauses it; needs Python 3.13
 #   make upgrade         a rolling upgrade from an earlier version, with its real code: BASE=TAG or a commit
 #   make mutants         which tests catch which bug that is put in on purpose
@@ -28,7 +30,7 @@ ARGS ?= --target 0.93 --seconds 120
 CHROMIUM ?= chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
   --disable-component-update --disable-sync --user-data-dir=$(CURDIR)/runs/.chromium --hide-scrollbars
 
-.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench nightly micro home-assistant upgrade release
+.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench nightly micro brokers home-assistant upgrade release
 .DELETE_ON_ERROR:
 
 ifdef TORCH
@@ -70,6 +72,15 @@ micro: install
 	@.ci/packages mosquitto gcc arm-none-eabi-gcc qemu-system-arm
 	@$(BIN)/python -m tests.micro $(MICRO)
 
+# What cannot be installed is a row that says so.
+AEDES := $(VENV)/node/node_modules/aedes
+brokers: install
+	@.ci/packages mosquitto
+	@.ci/packages node npm $(if $(findstring --quick,$(BROKERS)),,rabbitmq-server ejabberdctl) || true
+	@$(BIN)/python -c 'import iotcore' 2>/dev/null || $(PIP) --constraint constraints.txt --editable '.[brokers]' || true
+	@test -d $(AEDES) || npm install --silent --no-audit --no-fund --prefix $(VENV)/node aedes@1.2.0 || true
+	@$(BIN)/python -m tests.brokers $(BROKERS)
+
 # In an environment of its own: it pins what it needs, and needs a newer Python than Midge does.
 HOME_ASSISTANT ?= .venv-home-assistant
 HOME_ASSISTANT_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) python3.13)
@@ -97,7 +108,9 @@ nightly: install
 	@.ci/packages mosquitto
 	@code=0; $(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --store || code=$$?; \
 	$(BIN)/python -m benchmarks.soak_year --store || code=$$?; \
-	$(BIN)/python docs/performance.py; exit $$code
+	$(BIN)/python docs/performance.py; \
+	$(MAKE) brokers BROKERS="--out benchmarks/results/brokers.json" || code=$$?; \
+	$(BIN)/python docs/brokers.py; exit $$code
 	@! { test -x $(HOME_ASSISTANT)/bin/python || command -v $(HOME_ASSISTANT_PYTHON) >/dev/null; } || \
 	$(MAKE) home-assistant
 

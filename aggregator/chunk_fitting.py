@@ -7,6 +7,7 @@ from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.publish.publish_queue import Post
 from midge.broker.mqtt.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, PacketTooLarge
 from midge.broker.mqtt.message_size import SIZE_REASONS, SMALLEST, SizeSearch
+from midge.broker.mqtt.services import least
 
 log = logging.getLogger("aggregator")
 
@@ -44,7 +45,7 @@ class ChunkFitting:
                 "The broker keeps no retained messages, by which devices find the model: allow them (Mosquitto: "
                 "retain_available true), or take another broker."
             )
-        named = limits.maximum_packet_size
+        named = least(limits.maximum_packet_size, limits.service.retained)
         federation.fit_chunks(None if named is None else named - OVERHEAD)
         wanted = federation.shelf.chunk + OVERHEAD
         if self._largest is None:

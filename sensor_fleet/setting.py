@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote
@@ -31,6 +31,7 @@ class BrokerAddress:
     cafile: str | None = None
     certfile: str | None = None
     keyfile: str | None = None
+    service: str | None = None
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Self:
@@ -43,7 +44,7 @@ class BrokerAddress:
         where = f"{endpoint.address}{endpoint.path if endpoint.websockets else ''}"
         tls = endpoint.tls or Tls()
         files = [None if file is None else str(file.resolve()) for file in (tls.cafile, tls.certfile, tls.keyfile)]
-        return cls(f"{endpoint.scheme}://{who}{where}", *files)
+        return cls(f"{endpoint.scheme}://{who}{where}", files[0], files[1], files[2], endpoint.service)
 
     def endpoint(self) -> Endpoint:
         """Parse the address.
@@ -54,7 +55,8 @@ class BrokerAddress:
         files = (self.cafile, self.certfile, self.keyfile)
         cafile, certfile, keyfile = (None if file is None else Path(file) for file in files)
         tls = Tls(cafile, certfile, keyfile) if any(files) else None
-        return Endpoint.parse(self.url, tls=tls)
+        parsed = Endpoint.parse(self.url, tls=tls)
+        return replace(parsed, service=self.service or parsed.service)
 
 
 @dataclass(frozen=True, slots=True)

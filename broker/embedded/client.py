@@ -8,6 +8,7 @@ from typing import Protocol
 from midge.broker.embedded import packets
 from midge.broker.embedded.mqtt_types import ProtocolError, Reason
 from midge.broker.embedded.routing import Deliver
+from midge.broker.embedded.service_rules import ServiceRules
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Broker(Protocol):
 
     maximum_packet_size: int
     maximum_buffered: int
+    rules: ServiceRules | None
 
     def handle(self, client: "EmbeddedClient", packet: packets.Packet) -> None: ...
 
@@ -71,7 +73,8 @@ class EmbeddedClient(asyncio.Protocol):
                     return
                 self._broker.handle(self, packet)
         except ProtocolError as error:
-            logger.info("Client %s broke the protocol: %s", self.client_id, error)
+            level = logging.INFO if self._broker.rules is None else logging.WARNING
+            logger.log(level, "Client %s broke the protocol: %s", self.client_id, error)
             self.refuse(error.reason)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature

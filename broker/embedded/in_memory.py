@@ -158,8 +158,7 @@ class _TwinConnection:
         return self._inbox.waiting()
 
     def ack(self, delivery: Delivery) -> None:
-        packet_id = self._inbox.settle(delivery)
-        if packet_id is not None:
+        for packet_id in self._inbox.settle(delivery):
             self._twin.perform(self._twin.router.acknowledge(self._client_id, packet_id))
 
     def arrive(self, action: Deliver) -> None:

@@ -3,6 +3,9 @@
 MQTT 3.1.1 and 5 with QoS 0 and 1 over TCP, sessions and retained messages in memory; no TLS, no websockets, no access
 control beyond a password. For production, run Mosquitto or another real broker.
 
+With `--limits NAME` it has the limits of a hosted broker (`midge.broker.mqtt.services`) and disconnects whoever exceeds
+one, with a line in its log.
+
 `python -m midge.broker.embedded.server --port 0` prints `{"host": …, "port": …}` on one line once it serves, and ends
 with its standard input or a SIGTERM, so that it does not outlive the program that started it.
 """
@@ -26,6 +29,8 @@ from midge.broker.embedded import packets
 from midge.broker.embedded.client import EmbeddedClient
 from midge.broker.embedded.mqtt_types import Property, PropertyValue, ProtocolError, Reason
 from midge.broker.embedded.routing import DEFAULT_WINDOW, Action, Close, Deliver, RoutedMessage, Router
+from midge.broker.embedded.service_rules import ACKNOWLEDGE_AFTER, ServiceRules
+from midge.broker.mqtt.services import SERVICES, ServiceLimits
 
 DEFAULT_MAXIMUM_PACKET_SIZE = 16 * 1024 * 1024
 NO_EXPIRY = 0xFFFFFFFF
@@ -50,6 +55,7 @@ class EmbeddedBroker:
         maximum_packet_size: int = DEFAULT_MAXIMUM_PACKET_SIZE,
         maximum_buffered: int = 64 * 1024 * 1024,
         versions: Sequence[int] = (4, 5),
+        limits: ServiceLimits | None = None,
     ) -> None:
         """Prepare a broker.
 
@@ -61,10 +67,12 @@ class EmbeddedBroker:
             maximum_buffered: bytes written to a client that its socket has not taken; a client that lags further
                 behind loses messages of QoS 0, or is disconnected.
             versions: protocol versions to speak: 4 is MQTT 3.1.1, 5 is 5.
+            limits: of a hosted broker, to be enforced; its largest packet replaces `maximum_packet_size`.
         """
         self.host = host
         self.port = port
-        self.maximum_packet_size = maximum_packet_size
+        self.rules = None if limits is None else ServiceRules(limits)
+        self.maximum_packet_size = (None if limits is None else limits.packet) or maximum_packet_size
         self.maximum_buffered = maximum_buffered
         self._users = users
         self._versions = versions
@@ -106,16 +114,23 @@ class EmbeddedBroker:
             case packets.Connect():
                 self._connect(client, packet)
             case packets.Publish():
+                if self.rules is not None:
+                    self.rules.published(self._id(client), packet, asyncio.get_running_loop().time())
                 message = RoutedMessage(packet.topic, packet.payload, packet.qos, packet.retain, packet.properties)
                 self._perform(self._router.publish(message))
-                if packet.qos:
+                if packet.qos and self.rules is None:
                     client.send(packets.puback(packet.packet_id))
+                elif packet.qos:
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(ACKNOWLEDGE_AFTER, self._acknowledge, client, packet.packet_id)
             case packets.Puback():
                 self._perform(self._router.acknowledge(self._id(client), packet.packet_id))
             case packets.Subscribe():
                 self._subscribe(client, packet)
             case packets.Unsubscribe():
                 self._router.unsubscribe(self._id(client), packet.filters)
+                if self.rules is not None:
+                    self.rules.unsubscribed(self._id(client), packet.filters)
                 client.send(packets.unsuback(client.version, packet.packet_id, bytes(len(packet.filters))))
             case packets.Pingreq():
                 client.send(packets.PINGRESP)
@@ -131,11 +146,19 @@ class EmbeddedBroker:
         if client_id is None or self._clients.get(client_id) is not client:
             return
         del self._clients[client_id]
+        if self.rules is not None:
+            self.rules.gone(client_id)
         self._perform(self._router.disconnect(client_id, goodbye=goodbye))
         expiry = self._expiry.pop(client_id, 0)
         if expiry != NO_EXPIRY and self._router.present(client_id):
             loop = asyncio.get_running_loop()
             self._expiring[client_id] = loop.call_later(expiry, self._expire, client_id)
+
+    def _acknowledge(self, client: EmbeddedClient, packet_id: int) -> None:
+        """Acknowledge a message under the rules of a service, on the connection that it came over."""
+        if self.rules is not None and client.client_id is not None and self._clients.get(client.client_id) is client:
+            self.rules.acknowledged(client.client_id, packet_id)
+            client.send(packets.puback(packet_id))
 
     def _expire(self, client_id: str) -> None:
         del self._expiring[client_id]
@@ -172,12 +195,16 @@ class EmbeddedBroker:
         self._expiry[client_id] = expiry
         client.maximum_packet_size = _number(found, Property.MAXIMUM_PACKET_SIZE, packets.LARGEST)
         client.accepted(client_id, packet.keepalive)
+        if self.rules is not None:
+            self.rules.connected(client_id, will)
         answer: dict[Property, PropertyValue] = {
             Property.MAXIMUM_QOS: 1,
             Property.MAXIMUM_PACKET_SIZE: self.maximum_packet_size,
             Property.SUBSCRIPTION_IDENTIFIERS_AVAILABLE: 0,
             Property.SHARED_SUBSCRIPTIONS_AVAILABLE: 0,
         }
+        if self.rules is not None and self.rules.limits.receive_maximum is not None:
+            answer[Property.RECEIVE_MAXIMUM] = self.rules.limits.receive_maximum
         if client_id != packet.client_id:
             answer[Property.ASSIGNED_CLIENT_IDENTIFIER] = client_id
         client.send(packets.connack(packet.version, 0, session_present=present, found=answer))
@@ -188,6 +215,8 @@ class EmbeddedBroker:
             return Reason.UNSUPPORTED_PROTOCOL_VERSION
         if Property.AUTHENTICATION_METHOD in packet.properties:
             return Reason.BAD_AUTHENTICATION_METHOD
+        if self.rules is not None and not self.rules.acceptable(packet.client_id):
+            return Reason.CLIENT_ID_NOT_VALID
         if not packet.client_id and packet.version == 4 and not packet.clean:
             return Reason.CLIENT_ID_NOT_VALID
         if self._users is not None:
@@ -198,6 +227,8 @@ class EmbeddedBroker:
         return None
 
     def _subscribe(self, client: EmbeddedClient, packet: packets.Subscribe) -> None:
+        if self.rules is not None:
+            self.rules.subscribed(self._id(client), [topic_filter for topic_filter, _ in packet.filters])
         reasons = []
         accepted = []
         for topic_filter, options in packet.filters:
@@ -271,12 +302,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=1883, help="0 takes a free one")
     parser.add_argument("--users", type=Path, help="a JSON file, passwords by user; default: no authentication")
     parser.add_argument("--maximum-packet-size", type=int, default=DEFAULT_MAXIMUM_PACKET_SIZE, help="in bytes")
+    parser.add_argument("--limits", choices=list(SERVICES), help="have the limits of this hosted broker")
     parser.add_argument("--only-version", type=int, choices=(4, 5), help="speak MQTT 3.1.1 (4) or 5 only")
     given = parser.parse_args(arguments)
     users = None if given.users is None else json.loads(given.users.read_text())
     versions = (4, 5) if given.only_version is None else (given.only_version,)
     broker = EmbeddedBroker(
-        given.host, given.port, users=users, maximum_packet_size=given.maximum_packet_size, versions=versions
+        given.host,
+        given.port,
+        users=users,
+        maximum_packet_size=given.maximum_packet_size,
+        versions=versions,
+        limits=None if given.limits is None else SERVICES[given.limits],
     )
     try:
         asyncio.run(_serve(broker))

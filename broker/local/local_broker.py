@@ -1,14 +1,15 @@
-"""A local broker for demonstrations and tests: Mosquitto if installed, otherwise our own."""
+"""A local broker for demonstrations and tests: Mosquitto if installed, otherwise our own, or another program."""
 
 import json
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from midge.broker.local.mosquitto import MosquittoSettings, find_mosquitto, mosquitto_version, write_configuration
-from midge.broker.local.process import Child, free_port, in_use
+from midge.broker.local.process import PATIENCE, Child, free_port, in_use
 from midge.broker.mqtt.connection import BrokerUnreachable
 from midge.broker.mqtt.endpoint import Endpoint, Tls
 
@@ -16,51 +17,105 @@ Kind = Literal["mosquitto", "embedded"]
 
 ATTEMPTS = 5
 """Attempts to start on another port if another process took the chosen one."""
-READY: dict[Kind, str] = {"mosquitto": " running", "embedded": '{"host"'}
-"""Output that shows that a broker serves."""
 SILENT = ("0.", "1.")
-"""Version prefixes of Mosquitto that print no such output."""
+"""Version prefixes of Mosquitto that do not print that they serve."""
+
+
+class BrokerProgram(Protocol):
+    """A broker that can be run on this machine."""
+
+    kind: str
+    user: str | None
+    """The user that clients connect as; None connects them without."""
+    password: str | None
+    tls: Tls | None
+    ready: str
+    """Output that shows that it serves; empty if there is none."""
+    patience: float
+    """Seconds that it has to begin to serve."""
+
+    def describe(self) -> str:
+        """Name and version."""
+
+    def command(self, directory: Path, port: int) -> list[str]:
+        """The command that serves at this port of the loopback, with its files in the directory.
+
+        Raises:
+            BrokerUnreachable: the program is not installed; the message says what brings it.
+        """
+
+
+class MosquittoProgram:
+    """Mosquitto, with a generated configuration.
+
+    Raises:
+        BrokerUnreachable: it is not installed.
+    """
+
+    kind = "mosquitto"
+    patience = PATIENCE
+
+    def __init__(self, user: str | None = None, password: str | None = None, tls: Tls | None = None) -> None:
+        binary = find_mosquitto()
+        if binary is None:
+            raise BrokerUnreachable("Mosquitto is not installed: install it, or use the embedded broker.")
+        self.user, self.password, self.tls = user, password, tls
+        self._binary, self._version = binary, mosquitto_version(binary)
+        self.ready = "" if self._version.startswith(SILENT) else " running"
+
+    def describe(self) -> str:
+        return f"Mosquitto {self._version}"
+
+    def command(self, directory: Path, port: int) -> list[str]:
+        settings = MosquittoSettings(user=self.user, password=self.password, tls=self.tls)
+        return [str(self._binary), "-c", str(write_configuration(directory, port, settings))]
+
+
+@dataclass
+class EmbeddedProgram:
+    """Our own broker."""
+
+    user: str | None = None
+    password: str | None = None
+    options: tuple[str, ...] = ()
+    """Further options of `midge.broker.embedded.server`."""
+    kind: str = "embedded"
+    tls: Tls | None = None
+    ready: str = '{"host"'
+    patience: float = PATIENCE
+
+    def describe(self) -> str:
+        return "the embedded broker"
+
+    def command(self, directory: Path, port: int) -> list[str]:
+        command = [sys.executable, "-P", "-m", "midge.broker.embedded.server", "--port", str(port), *self.options]
+        if self.user is not None:
+            users = directory / "users.json"
+            users.unlink(missing_ok=True)
+            users.touch(mode=0o600)
+            users.write_text(json.dumps({self.user: self.password or ""}))
+            command += ["--users", str(users)]
+        return command
 
 
 class LocalBroker:
     """A broker in a process of its own, on the loopback. `kill` and `restart` simulate failures."""
 
-    def __init__(
-        self,
-        kind: Kind,
-        directory: Path,
-        *,
-        user: str | None,
-        password: str | None,
-        tls: Tls | None = None,
-        port: int = 0,
-    ) -> None:
-        """Prepare; `local_broker` starts it.
-
-        Raises:
-            BrokerUnreachable: Mosquitto is requested and not installed.
-        """
-        binary = find_mosquitto() if kind == "mosquitto" else None
-        if kind == "mosquitto" and binary is None:
-            raise BrokerUnreachable("Mosquitto is not installed: install it, or use the embedded broker.")
-        self.kind: Kind = kind
+    def __init__(self, program: BrokerProgram, directory: Path, *, port: int = 0) -> None:
+        """Prepare; `local_broker` starts it."""
+        self.program = program
+        self.kind = program.kind
         self.directory = directory.resolve()
-        self._binary = binary
-        self._user = user
-        self._password = password
-        self._tls = tls
         self._port = port
         self._child: Child | None = None
-        silent = binary is not None and mosquitto_version(binary).startswith(SILENT)
-        self._ready = "" if silent else READY[kind]
 
     @property
     def endpoint(self) -> Endpoint:
         """Address, user and password. For TLS the caller adds what to trust."""
-        scheme: Literal["mqtt", "mqtts"] = "mqtt" if self._tls is None else "mqtts"
-        return Endpoint(
-            scheme, "127.0.0.1", self._port, self._user, self._password, None if self._tls is None else Tls()
-        )
+        program = self.program
+        scheme: Literal["mqtt", "mqtts"] = "mqtt" if program.tls is None else "mqtts"
+        tls = None if program.tls is None else Tls()
+        return Endpoint(scheme, "127.0.0.1", self._port, program.user, program.password, tls)
 
     @property
     def running(self) -> bool:
@@ -68,9 +123,8 @@ class LocalBroker:
 
     def describe(self) -> str:
         """One line for people."""
-        if self._binary is None:
-            return f"the embedded broker at {self.endpoint} (for this machine and up to about 100 devices)"
-        return f"Mosquitto {mosquitto_version(self._binary)} at {self.endpoint}"
+        told = f"{self.program.describe()} at {self.endpoint}"
+        return f"{told} (for this machine and up to about 100 devices)" if self.kind == "embedded" else told
 
     async def start(self) -> None:
         """Start it, on its earlier port if it had one.
@@ -85,7 +139,8 @@ class LocalBroker:
         attempts = ATTEMPTS if self._port == 0 else 1
         for _ in range(attempts):
             port = self._port or free_port()
-            child = Child(self._command(port), self.directory / "broker.log", ready=self._ready)
+            command = self.program.command(self.directory, port)
+            child = Child(command, self.directory / "broker.log", self.program.ready, self.program.patience)
             self._child = child
             if await child.serves("127.0.0.1", port):
                 self._port = port
@@ -109,23 +164,10 @@ class LocalBroker:
         await self.stop()
         await self.start()
 
-    def _command(self, port: int) -> list[str]:
-        if self._binary is not None:
-            settings = MosquittoSettings(user=self._user, password=self._password, tls=self._tls)
-            return [str(self._binary), "-c", str(write_configuration(self.directory, port, settings))]
-        command = [sys.executable, "-P", "-m", "midge.broker.embedded.server", "--port", str(port)]
-        if self._user is not None:
-            users = self.directory / "users.json"
-            users.unlink(missing_ok=True)
-            users.touch(mode=0o600)
-            users.write_text(json.dumps({self._user: self._password or ""}))
-            command += ["--users", str(users)]
-        return command
-
 
 @asynccontextmanager
 async def local_broker(
-    kind: Literal["auto", "mosquitto", "embedded"] = "auto",
+    kind: Literal["auto", "mosquitto", "embedded"] | BrokerProgram = "auto",
     *,
     directory: Path,
     user: str | None = None,
@@ -136,7 +178,7 @@ async def local_broker(
     """Run a broker on a free port of the loopback during the block.
 
     Args:
-        kind: `auto` takes Mosquitto if it is installed.
+        kind: `auto` takes Mosquitto if it is installed. A program has its own user and TLS.
         directory: for its configuration and its log; it must exist.
         user: the only user that may connect; None disables authentication.
         password: that user's.
@@ -147,10 +189,13 @@ async def local_broker(
         BrokerUnreachable: it cannot be started; the message holds the end of its log.
         ValueError: TLS is requested of the embedded broker.
     """
-    chosen: Kind = ("mosquitto" if find_mosquitto() else "embedded") if kind == "auto" else kind
-    if tls is not None and chosen == "embedded":
-        raise ValueError("The embedded broker has no TLS: install Mosquitto.")
-    broker = LocalBroker(chosen, directory, user=user, password=password, tls=tls, port=port)
+    if isinstance(kind, str):
+        chosen: Kind = ("mosquitto" if find_mosquitto() else "embedded") if kind == "auto" else kind
+        if tls is not None and chosen == "embedded":
+            raise ValueError("The embedded broker has no TLS: install Mosquitto.")
+        mosquitto = chosen == "mosquitto"
+        kind = MosquittoProgram(user, password, tls) if mosquitto else EmbeddedProgram(user, password)
+    broker = LocalBroker(kind, directory, port=port)
     try:
         await broker.start()
         yield broker

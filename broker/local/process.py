@@ -19,7 +19,7 @@ POLL = 0.02
 SETTLED = 0.5
 """Seconds after which a silent child that still runs counts as the process that listens at its port."""
 PATIENCE = 10.0
-"""Seconds that a child has to begin to serve, and to end when asked to."""
+"""Seconds that a child has to begin to serve, and to end when asked to, by default."""
 
 
 def dying_with_parent(command: list[str]) -> list[str]:
@@ -66,19 +66,21 @@ async def _accepts(host: str, port: int) -> bool:
 class Child:
     """One process, its output in a log file. Its standard input is a pipe that closes when we die."""
 
-    def __init__(self, command: list[str], log: Path, ready: str) -> None:
+    def __init__(self, command: list[str], log: Path, ready: str, patience: float = PATIENCE) -> None:
         """Start it.
 
         Args:
             command: the program and its arguments.
             log: the file to which its output is appended.
             ready: output that shows that it serves; empty if there is none.
+            patience: seconds that it has to begin to serve, and to end when asked to.
 
         Raises:
             BrokerUnreachable: the program cannot be started.
         """
         self._log = log
         self._ready = ready
+        self._patience = patience
         self._log_start = log.stat().st_size if log.exists() else 0
         try:
             with log.open("ab") as output:
@@ -109,7 +111,7 @@ class Child:
             BrokerUnreachable: it does neither in time.
         """
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self._patience):
                 while self.running and not await _accepts(host, port):  # noqa: ASYNC110
                     await asyncio.sleep(POLL)
                 # Another process may have taken the port first and have accepted instead.
@@ -119,7 +121,9 @@ class Child:
                 else:
                     await asyncio.sleep(SETTLED)
         except TimeoutError:
-            raise BrokerUnreachable(f"The broker did not start within {PATIENCE:g} s: {self.log_tail()}") from None
+            raise BrokerUnreachable(
+                f"The broker did not start within {self._patience:g} s: {self.log_tail()}"
+            ) from None
         return self.running
 
     async def stop(self) -> None:
@@ -127,7 +131,7 @@ class Child:
         if self.running:
             self._process.terminate()
             with suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(self._patience):
                     while self.running:  # noqa: ASYNC110
                         await asyncio.sleep(POLL)
         self.kill()

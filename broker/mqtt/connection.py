@@ -9,7 +9,8 @@ The rules:
   stock Mosquitto acknowledges messages that it drops.
 - A negative acknowledgement is raised, never swallowed. MQTT 3.1.1 has none.
 - Incoming messages at QoS 1 are acknowledged by a call of `ack`. An acknowledgement belongs to the connection that
-  delivered: after a reconnect it is dropped.
+  delivered: after a reconnect it is dropped. Acknowledgements are sent in the order of arrival, whatever the order of
+  the calls: one waits for those of all earlier messages.
 - A lost connection is raised as `ConnectionLost` from `messages()` and from every waiting `publish` and `subscribe`.
   A connection never reconnects by itself; the shells do, with back-off and jitter.
 """
@@ -18,6 +19,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+from midge.broker.mqtt.services import NO_SERVICE, ServiceLimits
 
 Payload = bytes | bytearray | memoryview
 QoS = Literal[0, 1]
@@ -99,6 +102,8 @@ class Limits:
     retain_available: bool = True
     client_id: str = ""
     """The client id in force; a broker may assign another."""
+    service: ServiceLimits = NO_SERVICE
+    """What is known of a hosted broker beside its CONNACK."""
 
 
 @dataclass(frozen=True, slots=True)

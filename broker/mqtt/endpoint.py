@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
+from midge.broker.mqtt.services import service_at
+
 Scheme = Literal["mqtt", "mqtts", "ws", "wss"]
 
 DEFAULT_PORTS: dict[str, int] = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
@@ -45,6 +47,8 @@ class Endpoint:
     """None for a connection without TLS."""
     path: str = field(default=DEFAULT_PATH, repr=False)
     """For websockets only, with the query, which may hold a signature."""
+    service: str | None = field(default=None, repr=False)
+    """The hosted broker whose limits are kept to, a name in `midge.broker.mqtt.services`; None knows of none."""
 
     @property
     def credential_files(self) -> list[Path]:
@@ -126,6 +130,7 @@ class Endpoint:
             password=password,
             tls=(replace(tls, alpn=alpn) if alpn else tls) if secure else None,
             path=f"{path}?{parts.query}" if parts.query and websockets else path,
+            service=service_at(host),
         )
 
 

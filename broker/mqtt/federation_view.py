@@ -5,6 +5,7 @@ an overview, which takes it about a second; without an answer, only the retained
 """
 
 import asyncio
+import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +26,7 @@ from midge.wire import frames, messages, overview, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Health, HealthState, Hello
 from midge.wire.overview import DeviceRow, Overview
-from midge.wire.topics import ALIASES, DEFAULT_ROOT, Channel, HomeTopics, Topics, check_name, explain_absence
+from midge.wire.topics import ALIASES, DEFAULT_ROOT, Channel, Frames, HomeTopics, Topics, check_name, explain_absence
 
 ASK = frames.encode(overview.Ask())
 PATIENCE = 3.0
@@ -38,6 +39,10 @@ _VERSIONS = 64
 """Versions back for which chunks are looked up by name: a broker holds those of about 32."""
 _MOST_PARTS = 100_000
 """Most chunks of a frame that are looked up: an announcement may be forged."""
+_FRAME = re.compile(r"/model/[a-z]+/(?P<version>\d+)/(?P<span>\d+)-\d+")
+"""The topic of a chunk, after the federation's prefix."""
+_PASSES = 1_000
+"""Most times that what is retained is read and removed: some brokers send a few hundred messages at a time."""
 _POLL = 0.5
 """Seconds between two looks at the names of registered versions."""
 _TIMEOUT = 4.0
@@ -302,31 +307,45 @@ class Cleared:
 async def clear_federation(connect: Connector, topics: Topics, devices: Collection[str] = ()) -> Cleared:
     """Remove every retained message of a federation from a broker.
 
-    Some brokers, such as RabbitMQ, do not send retained messages to subscriptions with wildcards. So known topics are
-    subscribed to one by one: the aggregator's, the chunks in the announcements, and those of named devices.
+    They are read at QoS 0 and removed until none is left: at QoS 1 rumqttd stops answering a client that is to get
+    more of them than may be in flight. Some brokers, such as RabbitMQ, do not send retained messages to subscriptions
+    with wildcards. So known topics are then subscribed to one by one: the aggregator's, the chunks in the
+    announcements, and those of named devices.
     """
     async with connect(_options()) as connection:
-        marker = _marker(topics)
-        found = {each.topic: each for each in await read_retained(connection, topics.everything, marker=marker)}
+        marker, empty = _marker(topics), 0
+        removed: set[str] = set()
+        for _ in range(_PASSES):
+            found = await read_retained(connection, topics.everything, marker=marker, qos=0)
+            empty = 0 if found else empty + 1
+            if empty == 2:  # the marker may have come before them
+                break
+            removed |= await _remove(connection, {each.topic for each in found})
         known = [topics.aggregator, topics.authorities, topics.announcement("train"), topics.announcement("serve")]
         known += map(topics.alias, ALIASES)
         for name in devices:
             known += [topics.status(name), topics.receipt(name), topics.renew(name), topics.renewed(name)]
         exact = await _read_exactly(connection, known, marker)
-        exact |= await _read_exactly(connection, _parts([*found.values(), *exact.values()], topics), marker)
-        if blind := not exact.keys() <= found.keys():
+        exact |= await _read_exactly(connection, _parts(list(exact.values()), topics), marker)
+        if blind := bool(exact):
             exact |= await _read_exactly(connection, _earlier(list(exact.values()), topics), marker)
             exact |= await _read_exactly(connection, _rest(list(exact.values())), marker)
-        for topic in found | exact:
-            await connection.publish(topic, b"", qos=1, retain=True)
+        removed |= await _remove(connection, exact)
     with suppress(BrokerError):  # a user may have no rights there; some services end the connection for it
         async with connect(_options()) as connection:
-            return Cleared(len(found | exact) + await _clear_home(connection, topics, devices), blind)
-    return Cleared(len(found | exact), blind)
+            removed |= await _clear_home(connection, topics, devices)
+    return Cleared(len(removed), blind)
 
 
-async def _clear_home(connection: Connection, topics: Topics, devices: Collection[str]) -> int:
-    """Remove what is retained for Home Assistant; return the number of messages."""
+async def _remove(connection: Connection, wanted: Collection[str]) -> set[str]:
+    """Remove what is retained on these topics, and return them."""
+    for topic in wanted:
+        await connection.publish(topic, b"", qos=1, retain=True)
+    return set(wanted)
+
+
+async def _clear_home(connection: Connection, topics: Topics, devices: Collection[str]) -> set[str]:
+    """Remove what is retained for Home Assistant, and return its topics."""
     home = HomeTopics(topics)
     marker = f"{home.prefix}/look-{secrets.token_hex(6)}"
     known = [home.found, home.state, *map(home.device, devices)]
@@ -337,9 +356,7 @@ async def _clear_home(connection: Connection, topics: Topics, devices: Collectio
             home = HomeTopics(topics, bytes(found[home.found].payload).decode(errors="replace"))
         found |= await _read_exactly(connection, [home.config(), *map(home.config, devices)], marker)
         found |= {each.topic: each for each in await read_retained(connection, home.configs, marker=marker)}
-    for topic in sorted(found, key=home.removal_order):
-        await connection.publish(topic, b"", qos=1, retain=True)
-    return len(found)
+    return await _remove(connection, sorted(found, key=home.removal_order))
 
 
 async def _read_exactly(connection: Connection, wanted: Sequence[str], marker: str) -> dict[str, Delivery]:
@@ -347,17 +364,24 @@ async def _read_exactly(connection: Connection, wanted: Sequence[str], marker: s
     found: dict[str, Delivery] = {}
     for first in range(0, len(wanted), _FILTERS):
         some = wanted[first : first + _FILTERS]
-        found |= {each.topic: each for each in await read_retained(connection, *some, marker=marker)}
+        here = await read_retained(connection, *some, marker=marker)
+        found |= {each.topic: each for each in here if each.topic in some}  # others may be late
     return found
 
 
 def _earlier(found: Sequence[Delivery], topics: Topics) -> list[str]:
     """First chunks of frames that an announcement no longer names, and that a stopped aggregator left."""
-    names = [each.topic.split("/")[-2:] for each in found if each.topic.startswith(topics.announcement() + "/")]
-    newest = max((int(version) for version, _ in names), default=0)
-    spans = {0, 1, 2, 4, 8, 16, 32, *(int(cut.partition("-")[0]) for _, cut in names)}
+    names = [name for each in found if (name := _FRAME.fullmatch(each.topic.removeprefix(topics.prefix)))]
+    newest = max((int(name["version"]) for name in names), default=0)
+    spans = sorted({0, 1, 2, 4, 8, 16, 32, *(int(name["span"]) for name in names)})
     versions = range(max(1, newest - _VERSIONS), newest + 1)
-    return [topics.part(version, span, 0) for version in versions for span in sorted(spans)]
+    channels: dict[Frames, list[int]] = {"train": spans, "serve": spans, "registered": [0]}
+    return [
+        topics.part(version, span, 0, channel)
+        for channel, lengths in channels.items()
+        for version in versions
+        for span in lengths
+    ]
 
 
 def _rest(found: Sequence[Delivery]) -> list[str]:

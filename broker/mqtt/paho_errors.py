@@ -22,6 +22,7 @@ from midge.broker.mqtt.connection import (
 )
 from midge.broker.mqtt.endpoint import Endpoint
 from midge.broker.mqtt.paho_reason_codes import name_all_codes
+from midge.broker.mqtt.services import NO_SERVICE, SERVICES, least
 from midge.broker.mqtt.tls import error_for_alert, not_agreed
 
 name_all_codes()
@@ -85,14 +86,17 @@ def connect_properties(options: Options, protocol: MQTTProtocolVersion) -> Prope
     return properties
 
 
-def read_limits(client: Client, properties: Properties | None, options: Options) -> Limits:
-    """The broker's limits from CONNACK."""
+def read_limits(client: Client, properties: Properties | None, options: Options, service: str | None = None) -> Limits:
+    """The broker's limits from CONNACK, and from what is known of the service."""
+    known = NO_SERVICE if service is None else SERVICES[service]
+    window: int = getattr(properties, "ReceiveMaximum", 65535)
     return Limits(
         protocol=5 if client.protocol == MQTTProtocolVersion.MQTTv5 else 4,
-        maximum_packet_size=getattr(properties, "MaximumPacketSize", None),
-        receive_maximum=getattr(properties, "ReceiveMaximum", 65535),
+        maximum_packet_size=least(getattr(properties, "MaximumPacketSize", None), known.message),
+        receive_maximum=least(window, known.receive_maximum) or window,
         retain_available=bool(getattr(properties, "RetainAvailable", True)),
         client_id=getattr(properties, "AssignedClientIdentifier", options.client_id),
+        service=known,
     )
 
 

@@ -29,6 +29,7 @@ from midge.broker.mqtt.connection import (
     SubscribeRefused,
 )
 from midge.broker.mqtt.endpoint import Endpoint
+from midge.broker.mqtt.pacing import PublishPace
 from midge.broker.mqtt.paho_errors import (
     FAILURE,
     TAKEN_OVER,
@@ -40,6 +41,7 @@ from midge.broker.mqtt.paho_errors import (
     with_advice,
 )
 from midge.broker.mqtt.receive_queue import Inbox
+from midge.broker.mqtt.services import NO_SERVICE
 from midge.broker.mqtt.topic_filters import check_filter, check_topic
 
 CLOSED_HERE = "The connection was closed here."
@@ -78,6 +80,12 @@ class PahoSession:
         self._inbox = Inbox()
         self._queued: deque[_Outgoing] = deque()
         self._in_flight: dict[int, asyncio.Future[None]] = {}
+        self._sizes: dict[int, int] = {}
+        """Bytes of each message in flight."""
+        self._pace = PublishPace(NO_SERVICE)
+        self._later: asyncio.TimerHandle | None = None
+        """Goes on with queued messages once the pace allows it."""
+        self._filters: set[str] = set()
         self._subscribing: dict[int, asyncio.Future[list[ReasonCode]]] = {}
         client.on_connect = self.on_connect
         client.on_disconnect = self.on_disconnect
@@ -105,10 +113,17 @@ class PahoSession:
         self._inbox.raise_if_lost()
         for each in filters:
             check_filter(each)
+        most = self._limits.service.subscriptions
+        if most is not None and len(self._filters.union(filters)) > most:
+            raise SubscribeRefused(
+                f"The broker takes {most} subscriptions of a client, and {filters[0]!r} is too many."
+            )
+        self._filters.update(filters)
         _, mid = self.client.subscribe([(each, int(qos)) for each in filters])
         codes = await self._answer("SUBSCRIBE", mid)
         for each, code in zip(filters, codes, strict=True):
             if code.value >= FAILURE:
+                self._filters.difference_update(filters)
                 raise SubscribeRefused(
                     f"The broker refused the subscription to {each!r} ({code}): give {self._who} the right to read it."
                 )
@@ -138,6 +153,7 @@ class PahoSession:
         self._inbox.raise_if_lost()
         _, mid = self.client.unsubscribe(list(filters))
         await self._answer("UNSUBSCRIBE", mid)
+        self._filters.difference_update(filters)
 
     def messages(self) -> AsyncIterator[Delivery]:
         return self._inbox.messages()
@@ -146,8 +162,7 @@ class PahoSession:
         return self._inbox.waiting()
 
     def ack(self, delivery: Delivery) -> None:
-        mid = self._inbox.settle(delivery)
-        if mid is not None:
+        for mid in self._inbox.settle(delivery):
             self.client.ack(mid, 1)
 
     def lose(self, message: str, *, reason: int = 0) -> None:
@@ -166,6 +181,8 @@ class PahoSession:
                 future.set_exception(self._inbox.lost())
         self._queued.clear()
         self._in_flight.clear()
+        if self._later is not None:
+            self._later.cancel()
         self.ended.set()
 
     # paho's callbacks
@@ -179,7 +196,8 @@ class PahoSession:
         if reason.value != 0:
             self.connected.set_exception(connect_refused(self._endpoint, self.options, reason))
             return
-        self._limits = read_limits(client, properties, self.options)
+        self._limits = read_limits(client, properties, self.options, self._endpoint.service)
+        self._pace = PublishPace(self._limits.service)
         if getattr(properties, "MaximumQoS", 1) == 0:
             self.connected.set_exception(BrokerRefused(f"{self._endpoint} offers QoS 0 only; QoS 1 is needed."))
             return
@@ -210,6 +228,7 @@ class PahoSession:
     def _on_publish(self, client: Client, userdata: Any, mid: int, reason: ReasonCode, properties: Properties) -> None:
         self.reports += 1
         future = self._in_flight.pop(mid, None)
+        self._sizes.pop(mid, None)
         if future is None:
             return
         if not future.done():
@@ -252,19 +271,34 @@ class PahoSession:
             if outgoing.done.done():  # its caller was cancelled
                 self._queued.popleft()
                 continue
-            if outgoing.qos == 1 and len(self._in_flight) >= self._limits.receive_maximum:
+            if outgoing.qos == 1 and not self._fits(len(outgoing.payload)):
+                return
+            now = asyncio.get_running_loop().time()
+            if wait := self._pace.wait(now):
+                if self._later is not None:
+                    self._later.cancel()
+                self._later = asyncio.get_running_loop().call_at(now + wait, self._send_queued)
                 return
             info = self.client.publish(outgoing.topic, outgoing.payload, outgoing.qos, outgoing.retain)
             if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
                 continue  # the packet id is still in flight: paho takes the next one
             self._queued.popleft()
+            self._pace.sent(len(outgoing.payload))
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 self.lose(f"The connection to {self._endpoint} is gone.")
                 outgoing.done.set_exception(self._inbox.lost())
             elif outgoing.qos == 1:
                 self._in_flight[info.mid] = outgoing.done
+                self._sizes[info.mid] = len(outgoing.payload)
             else:
                 outgoing.done.set_result(None)
+
+    def _fits(self, size: int) -> bool:
+        """Whether another message of this size may be in flight."""
+        most = self._limits.service.in_flight_bytes
+        if most is not None and self._sizes and sum(self._sizes.values()) + size > most:
+            return False
+        return len(self._in_flight) < self._limits.receive_maximum
 
     async def _answer(self, what: str, mid: int | None) -> list[ReasonCode]:
         if mid is None:

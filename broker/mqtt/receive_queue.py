@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from itertools import takewhile
 
 from midge.broker.mqtt.connection import ConnectionLost, Delivery
 
@@ -10,10 +11,11 @@ from midge.broker.mqtt.connection import ConnectionLost, Delivery
 class Token:
     """A delivery's handle. Compared by identity, so that handles of other connections are not accepted."""
 
-    __slots__ = ("packet_id",)
+    __slots__ = ("packet_id", "settled")
 
     def __init__(self, packet_id: int) -> None:
         self.packet_id = packet_id
+        self.settled = False
 
 
 class Inbox:
@@ -25,6 +27,7 @@ class Inbox:
         self._arrived: deque[Delivery] = deque()
         self._news = asyncio.Event()
         self._unacknowledged: dict[int, Token] = {}
+        """By packet id, in order of arrival."""
 
     def expect_ack(self, packet_id: int) -> Token:
         """Make the handle of a delivery at QoS 1."""
@@ -56,15 +59,22 @@ class Inbox:
         self._arrived.clear()
         return taken
 
-    def settle(self, delivery: Delivery) -> int | None:
-        """The packet id to acknowledge; None for QoS 0, a duplicate call, another connection, or one that ended."""
+    def settle(self, delivery: Delivery) -> list[int]:
+        """The packet ids to acknowledge now; none for QoS 0, a duplicate call, another connection, or one that ended.
+
+        Acknowledgements must be sent in the order in which the messages arrived (MQTT 5, section 4.6), and rumqttd
+        disconnects for one that is not. So one waits for those of all earlier messages.
+        """
         token = delivery.token
         if self.loss is not None:
-            return None
+            return []
         if not isinstance(token, Token) or self._unacknowledged.get(token.packet_id) is not token:
-            return None
-        del self._unacknowledged[token.packet_id]
-        return token.packet_id
+            return []
+        token.settled = True
+        ready = [each.packet_id for each in takewhile(lambda each: each.settled, self._unacknowledged.values())]
+        for packet_id in ready:
+            del self._unacknowledged[packet_id]
+        return ready
 
     def lost(self) -> ConnectionLost:
         """A new exception for each waiter: a shared one would collect everyone's traceback."""

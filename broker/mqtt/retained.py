@@ -7,18 +7,22 @@ the broker has sent everything retained. If it does not come back (an ACL may fo
 import asyncio
 from contextlib import suppress
 
-from midge.broker.mqtt.connection import Connection, Delivery
+from midge.broker.mqtt.connection import Connection, Delivery, QoS
 
 
-async def read_retained(connection: Connection, *filters: str, marker: str, patience: float = 3.0) -> list[Delivery]:
+async def read_retained(
+    connection: Connection, *filters: str, marker: str, patience: float = 3.0, qos: QoS = 1
+) -> list[Delivery]:
     """The retained messages on these filters; `marker` is a topic that we may both publish and read.
+
+    At QoS 0 some may be missing: a broker may drop them, or send the marker first.
 
     Takes the connection's messages for itself while it reads: call it before any other reader.
 
     Raises:
         ConnectionLost: the connection ended.
     """
-    await connection.subscribe(*filters, marker)
+    await connection.subscribe(*filters, marker, qos=qos)
     await connection.publish(marker, b"", qos=1)
     found: list[Delivery] = []
     with suppress(TimeoutError):

@@ -5,7 +5,7 @@ the broker's queue for us, and what does not fit there is dropped silently.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from midge.broker.mqtt.connection import Connection, ConnectionLost, PublishRefused, SubscribeRefused
@@ -50,6 +50,8 @@ class Fetcher:
         self._finished = finished
         """Called with each fetched frame, in a thread."""
         self._window, self._patience = 2, PATIENCE
+        self._most = WINDOW
+        """Most chunks that are requested at once; fewer where the broker takes fewer subscriptions."""
         self._limit = limit
         """Most bytes of a frame that is accepted."""
         self._expected: dict[str, tuple[FrameInfo, int]] = {}
@@ -125,10 +127,9 @@ class Fetcher:
                     self._expected |= topics
                     # A packet each: a broker with one thread copies everything that one packet requests before it
                     # serves others.
-                    try:
-                        await asyncio.gather(*(connection.subscribe(topic, qos=1) for topic in topics))
-                    except SubscribeRefused as error:
-                        raise FetchError(str(error)) from error
+                    answers = (connection.subscribe(topic, qos=1) for topic in topics)
+                    said = await asyncio.gather(*answers, return_exceptions=True)
+                    waiting += self._refused(dict(zip(topics, said, strict=True)))
                 began = asyncio.get_running_loop().time()
                 came = await self._arrived()
                 self._adapt(len(came), asyncio.get_running_loop().time() - began)
@@ -149,6 +150,23 @@ class Fetcher:
             if left:
                 with suppress(ConnectionLost):
                     await connection.unsubscribe(*left)
+
+    def _refused(self, said: Mapping[str, BaseException | None]) -> list[tuple[FrameInfo, int]]:
+        """Chunks to request later, because the broker takes no further subscriptions; from now on fewer at once.
+
+        Raises:
+            FetchError: it takes none at all.
+        """
+        refused = {topic: error for topic, error in said.items() if isinstance(error, SubscribeRefused)}
+        for error in said.values():
+            if error is not None and not isinstance(error, SubscribeRefused):
+                raise error
+        later = [self._expected.pop(topic) for topic in refused]
+        if refused:
+            self._most = self._window = max(1, len(self._expected))
+            if not self._expected:
+                raise FetchError(str(next(iter(refused.values()))))
+        return later
 
     async def _keep_pace(self, size: int) -> None:
         """Wait until `size` more bytes may be requested: one device must not use the whole fleet's rate."""
@@ -176,7 +194,9 @@ class Fetcher:
             self._window, self._patience = max(1, self._window // 2), min(2 * self._patience, LONGEST)
             return
         each = seconds / came
-        self._window = min(WINDOW, self._window + came) if self._window * each < PATIENCE else max(1, self._window - 1)
+        self._window = (
+            min(self._most, self._window + came) if self._window * each < PATIENCE else max(1, self._window - 1)
+        )
         self._patience = min(max(PATIENCE, 4 * each * self._window), LONGEST)
 
     async def _arrived(self) -> list[str]:

@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from midge.wire.messages import DeviceState  # noqa: PLC0415
 
     connect, topics = read_federation(args)
-    found = asyncio.run(describe_federation(connect, topics, ask=False))
+    # An aggregator that runs knows the devices that a broker does not show.
+    found = asyncio.run(describe_federation(connect, topics, ask=args.force))
     if not args.force and serves(found):
         raise Problem(
             f"The aggregator of {topics.federation!r} is running and would publish again: "

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from midge.broker import Connector, Endpoint, connector
+from midge.broker.mqtt.services import SERVICES
 from midge.broker.provisioning.bundles import Bundle, BundleError, read_bundle
 from midge.running import endpoint_of
 from midge.wire.topics import DEFAULT_ROOT, Topics
@@ -92,6 +93,11 @@ def add_tls(parser: Parser) -> None:
     parser.add_argument("--cafile", metavar="PEM", help="certificate authority to trust, for mqtts://")
     parser.add_argument("--certfile", metavar="PEM", help="our own certificate, for a broker that wants one")
     parser.add_argument("--keyfile", metavar="PEM", help="the key of that certificate")
+    parser.add_argument(
+        "--service",
+        choices=list(SERVICES),
+        help="keep to the limits of this hosted broker that it does not announce (default: by its host name)",
+    )
 
 
 def add_recipe(group: "argparse._ArgumentGroup") -> None:
@@ -134,7 +140,12 @@ def read_endpoint(args: argparse.Namespace, url: str) -> Endpoint:
                 raise Problem("--password-file is given without a user: say --user NAME, or mqtt://NAME@host.")
         elif password is None and named.user is not None:
             password = os.environ.get("MIDGE_PASSWORD")
-        return replace(named, password=password)
+        return served_by(replace(named, password=password), args)
+
+
+def served_by(endpoint: Endpoint, args: argparse.Namespace) -> Endpoint:
+    """The endpoint, at the service that `--service` names."""
+    return replace(endpoint, service=args.service or endpoint.service)
 
 
 def other_broker(url: str, password_file: str | None) -> Endpoint:
@@ -171,7 +182,7 @@ def read_federation(args: argparse.Namespace) -> tuple[Connector, Topics]:
         bundle = read_config(args.config, args.url)
         if args.federation is not None and args.federation != bundle.topics.federation:
             raise Problem(f"{args.config} is of federation {bundle.topics.federation!r}: leave --federation out.")
-        return connector(bundle.endpoint), bundle.topics
+        return connector(served_by(bundle.endpoint, args)), bundle.topics
     if args.url is None:
         raise Problem("Say where: the broker's address, such as mqtt://localhost, or --config with a bundle.")
     if args.federation is None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from midge.broker import Endpoint, connector
 from midge.broker.provisioning.bundles import Bundle
-from midge.commands.parts import Parser, Problem, add_tls, read_config, read_endpoint
+from midge.commands.parts import Parser, Problem, add_tls, read_config, read_endpoint, served_by
 from midge.commands.settings import add_settings
 from midge.commands.telling import in_words
 
@@ -41,7 +41,7 @@ def _place(app: Any, args: argparse.Namespace) -> tuple[Bundle | None, Endpoint 
     endpoint: Endpoint | None = getattr(app, "endpoint", None)  # an app may have a connector of its own
     if args.config is not None:
         bundle = read_config(args.config, args.broker)
-        endpoint = bundle.endpoint
+        endpoint = served_by(bundle.endpoint, args)
     elif args.broker:
         endpoint = read_endpoint(args, args.broker)
     if endpoint is None:

@@ -19,7 +19,7 @@ Table = Mapping[str, str]
 BROKER: Final[Table] = {
     "url": "broker",
     "bundle": "config",
-    **{name: name for name in ("user", "password_file", "cafile", "certfile", "keyfile", "insecure")},
+    **{name: name for name in ("user", "password_file", "cafile", "certfile", "keyfile", "insecure", "service")},
 }
 """Where to connect to: the options of an aggregator and of a device."""
 BROKER_TEXTS: Final = {

@@ -156,6 +156,23 @@ async def test_a_repeated_or_foreign_acknowledgement_is_ignored(world: World) ->
         assert first.waiting() == ()
 
 
+async def test_acknowledgements_are_sent_in_the_order_of_arrival(world: World) -> None:
+    """Seen on rumqttd: it ended the connection of an aggregator that acknowledged a later message first."""
+    topic = unique()
+    async with world.connect(options()) as sender, world.connect(options(receive_maximum=3)) as receiver:
+        await receiver.subscribe(topic)
+        for number in range(6):
+            await sender.publish(topic, b"%d" % number)
+        first, second, third = await take(receiver, 3, ack=False)
+        receiver.ack(third)
+        receiver.ack(second)
+        await receiver.subscribe(unique(), qos=0)
+        if world.exact_window:
+            assert receiver.waiting() == ()
+        receiver.ack(first)
+        assert [int(each.payload) for each in await take(receiver, 3)] == [3, 4, 5]
+
+
 async def test_an_acknowledgement_from_before_a_reconnect_is_dropped(world: World) -> None:
     topic, name = unique(), unique("client")
     async with world.connect(options()) as sender:

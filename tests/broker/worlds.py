@@ -63,7 +63,7 @@ class RealWorld:
         self.connect = connector(broker.endpoint)
         old = broker.kind == "mosquitto" and _mosquitto_before(2, 0, 13)
         self.tells_takeover = not old
-        self.exact_window = not old
+        self.exact_window = broker.kind in ("embedded", "mosquitto") and not old
 
     def break_link(self, connection: Connection, client_id: str) -> None:
         assert isinstance(connection, PahoSession)

@@ -7,7 +7,7 @@ import pytest
 from tests.docs.scripts import ROOT, script
 
 MADE = (
-    "compression", "configuration", "events", "fields", "performance",
+    "brokers", "compression", "configuration", "events", "fields", "performance",
     "sensors", "session", "states", "strategies", "tree",
 )  # fmt: skip
 

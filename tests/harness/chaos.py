@@ -9,20 +9,20 @@ import shutil
 import signal
 import statistics
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Literal
 
-from midge.broker.local.local_broker import LocalBroker, local_broker
+from midge.broker.local.local_broker import BrokerProgram, LocalBroker, local_broker
 from midge.broker.mqtt.connection import BrokerUnreachable
 from tests.harness import clock
 from tests.harness.disk import SmallDisk
 from tests.harness.ledger import Audit, Books, audit
-from tests.harness.processes import PROGRAM, USER_ERROR, Actor, aggregator, fleet
+from tests.harness.processes import PROGRAM, USER_ERROR, Actor, address, aggregator, fleet
 from tests.harness.proxy import Proxy, Weather
 
 PLACES = 20_000
@@ -56,6 +56,8 @@ DUEL = 60.0
 SENTENCE = "nother aggregator"
 """In what the one says that ends."""
 DISK = 128 * 2**20
+AGAIN = 20.0
+"""Seconds until an aggregator is asked to end again: the second signal ends it at once, even if it is only slow."""
 FULL = 0.8
 """Seconds that a disk stays full, on average."""
 
@@ -68,12 +70,15 @@ class Play:
     seed: int = 1
     devices: int = 8
     processes: int = 4
-    broker: Literal["auto", "mosquitto", "embedded"] = "auto"
+    broker: Literal["auto", "mosquitto", "embedded"] | BrokerProgram = "auto"
     drain: float = 60.0
     """Seconds after healing within which everything must be settled."""
     program: Sequence[str] = PROGRAM
     disk: bool = False
     """Whether files lie on a small disk that is filled now and then. That needs the right to mount."""
+    happenings: Mapping[str, int] = field(default_factory=lambda: HAPPENINGS)
+    beside: Callable[[LocalBroker], AbstractAsyncContextManager[object]] | None = None
+    """What is entered when the broker runs, and left once all processes have ended."""
 
 
 @dataclass(slots=True)
@@ -156,8 +161,10 @@ class Chaos:
             broker = await stack.enter_async_context(local_broker(self._play.broker, directory=self._directory))
             self.outcome.broker = broker.kind
             port = broker.endpoint.port
+            if self._play.beside is not None:
+                await stack.enter_async_context(self._play.beside(broker))
             ways = [await stack.enter_async_context(Proxy(port, self._random).serving()) for _ in range(2)]
-            addresses = (f"mqtt://127.0.0.1:{way.port}" for way in ways)
+            addresses = (address(broker.endpoint, way.port) for way in ways)
             until = await stack.enter_async_context(self._cast(*addresses))
             await self._harm(broker, ways, until)
             await self._heal(broker, ways)
@@ -252,8 +259,9 @@ class Chaos:
     # ------------------------------------------------------------------ misfortunes
 
     async def _harm(self, broker: LocalBroker, ways: Sequence[Proxy], until: float) -> None:
-        names = [name for name in HAPPENINGS if self._disk is not None or name != "fill disk"]
-        weights = [HAPPENINGS[name] for name in names]
+        happenings = self._play.happenings
+        names = [name for name in happenings if self._disk is not None or name != "fill disk"]
+        weights = [happenings[name] for name in names]
         # On a machine that is very busy the time may be over before anything was killed: then nothing would be tried.
         while time.time() < until or not self.outcome.kills:
             await asyncio.sleep(2 * self._pause * self._random.random())
@@ -381,7 +389,7 @@ class Chaos:
                 self.outcome.drain_seconds = round(time.monotonic() - began, 2)
                 while not self._serving.done():  # a start may just be under way, and miss the signal
                     self._server.send(signal.SIGTERM)
-                    await asyncio.wait({self._serving}, timeout=5)
+                    await asyncio.wait({self._serving}, timeout=AGAIN)
                 self.outcome.drained = True
 
     def _measure(self) -> None:

@@ -8,10 +8,13 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from midge.broker import Endpoint
 from midge.broker.local.process import dying_with_parent
+from midge.sensor_fleet.setting import BrokerAddress
 from midge.storage.failpoints import VARIABLE as CRASH_AT
 from tests.harness.ledger import VARIABLE as BOOKS
 from tests.harness.ledger import Books
@@ -89,6 +92,11 @@ class Actor:
         """The end of what it wrote."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
+
+
+def address(endpoint: Endpoint, port: int | None = None) -> str:
+    """A plain broker's address with its user and password, as a command takes it; on another port if there is one."""
+    return BrokerAddress.of(endpoint if port is None else replace(endpoint, port=port)).url
 
 
 def aggregator(  # noqa: PLR0917 - a command line

@@ -146,6 +146,34 @@ async def test_two_stalls_are_two_reasons_to_ask(tmp_path: Path) -> None:
         assert sorted(part for asked in it.asked for part in asked.parts) == list(range(16))
 
 
+async def test_fewer_chunks_at_once_where_the_broker_takes_few_subscriptions(tmp_path: Path) -> None:
+    """Before, the first refused subscription ended the fetch, and the next one was refused too."""
+    async with reached(tmp_path) as it:
+        it.life.shelf.chunk = 400
+        it.life.posts = list(it.life.shelf.everything())
+        it.publish()
+        held: set[str] = set()
+        most = 0
+        subscribe, unsubscribe = it.connection.subscribe, it.connection.unsubscribe
+
+        async def few(*filters: str, qos: int = 1) -> None:
+            nonlocal most
+            if len(held | set(filters)) > 3:
+                raise SubscribeRefused("quota exceeded")
+            held.update(filters)
+            most = max(most, len(held))
+            await subscribe(*filters)
+
+        async def fewer(*filters: str) -> None:
+            held.difference_update(filters)
+            await unsubscribe(*filters)
+
+        it.connection.subscribe, it.connection.unsubscribe = few, fewer  # type: ignore[method-assign]
+        assert (await it.fetch()).digest() == it.life.model.state.digest()
+        assert most == 3
+        assert held == set()
+
+
 async def test_a_frame_that_is_cut_otherwise_than_before_is_fetched_anew(tmp_path: Path) -> None:
     async with reached(tmp_path, willing=False) as it:
         it.publish(but=(2,))
