@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from midge.aggregator.core.records import Record
-from midge.wire.messages import Fetch, Settled, Statistics, Update, Verdict
+from midge.wire.messages import Fetch, Prove, Settled, Statistics, Update, Verdict
 
 # ------------------------------------------------------------------------- events
 
@@ -82,6 +82,14 @@ class FetchAsked:
 
     device: str
     fetch: Fetch
+
+
+@dataclass(frozen=True, slots=True)
+class ProofAsked:
+    """A device requests the proof of an update. Not for the core: the host answers it from its store."""
+
+    device: str
+    asked: Prove
 
 
 @dataclass(frozen=True, slots=True)

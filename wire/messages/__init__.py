@@ -40,6 +40,7 @@ from midge.wire.messages.fields import (
     possible,
 )
 from midge.wire.messages.model_alias import ModelAlias
+from midge.wire.messages.proofs import Proof, Prove
 from midge.wire.messages.status import AggregatorState, AggregatorStatus, Claim, Health, HealthState
 
 __all__ = [
@@ -70,6 +71,8 @@ __all__ = [
     "Part",
     "Participation",
     "Plan",
+    "Proof",
+    "Prove",
     "Receipt",
     "Report",
     "Settled",
