@@ -46,10 +46,12 @@ SECTIONS: list[Section] = [
     ),
     ("fetch", "On `update/{slot}/{device}`; no body.", [messages.Fetch]),
     ("statistics", "On `update/{slot}/{device}`; the body: [Statistics](#statistics).", [messages.Statistics]),
+    ("prove", "On `update/{slot}/{device}`; no body: [the log of releases](#the-log-of-releases).", [messages.Prove]),
     ("hello", "On `status/{device}`; no body.", [messages.Hello]),
     ("report", "On `report/{device}`; no body.", [messages.Report]),
     ("receipt", "On `receipt/{device}`; no body.", [messages.Receipt, messages.Settled, messages.Grant]),
     ("trouble", "On `receipt/{device}`; no body.", [messages.Trouble]),
+    ("proof", "On `receipt/{device}`; no body, and not signed: the announced root proves it.", [messages.Proof]),
     ("vouch", "On `receipt/{device}`; no body.", [messages.Vouch]),
     ("aggregator", "On `aggregator`; no body.", [messages.AggregatorStatus, messages.Health]),
     (

@@ -236,7 +236,8 @@ def _consent_status(args: argparse.Namespace, known: Remembered, consent: Consen
         print("  " + _words(each, pinned=place is not None and place.pinned))
     if place is None and accepted:
         print(
-            "In which releases they are, with proof: add --config with the device's bundle, or --broker URL and --federation NAME."
+            "In which releases they are, with proof: add --config with the device's bundle, or --broker URL and "
+            "--federation NAME."
         )
     print(
         f"What can be taken back: the operator can compute the model without this device, exactly for what the journal "
