@@ -237,6 +237,7 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("moved", "info", "site", "another aggregator settles its updates now: a gateway, or the federation's own"),
         ("muted", "info", "why", "sending and fetching wait for a condition or a budget"),
         ("on_model_failed", "error", "why version", "the owner's `on_model` raised"),
+        ("expired", "info", "rows", "rows were removed because of their age"),
         ("withheld", "info", "updates", "the owner has withdrawn consent: updates that waited are not sent"),
         ("predicts_only", "error", "why", "the device takes no part until it is started again; predictions go on"),
         ("progress", "info", "way done total", "progress of a large transfer"),
