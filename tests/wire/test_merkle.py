@@ -22,9 +22,12 @@ def mth(entries: list[bytes]) -> bytes:
 @pytest.fixture(scope="module")
 def nodes() -> dict[tuple[int, int], bytes]:
     found: dict[tuple[int, int], bytes] = {}
+
+    def node(level: int, place: int) -> bytes:
+        return found[level, place]
+
     for place, entry in enumerate(ENTRIES):
-        leaf = merkle.leaf_hash(entry)
-        found |= {(level, at): each for level, at, each in merkle.completed(place, leaf, lambda *where: found[where])}
+        found |= {(level, at): each for level, at, each in merkle.completed(place, merkle.leaf_hash(entry), node)}
     return found
 
 
