@@ -217,7 +217,7 @@ class LedgerTable:
             some = lsns[start : start + _AT_ONCE]
             marks = ",".join("?" * len(some))
             query = f"SELECT lsn, record FROM journal WHERE lsn IN ({marks})"  # noqa: S608 - question marks
-            rows: dict[int, bytes] = dict(self._query(query, tuple(some)))  # type: ignore[arg-type]
+            rows: dict[int, bytes] = dict(self._query(query, tuple(some)))
             for lsn in some:
                 if lsn in rows and isinstance(found := rec.unpack("update", rows[lsn]), rec.UpdateRecord):
                     yield found

@@ -1,51 +1,54 @@
-"""Rows counted or not, dense or sparse on the wire: the production codecs and the production step, without a broker.
+"""Rows counted or not, dense or sparse on the wire: production's codecs, steps and releases, without a broker.
 
-python examples/next_item/compare.py [--devices 60] [--rounds 40]
+python examples/next_item/compare.py [--devices 60] [--rounds 30]
 """
 
 import argparse
 import json
 
 import numpy as np
-from shop import ROWS, hits, initial, train, visits
+from shop import ROWS, WIDTH, hits, initial, train, visits
 
 import midge
-from midge.aggregator.core.records import StepRecord
-from midge.aggregator.model.reducer import Contribution, ServerState, make_step
+from midge.aggregator.core.records import ReleaseRecord, StepRecord
+from midge.aggregator.model.model import Model
+from midge.aggregator.model.reducer import Contribution
 from midge.wire import codecs
 from midge.wire.schema import Schema
 
-TOGETHER = 10
-"""Devices in a step."""
+TOGETHER, EVERY = 10, 5
+"""Devices in a step, and steps between two scores."""
 
 
 def federated(
     fleet: list[np.ndarray], test: np.ndarray, rounds: int, *, codec: str, rows: tuple[str, ...]
-) -> dict[str, float]:
-    """Train by steps of ten devices each; the score on new visits, and the bytes of an update."""
+) -> dict[str, object]:
+    """Train by steps of ten devices each; the score on new visits after every five steps, and the bytes of an update."""
     values = initial()
     schema = Schema.of(values)
-    x, state, rng = schema.flatten(values), ServerState(), np.random.default_rng(1)
-    left = {}
-    sizes: list[int] = []
-    touched: list[float] = []
-    for step in range(rounds):
-        contributions = []
+    model, rng = Model.of(values, schema), np.random.default_rng(1)
+    model.release(ReleaseRecord(1, 1, 0, 0))
+    left, sizes, touched, scores = {}, [], [], []
+    for step in range(1, rounds + 1):
+        base, contributions = model.state.values(), []
         for device in rng.choice(len(fleet), TOGETHER, replace=False):
-            fit = train(schema.views(x), midge.Plan(seed=1000 * step + int(device)), fleet[device])
-            delta = schema.flatten(fit.parameters) - x
-            touched.append(float(np.mean(delta.reshape(-1, 16).any(axis=1))))
+            fit = train(schema.views(base.copy()), midge.Plan(seed=1000 * step + int(device)), fleet[device])
+            delta = schema.flatten(fit.parameters) - base
+            touched.append(float(np.mean(delta.reshape(-1, WIDTH).any(axis=1))))
             whole = delta + left.get(device, 0.0)
             body = codecs.encode_delta(whole, schema, codec)
             decoded = codecs.decode_delta(body, schema, codec)
-            left[device] = whole - decoded if codecs.parse(codec).feedback else 0.0
+            left[device] = whole - decoded  # error feedback
             sizes.append(len(body))
-            contributions.append(Contribution(decoded, None, step))
+            contributions.append(Contribution(decoded, None, model.version))
         updates = tuple((lsn, 1.0) for lsn in range(TOGETHER))
-        record = StepRecord(step, step, updates, rate=1.0, form="delta", normalise="count", rows=rows)
-        make_step(x, schema, record, contributions, state)
+        record = StepRecord(2 * step, step, updates, rate=1.0, form="delta", normalise="weight", rows=rows)
+        model.apply(record, contributions)
+        model.release(ReleaseRecord(2 * step + 1, step + 1, step, TOGETHER))
+        if step % EVERY == 0:
+            scores.append(round(hits(schema.views(model.state.values()), test), 4))
     return {
-        "hits": hits(schema.views(x), test),
+        "hits": scores,
         "bytes": float(np.mean(sizes)),
         "touched": float(np.mean(touched)),
     }
@@ -54,7 +57,7 @@ def federated(
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--devices", type=int, default=60)
 parser.add_argument("--visits", type=int, default=300)
-parser.add_argument("--rounds", type=int, default=60)
+parser.add_argument("--rounds", type=int, default=30)
 parser.add_argument("--seeds", type=int, default=1)
 args = parser.parse_args()
 for seed in range(args.seeds):

@@ -9,8 +9,9 @@ import numpy as np
 import midge
 
 ITEMS, GENRES, WIDTH = 2_000, 20, 16
-NEGATIVES = 8
-"""Items that did not follow, drawn for each pair from those that the device knows."""
+NEGATIVES, STRANGERS = 8, 100
+"""Items that did not follow, drawn for each pair from those that the device knows and some that are new each time:
+without strangers, items of other genres would score higher than all that the device knows and did not open next."""
 RATE, STEPS, BATCH = 1.0, 100, 32
 ROWS = ("embedding*",)
 
@@ -43,7 +44,7 @@ def train(parameters, plan: midge.Plan, pairs: np.ndarray) -> midge.Fit:
     """Skip-gram with negative sampling (Mikolov et al., 2013), by SGD on the rows of the items that occur here."""
     rng = np.random.default_rng(plan.seed)
     before, after = (np.array(parameters[name]) for name in ("embedding.before", "embedding.after"))
-    known = np.unique(pairs[:, 1])
+    known = np.concatenate([np.unique(pairs[:, 1]), rng.choice(ITEMS, STRANGERS, replace=False)])
     for _ in range(plan.local_steps or STEPS):
         batch = pairs[rng.integers(0, len(pairs), BATCH)]
         wrong = rng.choice(known, (BATCH, NEGATIVES))
@@ -63,12 +64,13 @@ def hits(parameters, pairs: np.ndarray, most: int = 10) -> float:
     return float(np.mean(np.isfinite(own) & ((scores > own[:, None]).sum(axis=1) < most)))
 
 
-def device(name: str, url: str, pairs: np.ndarray, **more) -> midge.Device:
+def device(name: str, url: str, pairs: np.ndarray, outbox: str | None = None, **more) -> midge.Device:
     """One device, with what was opened on it."""
     return midge.Device(
         url,
         federation="next-item",
         name=name,
         train=lambda parameters, plan: train(parameters, plan, pairs),
+        outbox=outbox,
         **more,
     )

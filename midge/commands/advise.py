@@ -76,9 +76,11 @@ def run(args: argparse.Namespace) -> int:
         raise Problem(f'Advice needs {error.name}: pip install "midge[demo]"') from error
     refuse_impossible(args, {}, (), ("price_per_gb", "price_per_kwh"))
     names = ("profile", "rows_may_go", "devices", "days", "seeds", "sites", "processes", "data_days")
-    names += ("price_per_gb", "price_per_kwh")
+    prices = ("price_per_gb", "price_per_kwh")
     with user_errors():
-        found = advise(args.data, model=_model(args.model), tell=_tell, **{name: getattr(args, name) for name in names})
+        found = advise(
+            args.data, model=_model(args.model), tell=_tell, **{name: getattr(args, name) for name in (*names, *prices)}
+        )
     path = write_page(args.output, found.page())
     if args.json:
         print(json.dumps({**found.packed(), "page": str(path)}))

@@ -27,8 +27,8 @@ def stepped(deltas: list[list[float]], weights: list[float], rows: tuple[str, ..
     return x.tolist()
 
 
-A = [1, 2, 0, 0, 0, 0, 4, 4, 4, 4]
-B = [3, 4, 6, 8, 0, 0, 8, 8, 8, 8]
+A: list[float] = [1, 2, 0, 0, 0, 0, 4, 4, 4, 4]
+B: list[float] = [3, 4, 6, 8, 0, 0, 8, 8, 8, 8]
 
 
 def test_a_row_counts_for_those_that_changed_it_and_other_tensors_for_all() -> None:
@@ -37,7 +37,7 @@ def test_a_row_counts_for_those_that_changed_it_and_other_tensors_for_all() -> N
     assert stepped([A, B], [1, 1], ("emb*",)) == [2, 3, 6, 8, 0, 0, 6, 6, 6, 6]
     assert stepped([A, B], [1, 3], ("emb*",)) == [2.5, 3.5, 6, 8, 0, 0, 7, 7, 7, 7]
     assert stepped([A, B], [1, 1], ("nothing*",)) == stepped([A, B], [1, 1], ())
-    half = [0, 1, 0, 0, 0, 0, 0, 0, 0, 0]  # a row with one value changed is a row that was changed
+    half: list[float] = [0, 1, 0, 0, 0, 0, 0, 0, 0, 0]  # a row with one value changed is a row that was changed
     assert stepped([A, half], [1, 1], ("embedding",))[:2] == [0.5, 1.5]
 
 

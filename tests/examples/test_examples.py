@@ -56,6 +56,12 @@ def test_homes_forecast_better_together() -> None:
     assert errors["federated"] < min(errors["same hour yesterday"], errors["same hour last week"])
 
 
+def test_shops_suggest_what_comes_next() -> None:
+    """Fails if negatives are drawn only from what a device knows: then 0.1 % of the next items are among ten."""
+    found = json.loads(learns("next_item", "--devices", "20", "--hits", "0.2"))
+    assert found["hits"] >= 0.2
+
+
 @pytest.mark.parametrize("file", sorted(EXAMPLES.rglob("*.py")), ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_an_example_is_short(file: Path) -> None:
     assert len(file.read_text().splitlines()) < 120

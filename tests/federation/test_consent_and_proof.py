@@ -173,5 +173,6 @@ def test_no_file_is_consent_and_a_damaged_one_is_none(tmp_path: Path) -> None:
     assert consent.withdraw(5.0) and not consent.withdraw(6.0) and consent.since == 5.0
     assert consent.path is not None
     consent.path.write_bytes(b"\0rot")
-    assert consent.withheld() is not None and consent.since is None
+    damaged = Consent.beside(tmp_path / "a.outbox")
+    assert damaged.withheld() is not None and damaged.since is None
     assert consent.give() and not consent.give() and consent.withheld() is None
