@@ -23,7 +23,7 @@ TOGETHER, EVERY = 10, 5
 def federated(
     fleet: list[np.ndarray], test: np.ndarray, rounds: int, *, codec: str, rows: tuple[str, ...]
 ) -> dict[str, object]:
-    """Train by steps of ten devices each; the score on new visits after every five steps, and the bytes of an update."""
+    """Train by steps of ten devices each; the score on new visits after each five, and the bytes of an update."""
     values = initial()
     schema = Schema.of(values)
     model, rng = Model.of(values, schema), np.random.default_rng(1)
