@@ -25,6 +25,7 @@ class EventKind:
 
 FIELDS: Mapping[str, str] = {
     "updates": "number of updates",
+    "rows": "number of rows",
     "site": "the site of a gateway; empty: the federation's own aggregator",
     "alarm": "true if the prediction is unusual",
     "alias": "`champion` or `candidate`; empty: the newest version",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from midge.wire import messages, overview, renewal, signing
-from midge.wire.messages import Message, masking
+from midge.wire.messages import Message, masking, proofs
 
 KINDS: Mapping[str, type[Message]] = {
     "update": messages.Update,
@@ -11,12 +11,12 @@ KINDS: Mapping[str, type[Message]] = {
     "chunk": messages.Chunk,
     "fetch": messages.Fetch,
     "statistics": messages.Statistics,
-    "prove": messages.Prove,
+    "prove": proofs.Prove,
     "hello": messages.Hello,
     "report": messages.Report,
     "receipt": messages.Receipt,
     "trouble": messages.Trouble,
-    "proof": messages.Proof,
+    "proof": proofs.Proof,
     "vouch": messages.Vouch,
     "aggregator": messages.AggregatorStatus,
     "announcement": messages.Announcement,

@@ -13,7 +13,7 @@ from midge.wire import frames, merkle
 from midge.wire.errors import WireError
 
 if TYPE_CHECKING:
-    from midge.wire.messages import Proof
+    from midge.wire.messages.proofs import Proof
 
 SALT = 16
 """Bytes of a salt."""

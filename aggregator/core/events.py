@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from midge.aggregator.core.records import Record
-from midge.wire.messages import Fetch, Prove, Settled, Statistics, Update, Verdict
+from midge.wire.messages import Fetch, Settled, Statistics, Update, Verdict
+from midge.wire.messages.proofs import Prove
 
 # ------------------------------------------------------------------------- events
 

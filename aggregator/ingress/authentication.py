@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from midge.wire import chunks, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Chunk, Fetch, Hello, Prove, Report, Statistics, Update
+from midge.wire.messages import Chunk, Fetch, Hello, Report, Statistics, Update
+from midge.wire.messages.proofs import Prove
 from midge.wire.signing import BadSignature, KeyUnusable, MacKey, PublicKey
 from midge.wire.topics import Topics
 

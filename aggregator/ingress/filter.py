@@ -19,7 +19,8 @@ from midge.aggregator.ingress.troubles import Encode, Troubles
 from midge.aggregator.publish.outlet import Outlet
 from midge.wire import chunks, messages, sealing
 from midge.wire.errors import WireError
-from midge.wire.messages import Chunk, Fetch, Hello, Prove, Report, Settled, Statistics, Update, Verdict
+from midge.wire.messages import Chunk, Fetch, Hello, Report, Settled, Statistics, Update, Verdict
+from midge.wire.messages.proofs import Prove
 from midge.wire.schema import Vector
 from midge.wire.signing import BadSignature
 

@@ -7,7 +7,8 @@ from midge.aggregator.referee.model import RefereedModel
 from midge.aggregator.referee.rules import Notebook
 from midge.wire import chunks, codecs, frames, messages
 from midge.wire.errors import WireError
-from midge.wire.messages import Chunk, DeviceState, Fetch, Hello, Prove, Report, Statistics, Update
+from midge.wire.messages import Chunk, DeviceState, Fetch, Hello, Report, Statistics, Update
+from midge.wire.messages.proofs import Prove
 from midge.wire.schema import Vector
 from midge.wire.topics import Topics
 

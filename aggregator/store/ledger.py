@@ -18,7 +18,7 @@ from midge.aggregator.store.meta_table import Query
 from midge.wire import frames, merkle
 from midge.wire.errors import WireError
 from midge.wire.ledger import SALT, Head, LoggedRelease, TakenUpdate
-from midge.wire.messages import Proof, Prove
+from midge.wire.messages.proofs import Proof, Prove
 
 log = logging.getLogger("aggregator")
 

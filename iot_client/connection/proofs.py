@@ -21,7 +21,8 @@ from midge.storage.files import atomic_write
 from midge.wire import frames, messages
 from midge.wire.errors import WireError
 from midge.wire.ledger import Head, LoggedRelease, TakenUpdate, Unproven, check
-from midge.wire.messages import Announcement, Proof, Prove
+from midge.wire.messages import Announcement
+from midge.wire.messages.proofs import Proof, Prove
 from midge.wire.topics import Topics
 
 PATIENCE = 10.0

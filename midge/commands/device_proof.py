@@ -28,7 +28,7 @@ from midge.wire.plurals import counted
 from midge.wire.topics import Topics
 
 _PROVEN = 20
-"""Updates that `consent status` asks proofs of, the newest ones: an aggregator answers so many at once."""
+"""Updates that `consent status` asks proofs of, the newest ones: each costs a message in both directions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from midge.aggregator.store.release_audit import audit
 from midge.aggregator.store.store import Store
 from midge.wire import frames, merkle, messages
 from midge.wire.ledger import Head, TakenUpdate, Unproven, check
-from midge.wire.messages import Announcement, Proof, Prove
+from midge.wire.messages import Announcement
+from midge.wire.messages.proofs import Proof, Prove
 from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, Rig, rig
 from tests.aggregator.test_counterfactual import MIXING, THREES, live
 

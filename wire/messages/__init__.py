@@ -40,7 +40,6 @@ from midge.wire.messages.fields import (
     possible,
 )
 from midge.wire.messages.model_alias import ModelAlias
-from midge.wire.messages.proofs import Proof, Prove
 from midge.wire.messages.status import AggregatorState, AggregatorStatus, Claim, Health, HealthState
 
 __all__ = [
@@ -71,8 +70,6 @@ __all__ = [
     "Part",
     "Participation",
     "Plan",
-    "Proof",
-    "Prove",
     "Receipt",
     "Report",
     "Settled",
