@@ -15,6 +15,7 @@ from typing import Any
 from midge.broker import BrokerError, Connector, connector
 from midge.commands.device_status import day, open_outbox
 from midge.commands.parts import Problem, read_config, read_endpoint, user_errors
+from midge.iot_client.board.local_status import ask
 from midge.iot_client.connection.proofs import NotAnswered, Proven, VerifiedHead, prove
 from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.consent import Consent
@@ -113,14 +114,18 @@ def run_consent(args: argparse.Namespace, verb: str, named: Sequence[str]) -> in
     if args.json:
         print(json.dumps({"consent": verb == "on", "changed": changed}))
     elif verb == "off":
+        running = ask(path) is not None
+        which = "follows within seconds" if running else "does not run now" if path.is_file() else "has never run"
         print(
-            ("Consent is withdrawn. " if changed else "Consent was withdrawn before. ")
-            + "Within seconds, and until `midge device consent on`, this device trains on nothing and sends nothing of "
-            "its data; updates that wait are dropped. Models are still received and used. What was given before stays "
-            "where it is: `midge device consent status` says what, and what can be taken back."
+            f"Consent {'is' if changed else 'was already'} withdrawn for {path}, whose device {which}. Until "
+            "`midge device consent on` it trains on nothing and sends nothing of its data; what waits is dropped. "
+            "Models are still received and used. What was given before stays there: `midge device consent status` "
+            "says what, and what can be taken back."
         )
     else:
-        print("Consent is given: the device goes on with the next version." if changed else "Consent was given before.")
+        print(
+            f"Consent is given for {path}{': its device goes on with the next version' if changed else ' as before'}."
+        )
     return 0
 
 
