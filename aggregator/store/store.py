@@ -12,7 +12,7 @@ import logging
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -192,6 +192,8 @@ class Store(StoreDatabase):
         """Release the reserved space: on a full disk SQLite refuses even to delete."""
         self._ballast.release()
         self._note(self._noted)  # releasing it may itself have failed for lack of room
+        with suppress(StoreError):  # SQLite's log may have filled the disk: it is written back at 1,000 pages only
+            self.query("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def has_room(self) -> bool:
         """Reserve the space again if the disk has room; return whether it is reserved."""
