@@ -110,7 +110,7 @@ async def test_the_owners_switch_stops_a_running_device_within_seconds_and_holds
         await log.until(lambda: len(log.of("receipt", device="a", verdict="accepted")) >= 2)
         assert len(trained) > before and again.holding <= 1
     code, said = await run("device", "consent", "status", str(outbox))
-    assert code == 0 and "Consent is given" in said and "were accepted" in said
+    assert code == 0 and "Consent is given" in said and "accepted by the federation" in said
 
 
 def others(twin: Twin, log: Log) -> list[Any]:
