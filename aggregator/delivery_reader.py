@@ -45,7 +45,7 @@ class DeliveryReader:
         self._newest = 0, 0
         """Generation and version, as of an update that was ahead of those before."""
 
-    def read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | ev.GrantChunks | None:
+    def read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | ev.GrantChunks | ev.ProofAsked | None:
         """What is to be decided on a delivery, or what the ingress filter has decided; None if there is nothing."""
         try:
             read = self._read(delivery, now)
@@ -70,7 +70,7 @@ class DeliveryReader:
             return ""
         return "its statistics are not those that the announcement of this lineage requests"
 
-    def _read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | ev.GrantChunks | None:
+    def _read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | ev.GrantChunks | ev.ProofAsked | None:
         try:
             origin = self._topics.origin(delivery.topic)
         except WireError:

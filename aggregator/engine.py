@@ -284,8 +284,10 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
     model = engine.model
     if core.strategy.form == "mixing":
         load_past_frames(model, store)
-    for _, frames in execute(core, engine):
+    for record, frames in execute(core, engine):
         engine.replayed(frames)
+        if isinstance(record, rec.ReleaseRecord):
+            store.note_release(record, core.generation, model.state.digest())
     for lsn in core.needed:  # a damaged body is found now rather than when its step is due
         store.body(lsn)
     failpoint("recovery.replayed")

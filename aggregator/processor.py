@@ -31,7 +31,7 @@ from midge.aggregator.shell import AggregatorShell
 from midge.aggregator.store.store import Entry
 from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
-from midge.wire import codecs
+from midge.wire import codecs, frames
 from midge.wire.errors import WireError
 from midge.wire.messages import Fetch, Settled, Update, Verdict
 from midge.wire.noise import rounded_gaussian
@@ -126,9 +126,20 @@ class Processor:
         read = self.reader.read(delivery, now)
         if isinstance(read, ev.FetchAsked):
             read = self.fitting.asked(read, now)
+        if isinstance(read, ev.ProofAsked):
+            self._prove(read, now)
+            return ()
         if isinstance(read, ev.Reply | ev.GrantChunks):
             return (read,)  # decided by the ingress filter
         return () if read is None else self.shell.settle(read, now)
+
+    def _prove(self, read: ev.ProofAsked, now: float) -> None:
+        """Answer a device that requests the proof of an update. Not signed: the announced root proves it."""
+        answer = frames.encode(self._engine.store.ledger.prove(read.device, read.asked))
+        if self._ingress.admission.publishes(read.device, len(answer), now):
+            self._outlet.put(Post(self._topics.receipt(read.device), answer, retain=False))
+        else:
+            self._outlet.meters.dropped["over rate"] += 1
 
     def forget(self, device: str, now: float) -> None:
         """Remove everything about a device, here and at the broker."""
@@ -225,7 +236,9 @@ class Processor:
                 failpoint("step.applied")
             case rec.ReleaseRecord():
                 failpoint("release.computed")
-                self._core.handle(ev.ReleaseCarried(record.version, self._engine.model.state.digest()), now)
+                digest = self._engine.model.state.digest()
+                self._core.handle(ev.ReleaseCarried(record.version, digest), now)
+                self._engine.store.note_release(record, self._core.generation, digest)
                 # Stored before it is published: a frame that only the broker knows could never be removed there.
                 self._shelf.add(new)
                 failpoint("release.stored")

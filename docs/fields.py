@@ -25,7 +25,7 @@ from midge.aggregator.ingress import reassembly
 from midge.iot_client.connection import connection_loop, model_fetcher
 from midge.iot_client.session import sending, timers
 from midge.wire import frames, inputs, lineage, messages, overview, rice, schema, sealing
-from midge.wire.messages import Message, masking
+from midge.wire.messages import Message, masking, proofs
 from midge.wire.names import NAMES
 from midge.wire.renewal import Authorities, RenewalAnswer, RenewalRequest
 
@@ -46,10 +46,12 @@ SECTIONS: list[Section] = [
     ),
     ("fetch", "On `update/{slot}/{device}`; no body.", [messages.Fetch]),
     ("statistics", "On `update/{slot}/{device}`; the body: [Statistics](#statistics).", [messages.Statistics]),
+    ("prove", "On `update/{slot}/{device}`; no body: [the log of releases](#the-log-of-releases).", [proofs.Prove]),
     ("hello", "On `status/{device}`; no body.", [messages.Hello]),
     ("report", "On `report/{device}`; no body.", [messages.Report]),
     ("receipt", "On `receipt/{device}`; no body.", [messages.Receipt, messages.Settled, messages.Grant]),
     ("trouble", "On `receipt/{device}`; no body.", [messages.Trouble]),
+    ("proof", "On `receipt/{device}`; no body, and not signed: the announced root proves it.", [proofs.Proof]),
     ("vouch", "On `receipt/{device}`; no body.", [messages.Vouch]),
     ("aggregator", "On `aggregator`; no body.", [messages.AggregatorStatus, messages.Health]),
     (

@@ -12,7 +12,7 @@ log = logging.getLogger("iot_client")
 
 
 async def report_intake(parts: DeviceParts, greet: Callable[[], None]) -> None:
-    """Log if no useful rows come from the sources, and report their counts, forever.
+    """Log if no useful rows come from the sources, report their counts, and let old rows expire, forever.
 
     Args:
         parts: of a device with samples.
@@ -23,6 +23,8 @@ async def report_intake(parts: DeviceParts, greet: Callable[[], None]) -> None:
     watch, began = IntakeWatch(samples.intakes, lambda: len(samples)), time.monotonic()
     while True:
         await asyncio.sleep(SOON)
+        if expired := samples.expire():
+            parts.tell("expired", rows=expired)
         useless, news = watch.look(time.monotonic() - began)
         for each in useless:
             log.warning("%s: no useful row comes. %s.", name, each.words())

@@ -18,6 +18,7 @@ from midge.iot_client.connection.renewal import Renewal
 from midge.iot_client.connection.serve_channel import Serving
 from midge.iot_client.masking import Masker, unmasked_objection
 from midge.iot_client.state.alias_models import AliasModel, AliasModels
+from midge.iot_client.state.consent import Consent
 from midge.iot_client.state.local_tensors import LocalTensors, Missing
 from midge.iot_client.state.memory_outbox import AnyOutbox, outbox_at
 from midge.iot_client.state.model_keeper import ModelKeeper
@@ -83,6 +84,7 @@ class DeviceParts:
     predicting: Predicting
     tell: EventLog
     kept: AliasModels
+    consent: Consent = field(default_factory=lambda: Consent(None))
     masker: Masker | None = None
     """Masks updates; None if the owner does not require it."""
     serving: Serving = field(init=False)
@@ -130,7 +132,7 @@ class DeviceParts:
         local = config.local if config.local is not None else getattr(config.train, "local", None)
         personal = LocalTensors(beside("local.npz"), local)
         budget = Budget(beside("usage.json"), config.costs or Costs())
-        duty = DutyCycle(config.duty)
+        duty, consent = DutyCycle(config.duty), Consent.beside(path)
         tell = EventLog(config.name, config.on_event)
         predicting = Predicting(beside("model"), config.predict, personal.join, config.feature_names)
         losses = config.losses if config.losses is not None else getattr(config.train, "losses", None)
@@ -153,13 +155,14 @@ class DeviceParts:
             duty=duty,
             budget=budget,
             constraints=TrainingConstraints(
-                (duty.condition, *config.conditions, lambda: parts.withdrawn),
+                (consent.withheld, duty.condition, *config.conditions, lambda: parts.withdrawn),
                 budget,
                 link_conditions=config.link_conditions,
             ),
             personal=personal,
             predicting=predicting,
             tell=tell,
+            consent=consent,
             kept=AliasModels(path, config.name, stated(config.link, config.capabilities, micro=config.micro)),
             masker=None if config.secure is None else Masker(config.secure, config.federation, config.name),
         )
@@ -228,6 +231,19 @@ class DeviceParts:
         self.trouble = time.monotonic(), inert(why)
         log.warning("%s: the aggregator dropped what this device sent: %s", self.config.name, self.trouble[1])
         self.tell("trouble", why=self.trouble[1])
+
+    def figures(self) -> dict[str, Any]:
+        """Figures of the device that do not depend on its session."""
+        self.count_wear()
+        return {
+            "waits": self.waits,
+            "keeps": self.predicting.keeps,
+            "bytes_up": self.counters.bytes_up,
+            "bytes_down": self.counters.bytes_down,
+            "month": self.budget.packed(),
+            "trouble": None if self.trouble is None else (time.monotonic() - self.trouble[0], self.trouble[1]),
+            "intake": [] if self.config.samples is None else self.config.samples.received(),
+        }
 
     def spent(self, moved: int) -> None:
         """Count bytes that went over the link, in either direction."""

@@ -31,6 +31,7 @@ from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, SessionSettings
 from midge.iot_client.session.states import Link
 from midge.iot_client.shell import DeviceShell
+from midge.iot_client.state.given import UNSENT, UNSETTLED
 from midge.iot_client.state.outbox import OutboxFull
 from midge.iot_client.training.fit import TrainingKilled
 from midge.iot_client.training.training_task import TrainingTask
@@ -201,13 +202,16 @@ class DeviceRuntime:
         announcement = session.announcement
         why = parts.constraints.blocked(None if announcement is None else announcement.participation)
         muted = parts.constraints.muted()
-        unready = self._statistics.unready(announcement)
+        withheld = parts.consent.withheld()
+        unready = withheld or self._statistics.unready(announcement)
         parts.count_wear()
-        blocked = session.unsuited or unready or why
+        if withheld and session.holding:
+            self._withhold()
+        blocked = withheld or session.unsuited or unready or why
         now, parts.waits = time.monotonic(), blocked or ""
         if bool(blocked) != bool(self._blocked):
             self._blocked_since, self._reported_waiting = now, False
-        if blocked and not self._reported_waiting and now >= self._blocked_since + _SAY_WAITING:
+        if blocked and not self._reported_waiting and (withheld or now >= self._blocked_since + _SAY_WAITING):
             self._reported_waiting = True
             self.greet()
         if blocked != self._blocked:
@@ -221,29 +225,28 @@ class DeviceRuntime:
         if (why, muted, unready) != (session.hindered, session.muted, session.unready):
             self.put(ev.Hindered(why, muted, unready))
 
+    def _withhold(self) -> None:
+        """Withdraw what waits: the owner no longer consents. An update that was sent may count all the same."""
+        outbox, sent, held = self.parts.outbox, self.session.sent, self.session.holding
+        outbox.verdicts |= {seq: UNSETTLED if seq <= sent else UNSENT for seq in range(outbox.next_seq)}
+        self.parts.tell("withheld", updates=held)
+        self.put(ev.Withheld())
+
     def figures(self) -> dict[str, Any]:
         """Current figures of the device, as plain values (`iot_client.board.local_status`)."""
-        parts, session = self.parts, self.session
-        parts.count_wear()
-        announced = session.announcement
+        session = self.session
         return {
+            **self.parts.figures(),
             "pid": os.getpid(),
             "seconds": time.monotonic() - self._began,
+            "aggregator": self.connections.aggregator,
+            "written": self.parts.budget.written - self._written_before,
             "link": session.link.name.lower(),
             "work": session.work.name.lower(),
-            "waits": parts.waits,
-            "aggregator": self.connections.aggregator,
-            "version": 0 if announced is None else announced.version,
-            "keeps": parts.predicting.keeps,
+            "version": 0 if session.announcement is None else session.announcement.version,
             "holds": session.holding,
-            "lost": parts.outbox.lost + session.unsure,
+            "lost": self.parts.outbox.lost + session.unsure,
             "next": session.next,
-            "bytes_up": parts.counters.bytes_up,
-            "bytes_down": parts.counters.bytes_down,
-            "written": parts.budget.written - self._written_before,
-            "month": parts.budget.packed(),
-            "trouble": None if parts.trouble is None else (time.monotonic() - parts.trouble[0], parts.trouble[1]),
-            "intake": [] if parts.config.samples is None else parts.config.samples.received(),
         }
 
     # --------------------------------------------------------------------- hooks: messages
@@ -266,7 +269,7 @@ class DeviceRuntime:
 
     def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None:
         announcement = self.session.announcement
-        if self._statistics.unready(announcement) is not None:
+        if self.parts.consent.withheld() or self._statistics.unready(announcement) is not None:
             self.look()
         elif (message := self._statistics.message(lineage, moments, announcement)) is not None:
             self.publisher.send(self.parts.topics.update(self.parts.config.name), message)
@@ -280,6 +283,8 @@ class DeviceRuntime:
 
     def tell_settled(self, settled: Settled) -> None:
         self.parts.tell("receipt", outbox=self.parts.outbox.identity, **settled.model_dump())
+        if settled.verdict.final:
+            self.parts.outbox.verdicts[settled.seq] = settled.verdict.value
         if settled.verdict is Verdict.FORGOTTEN:
             self.parts.withdrawn = settled.why
             self.look()

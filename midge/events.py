@@ -25,6 +25,7 @@ class EventKind:
 
 FIELDS: Mapping[str, str] = {
     "updates": "number of updates",
+    "rows": "number of rows",
     "site": "the site of a gateway; empty: the federation's own aggregator",
     "alarm": "true if the prediction is unusual",
     "alias": "`champion` or `candidate`; empty: the newest version",
@@ -237,6 +238,8 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("moved", "info", "site", "another aggregator settles its updates now: a gateway, or the federation's own"),
         ("muted", "info", "why", "sending and fetching wait for a condition or a budget"),
         ("on_model_failed", "error", "why version", "the owner's `on_model` raised"),
+        ("expired", "info", "rows", "rows were removed because of their age"),
+        ("withheld", "info", "updates", "the owner has withdrawn consent: updates that waited are not sent"),
         ("predicts_only", "error", "why", "the device takes no part until it is started again; predictions go on"),
         ("progress", "info", "way done total", "progress of a large transfer"),
         (

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from midge.wire import messages, overview, renewal, signing
-from midge.wire.messages import Message, masking
+from midge.wire.messages import Message, masking, proofs
 
 KINDS: Mapping[str, type[Message]] = {
     "update": messages.Update,
@@ -11,10 +11,12 @@ KINDS: Mapping[str, type[Message]] = {
     "chunk": messages.Chunk,
     "fetch": messages.Fetch,
     "statistics": messages.Statistics,
+    "prove": proofs.Prove,
     "hello": messages.Hello,
     "report": messages.Report,
     "receipt": messages.Receipt,
     "trouble": messages.Trouble,
+    "proof": proofs.Proof,
     "vouch": messages.Vouch,
     "aggregator": messages.AggregatorStatus,
     "announcement": messages.Announcement,
@@ -51,10 +53,12 @@ SENTENCES: Mapping[str, str] = {
     "chunk": "a chunk of an offered update",
     "fetch": "a device asks for chunks of the model again",
     "statistics": "a device's statistics of its data",
+    "prove": "a device asks for the proof that its update is in a release",
     "hello": "a device's status",
     "report": "a device's results on its own data",
     "receipt": "the aggregator's verdicts for one device",
     "trouble": "what was dropped of a device, and why",
+    "proof": "the proof that an update is in a release",
     "vouch": "an announcement is the aggregator's, for a device that verifies no signature",
     "aggregator": "the aggregator's status",
     "announcement": "which model to train from, and how",

@@ -28,6 +28,7 @@ NAMES = (
     *("entry", "masking", "helper"),
     *("where", "where_share"),
     *("weigh_examples",),
+    *("ledger",),
 )
 """Append only; never remove, reorder or insert. The first 128 travel in one byte.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from midge.aggregator.core.records import Record
 from midge.wire.messages import Fetch, Settled, Statistics, Update, Verdict
+from midge.wire.messages.proofs import Prove
 
 # ------------------------------------------------------------------------- events
 
@@ -82,6 +83,14 @@ class FetchAsked:
 
     device: str
     fetch: Fetch
+
+
+@dataclass(frozen=True, slots=True)
+class ProofAsked:
+    """A device requests the proof of an update. Not for the core: the host answers it from its store."""
+
+    device: str
+    asked: Prove
 
 
 @dataclass(frozen=True, slots=True)

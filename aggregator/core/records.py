@@ -102,6 +102,8 @@ class StepRecord:
     """Of a step of several sums (`combine` is `groups`): their records, by lsn, in the order of `scales`."""
     outliers: tuple[int, ...] = ()
     """Those of `groups` whose mean lay far from the others'."""
+    rows: tuple[str, ...] = ()
+    """Names of tensors, as patterns, of which each row is averaged over the updates that changed it."""
     masses: tuple[tuple[int, float], ...] = ()
     """For each update, how many it stands for and the sum of their weights; empty if all are a device's own."""
 

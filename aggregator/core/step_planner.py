@@ -210,6 +210,7 @@ class StepPlanner:
             scales=() if all(scale == 1 for scale in scales) else tuple(scales),
             divisor=strategy.divisor(strategy.size(live)),
             combine=strategy.combine,
+            rows=strategy.count_rows,
             trim=strategy.trim,
             calibration=strategy.calibration,
             cached_since=self._cached_since if strategy.calibration else 0,

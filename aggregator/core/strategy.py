@@ -151,6 +151,9 @@ class Strategy:
     """How the deltas of a step become one: their mean, a trimmed mean of each coordinate, or centred clipping."""
     trim: float = 0.0
     """For `trimmed`: the share of the buffer that is left out at either end, coordinate by coordinate."""
+    count_rows: tuple[str, ...] = ()
+    """Tensors of which each row is averaged over the updates that changed it, such as `embedding*`: patterns of names.
+    Otherwise a row that one device in ten knows learns at a tenth of the rate."""
     clip: float | None = None
     """Multiple of the fleet's reference norm (`aggregator.core.fleet_statistics`) to which a delta is scaled down; None
     leaves that to `norm_limit`."""
@@ -251,6 +254,8 @@ class Strategy:
                 f"groups={self.groups} are sums of masked updates: secure(groups=...) takes at least {FEWEST_GROUPS}, "
                 "of which two may be wrong, or 1 for none."
             )
+        if self.count_rows and not (self.calibration == 0 and self.combine == "mean" and not self.single):
+            raise ValueError("count_rows is a mean of rows: it goes with combine='mean' and a buffer of 2 or more.")
         if self.combine != "mean" and self.calibration:
             raise ValueError("calibration goes with combine='mean' only.")
         if (self.trim > 0) != (self.combine == "trimmed"):
@@ -277,6 +282,7 @@ class Strategy:
             "steers_local_steps (a published number that depends on what devices say)": self.steers_local_steps,
             "calibration (a cache of earlier deltas)": self.calibration > 0,
             f"combine={self.combine!r} (its sensitivity is not the clip norm)": self.combine != "mean",
+            "count_rows (a divisor that depends on who changed a row)": bool(self.count_rows),
             "clip (a bound that depends on data; privacy has its own)": self.clip is not None,
             "norm_limit (a bound that depends on data)": self.norm_limit is not None,
             "plan.feedback (error feedback carries a delta into the next update)": self.plan.feedback,
@@ -312,6 +318,7 @@ class Strategy:
             "clip (the norm of one delta; devices clip themselves, to the plan's bound)": self.clip is not None,
             "norm_limit (the norm of one delta)": self.norm_limit is not None,
             "robust (the direction of one delta; this is what balanced compares)": self.robust,
+            "count_rows (it counts the updates that changed a row)": bool(self.count_rows),
             f"combine={self.combine!r} (it compares single deltas)": self.combine != "mean",
             "calibration (a cache of single deltas)": self.calibration > 0,
             "form='mixing' (whole models of single devices)": self.form == "mixing",

@@ -8,10 +8,11 @@ from typing import TypeVar
 from midge.wire import chunks, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Chunk, Fetch, Hello, Report, Statistics, Update
+from midge.wire.messages.proofs import Prove
 from midge.wire.signing import BadSignature, KeyUnusable, MacKey, PublicKey
 from midge.wire.topics import Topics
 
-FromDevice = Update | Chunk | Fetch | Statistics | Hello | Report
+FromDevice = Update | Chunk | Fetch | Statistics | Prove | Hello | Report
 T = TypeVar("T")
 _FILES = ("{}.pub", "{}.crt", "{}/device.crt", "{}.hmac")
 DeviceKey = PublicKey | MacKey
@@ -105,14 +106,14 @@ class Credentials:
     def own_body(self, device: str, message: FromDevice, body: memoryview, payload: bytes) -> memoryview:
         """A message's body without its signature, which was verified.
 
-        Chunks are not signed: the offer's signature covers the checksum of the whole. Requests for a model are not
-        signed either.
+        Chunks are not signed: the offer's signature covers the checksum of the whole. Requests for a model or
+        for a proof are not signed either: the answer goes to the device alone.
 
         Raises:
             BadSignature: it is not signed by this device, and must be.
         """
         own, signature = signing.split(message, body)
-        if isinstance(message, Chunk | Fetch) or self._device_keys is None:
+        if isinstance(message, Chunk | Fetch | Prove) or self._device_keys is None:
             return own
         key = self._device_keys.of(device)
         if key is None:

@@ -20,6 +20,7 @@ from midge.aggregator.publish.outlet import Outlet
 from midge.wire import chunks, messages, sealing
 from midge.wire.errors import WireError
 from midge.wire.messages import Chunk, Fetch, Hello, Report, Settled, Statistics, Update, Verdict
+from midge.wire.messages.proofs import Prove
 from midge.wire.schema import Vector
 from midge.wire.signing import BadSignature
 
@@ -116,7 +117,7 @@ class IngressFilter:
 
     def update(
         self, device: str, payload: bytes, now: float, hi: HighWater
-    ) -> ev.Event | ev.Reply | ev.GrantChunks | None:
+    ) -> ev.Event | ev.Reply | ev.GrantChunks | ev.ProofAsked | None:
         """Process a message from an update topic: return an event, the answer if it is decided here, or nothing.
 
         Raises:
@@ -149,6 +150,8 @@ class IngressFilter:
                 return self._chunk(device, message, body, now, hi)
             case Fetch():
                 return ev.FetchAsked(device, message)
+            case Prove():
+                return ev.ProofAsked(device, message)
             case Statistics():
                 split_moments(body, message.names)
                 return ev.StatisticsArrived(device, message, self.bodies.keep(body), chunks.checksum(body))

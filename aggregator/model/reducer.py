@@ -6,6 +6,7 @@ Weights, scales and noise come from the journal. So replaying a step gives the s
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -183,12 +184,15 @@ def make_step(  # noqa: PLR0917 - a formula's terms
     if record.cached_since:
         state.forget_before(record.cached_since, record.step)
     plain = record.combine == "mean" and not record.calibration and _plain(record)
-    for place, covering in _places(schema, items):
-        if plain:
+    counted = _counted(schema, record)
+    for place, covering in _places(schema, items, split=bool(counted)):
+        if plain and place.start not in counted:
             _mean_step(x, record, covering, place, noise)
             continue
         combined = _combined(record, covering, place, state, schema.size, None if noise is None else noise[place])
         if combined is not None:
+            if place.start in counted:
+                combined = _by_rows(combined, covering, place, counted[place.start])
             x[place] += _optimised(record, combined, place, state, schema.size)
     if record.calibration:
         for item in items:
@@ -240,9 +244,33 @@ def _over_cached(delta: Vector, item: _Item, state: ServerState, schema: Schema)
     return whole
 
 
-def _places(schema: Schema, items: Sequence[_Item]) -> Iterator[tuple[slice, list[_Item]]]:
-    """The parts of the vector, each with the updates that cover it."""
-    if all(item.contribution.tensors is None for item in items):
+def _counted(schema: Schema, record: StepRecord) -> dict[int, int]:
+    """The tensors whose rows are counted: where each begins in the vector, and its number of rows."""
+    return {
+        place.start: tensor.shape[0]
+        for _, tensor, place in schema.shared
+        if len(tensor.shape) > 1 and tensor.size and any(fnmatchcase(tensor.name, pattern) for pattern in record.rows)
+    }
+
+
+def _by_rows(combined: Vector, items: Sequence[_Item], place: slice, rows: int) -> Vector:
+    """The combined delta of a tensor, each row for the updates that changed it instead of for all: times their share.
+
+    Rows that one device in ten has would move by a tenth of what it learned. A gateway's sum counts as all its devices.
+    """
+    whole, changed = np.float32(0), np.zeros(rows, np.float32)
+    for item in items:
+        mass = item.weight * item.mass
+        whole += mass
+        changed += np.where(item.contribution.delta[place].reshape(rows, -1).any(axis=1), mass, np.float32(0))
+    factors = np.divide(whole, changed, out=np.ones(rows, np.float32), where=changed > 0)
+    scaled: Vector = (combined.reshape(rows, -1) * factors[:, None]).reshape(-1)
+    return scaled
+
+
+def _places(schema: Schema, items: Sequence[_Item], *, split: bool) -> Iterator[tuple[slice, list[_Item]]]:
+    """The parts of the vector, each with the updates that cover it; tensor by tensor with `split`."""
+    if not split and all(item.contribution.tensors is None for item in items):
         yield slice(0, schema.size), list(items)
         return
     for index, _, place in schema.shared:

@@ -304,6 +304,7 @@ class ModelPublisher:
             byte_rate=core.strategy.byte_rate,
             devices=core.thrift.devices,
             features=core.features,
+            ledger=self._engine.store.ledger.head.packed() if self._engine.store.ledger.head.size else b"",
         )
         return Post(self._topics.announcement(), self._encode(announcement))
 

@@ -8,10 +8,11 @@ from midge.aggregator.referee.rules import Notebook
 from midge.wire import chunks, codecs, frames, messages
 from midge.wire.errors import WireError
 from midge.wire.messages import Chunk, DeviceState, Fetch, Hello, Report, Statistics, Update
+from midge.wire.messages.proofs import Prove
 from midge.wire.schema import Vector
 from midge.wire.topics import Topics
 
-Said = Update | Chunk | Fetch | Statistics | Hello | Report
+Said = Update | Chunk | Fetch | Statistics | Prove | Hello | Report
 _LATE = 2.0
 """Seconds after a receipt in which settled updates may still be in transit."""
 

@@ -27,6 +27,7 @@ from midge.aggregator.core.presets import fedasync
 from midge.aggregator.engine import Engine
 from midge.aggregator.store.audit_log import AUDIT, append, load_key, verify
 from midge.aggregator.store.errors import StoreDamaged, what_to_do
+from midge.aggregator.store.ledger import GONE
 from midge.aggregator.store.store import Entry, Store, StoreError
 from midge.storage.files import atomic_write, make_folder
 from midge.wire.pseudonyms import keyed_hash, pseudonym
@@ -133,7 +134,7 @@ class Names:
 
     def alias(self, device: str) -> str:
         """Replaces an erased name where counts need distinct devices."""
-        return "gone-" + pseudonym(device, self._key)
+        return GONE + pseudonym(device, self._key)
 
     def _other_number(self, outbox: int) -> int:
         """Replaces an outbox's identity, which its broker and its card know; the same for the same identity."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
+from midge.aggregator.core import records as rec
 from midge.aggregator.model.model import Frame
 from midge.aggregator.store import meta_table
 from midge.aggregator.store.errors import StoreError
@@ -79,3 +80,6 @@ class ReadOnlyStore(Store):
 
     def add_frames(self, new: Iterable[tuple[Frame, int]]) -> None:
         """Discard the frames that a replay makes again."""
+
+    def note_release(self, record: rec.ReleaseRecord, generation: int, digest: bytes) -> None:
+        """Discard a release that a replay makes again."""

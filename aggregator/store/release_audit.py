@@ -5,6 +5,7 @@ has their sums, from which its steps are executed.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,7 +15,9 @@ from midge.aggregator.core.presets import fedasync
 from midge.aggregator.engine import Engine, execute, load_past_frames
 from midge.aggregator.model.model import Frame, Model
 from midge.aggregator.store.store import Checkpoint, Store, StoreError
-from midge.wire import lineage
+from midge.wire import lineage, merkle
+from midge.wire.ledger import Head, LoggedRelease
+from midge.wire.plurals import counted
 
 _SPANS: Final = {-2: "registered", -1: "served", 0: "snapshot", 1: "step"}
 
@@ -40,6 +43,8 @@ class AuditedRelease:
     """Frames that the store no longer has."""
     wrong: list[str] = field(default_factory=list)
     """What differs."""
+    log: str = ""
+    """The head of the ledger with this release, as its size and root; empty if the log does not have it."""
 
 
 def audit(store: Store, first: int, last: int | None = None) -> Iterator[AuditedRelease]:
@@ -70,6 +75,8 @@ class _Audit:
     def __init__(self, store: Store, core: AggregatorCore, engine: Engine, checkpoints: dict[int, Checkpoint]) -> None:
         self._store, self._core, self._engine, self._checkpoints = store, core, engine, checkpoints
         self._updates, self._devices = 0, set[str]()
+        self._sums: dict[tuple[int, int], bytes] = {}
+        """Hashes of subtrees of the log, computed again."""
 
     def releases(self, first: int, last: int | None) -> Iterator[AuditedRelease]:
         current: AuditedRelease | None = None
@@ -107,6 +114,8 @@ class _Audit:
         )
 
     def _compare(self, record: rec.Record, frames: list[Frame], found: AuditedRelease) -> None:
+        if isinstance(record, rec.ReleaseRecord):
+            self._compare_ledger(record, found)
         if not isinstance(record, rec.RegisterRecord):
             for frame in frames:
                 self._compare_frame(frame, found)
@@ -120,6 +129,44 @@ class _Audit:
             assert self._store.schema is not None
             model = Model.load(self._store.schema, checkpoint.arrays, checkpoint.values)
             _note(found, f"checkpoint {record.lsn}", model.digest() == self._engine.model.digest())
+
+    def _compare_ledger(self, record: rec.ReleaseRecord, found: AuditedRelease) -> None:
+        """The entries of the release, from the journal and the executed state, and the root, with the log's."""
+        ledger = self._store.ledger
+        logged = ledger.logged(record.lsn)
+        if logged is None:  # from before the log, or pruned from it
+            return
+        last, root = logged
+        release = LoggedRelease(found.generation, record.version, record.step, bytes.fromhex(found.digest), 0)
+        entries = ledger.entries(record, release)
+        first = last - len(entries) + 1
+        found.log = str(Head(last + 1, root))
+        try:
+            leaves = [ledger.node(0, place) for place in range(max(first, 0), last + 1)]
+            kept = zip(ledger.where(first, last), leaves, entries, strict=True)
+            same = all(
+                leaf == merkle.leaf_hash(one.entry) and where == (one.lsn, one.tag, one.weight)
+                for where, leaf, one in kept
+                if not one.erased
+            )
+            again = merkle.root(self._hashed, last + 1)
+        except (LookupError, ValueError):  # something is missing
+            same, again = False, b""
+        _note(found, f"log of {counted(last + 1, 'entry', 'entries')}", same and again == root)
+
+    def _hashed(self, level: int, place: int) -> bytes:
+        """The hash of a complete subtree of the log; empty if it does not follow from the ones below it.
+
+        Raises:
+            LookupError: it is not kept.
+        """
+        if (level, place) not in self._sums:
+            found = self._store.ledger.node(level, place)
+            with suppress(LookupError):  # below are no nodes any more, or it is a leaf
+                if level and merkle.node_hash(*(self._hashed(level - 1, 2 * place + each) for each in (0, 1))) != found:
+                    found = b""
+            self._sums[level, place] = found
+        return self._sums[level, place]
 
     def _compare_frame(self, frame: Frame, found: AuditedRelease) -> None:
         data = self._store.frame(frame.version, frame.span)

@@ -12,7 +12,7 @@ import logging
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,8 @@ from midge.aggregator.store.frame_table import FrameTable, Published
 from midge.aggregator.store.history import TABLE as HISTORY
 from midge.aggregator.store.history import HistoryTable
 from midge.aggregator.store.journal import Entry, JournalTable, decided_before
+from midge.aggregator.store.ledger import TABLE as LEDGER
+from midge.aggregator.store.ledger import LedgerTable
 from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME, MIDGE_NAME, migrate, version
 from midge.aggregator.store.store_database import StoreDatabase
 from midge.storage.database import ReservedSpace, no_room
@@ -60,6 +62,7 @@ CREATE TABLE IF NOT EXISTS journal (
 {CHECKPOINTS}
 {FRAMES}
 {HISTORY}
+{LEDGER}
 """
 
 
@@ -73,6 +76,7 @@ class Store(StoreDatabase):
         self._frames = FrameTable(self.query)
         self._checkpoints = CheckpointTable(self.directory, self.query)
         self.history = HistoryTable(self.query)
+        self.ledger = LedgerTable(self.query, self.constant)
         self._witness = CommitWitness(self.directory / WITNESS)
         self._noted = Note(b"", 0, 0, 0, 0)
         """The newest commit; recorded in the witness before anything is sent."""
@@ -131,6 +135,7 @@ class Store(StoreDatabase):
         updates = decided_before(self.query, lsn + 1)
         self._note(Note(self.lineage, lsn, crc[0][0] if crc else 0, updates, int(meta.get(CHANGES, 0))))
         self.history.load()
+        self.ledger.load()
 
     def _note(self, note: Note) -> None:
         """Record a commit in the witness, before anything of it is sent.
@@ -187,6 +192,8 @@ class Store(StoreDatabase):
         """Release the reserved space: on a full disk SQLite refuses even to delete."""
         self._ballast.release()
         self._note(self._noted)  # releasing it may itself have failed for lack of room
+        with suppress(StoreError):  # SQLite's log may have filled the disk: it is written back at 1,000 pages only
+            self.query("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def has_room(self) -> bool:
         """Reserve the space again if the disk has room; return whether it is reserved."""
@@ -295,6 +302,12 @@ class Store(StoreDatabase):
         # Not counted as a change: a lost frame can be rebuilt by a replay, or replaced by a snapshot.
         with self._writing() as db:
             self._frames.add(db, new)
+            self.ledger.write(db)
+        self.ledger.written()
+
+    def note_release(self, record: rec.ReleaseRecord, generation: int, digest: bytes) -> None:
+        """Enter a release into the ledger, with its frames."""
+        self.ledger.release(record, generation, digest)
 
     def published(self) -> list[Published]:
         """All frames, without their bytes."""
@@ -318,7 +331,9 @@ class Store(StoreDatabase):
                 db, checkpoint, oldest_body=oldest_body, oldest_base=oldest_base, updates=self._noted.updates
             )
             self.history.write(db)
+            self.ledger.write(db)
         self.history.written()
+        self.ledger.written()
         failpoint("checkpoint.entered")
         self._prune(checkpoint.registered)
 
@@ -328,6 +343,7 @@ class Store(StoreDatabase):
             self._checkpoints.forget(db, pruning)
             self._journal.prune(db, pruning.needed, KEEP_RECORDS)
             self._frames.prune(db, pruning.oldest_base, registered)
+            self.ledger.prune(db, pruning.needed - KEEP_RECORDS)
         # Files after the transaction: a row must never refer to a deleted one.
         self._journal.pruned(pruning.needed)
         failpoint("checkpoint.pruned")

@@ -5,6 +5,7 @@ enough that a flash card lives for years; a power cut loses the rows that were n
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,8 +65,10 @@ class Samples:
         clip: robust deviations from the median at which outliers are clipped when rows are read; None clips nothing.
         every: minimum seconds between two writes.
         least: rows before `moments` returns statistics: those of fewer rows are noise.
+        expire: seconds after which a row is removed, also from the disk; None keeps it as long as there is room.
         missing_values: numbers or words that stand for missing values, such as -9999, in every source.
         clock: seconds of a monotonic clock.
+        wall: seconds since 1970.
 
     Raises:
         ValueError: there are no features, or one occurs twice, or a label is missing or superfluous.
@@ -84,8 +87,10 @@ class Samples:
         clip: float | None = CLIP,
         every: float = EVERY,
         least: int = LEAST,
+        expire: float | None = None,
         missing_values: Sequence[str | float] = (),
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.features, self.label = tuple(features), label
         self._reader = RowReader(self.features, label, kind, missing_values)
@@ -102,6 +107,13 @@ class Samples:
         self._clip, self._every, self._clock = clip, every, clock
         self._ring: Array = np.empty((self.capacity, self._width), np.float32)
         self._lock = threading.RLock()
+        self._wall, self._lifetime = wall, math.inf if expire is None else expire
+        self._times: npt.NDArray[np.float64] = np.full(self.capacity, np.inf)
+        """When each row of the ring came, in seconds since 1970; never for one of an earlier Midge."""
+        self.expired = 0
+        """Rows that were removed because of their age, since the start."""
+        self._floor = 0
+        """Value of `seen` before the oldest row that has not expired."""
         self.seen = 0
         """Number of rows kept since the start, plus those stored before."""
         self._taken = 0
@@ -153,7 +165,7 @@ class Samples:
             return [each.packed() for each in self.intakes.values()]
 
     def __len__(self) -> int:
-        return min(self.seen, self.capacity)
+        return min(self.seen - self._floor, self.capacity)
 
     @property
     def new(self) -> int:
@@ -216,6 +228,7 @@ class Samples:
             self.missing += int(np.count_nonzero(~known))
             self._present |= known[: len(self.features)]
             self._ring[self.seen % self.capacity] = whole_row
+            self._times[self.seen % self.capacity] = self._wall()
             self.seen += 1
             if self.seen - self._stored >= min(BATCH, self.capacity) or self._clock() >= self._due:
                 self.flush()
@@ -267,6 +280,7 @@ class Samples:
             take: whether these rows stop counting as new.
         """
         with self._lock:
+            self.expire()
             rows = self._rows()
             if take:
                 self._taken = self.seen
@@ -276,6 +290,7 @@ class Samples:
     def newest(self, most: int) -> tuple[Array, npt.NDArray[Any], int]:
         """The newest rows as `arrays` returns them, clipped by their own medians; and `seen` with the last of them."""
         with self._lock:
+            self.expire()
             rows, seen = self._rows(most), self.seen
         x, y, _ = self._cut(rows)
         return x, y, seen
@@ -312,6 +327,26 @@ class Samples:
 
     # --------------------------------------------------------------------- the disk
 
+    def expire(self) -> int:
+        """Remove rows that are older than they may get, also from the disk; return how many."""
+        if math.isinf(self._lifetime):
+            return 0
+        with self._lock:
+            places = np.arange(self.seen - len(self), self.seen) % self.capacity
+            # By the newest of them: a clock that went back must not keep older rows behind a younger one.
+            old = np.flatnonzero(self._times[places] < self._wall() - self._lifetime)
+            count = int(old[-1]) + 1 if old.size else 0
+            self._ring[places[:count]] = np.nan
+            self._floor = self.seen - len(self) + count
+            self._taken, self.expired = max(self._taken, self._floor), self.expired + count
+            self._stored = max(self._stored, self._floor)  # what was not written yet is not written any more
+            if self._file is not None and not self._closed:
+                try:
+                    self._file.remove(self._wall() - self._lifetime)
+                except (DiskFull, DatabaseError) as error:
+                    log.warning("Expired rows cannot be removed from %s (%s); it is tried again.", self.path, error)
+            return count
+
     def flush(self) -> None:
         """Write unwritten rows; if that fails, they stay in memory and are written later."""
         with self._lock:
@@ -320,7 +355,7 @@ class Samples:
                 return
             new = self._rows()[-min(self.seen - self._stored, len(self)) :]
             try:
-                self._file.write(new, self.capacity, {_NEW: str(self.new)})
+                self._file.write(new, self.capacity, {_NEW: str(self.new)}, self._wall())
             except (DiskFull, DatabaseError) as error:
                 log.warning("Samples cannot be written to %s (%s): they stay in memory.", self.path, error)
                 return
@@ -338,6 +373,8 @@ class Samples:
         kept = file.rows(self._width)[-self.capacity :]
         self._ring[: len(kept)] = kept
         self.seen = self._stored = len(kept)
+        times = [file.times.get(number, math.inf) for number, rows in file.segments for _ in range(rows)]
+        self._times[: len(kept)] = times[len(times) - len(kept) :]
         self._present |= np.isfinite(kept[:, : len(self.features)]).any(axis=0)
         self._taken = max(0, self.seen - int(self.marks.pop(_NEW, "0")))
 

@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import math
 import sqlite3
 import zlib
 from collections.abc import Mapping
@@ -21,7 +22,9 @@ _PAGE = 4096
 _MAGIC, _ALIKE = b"SQLite format 3\0", 12
 """First bytes of a database, and how many of them a damaged one still has."""
 _TABLES = """
-CREATE TABLE IF NOT EXISTS segments (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL, crc INTEGER);
+CREATE TABLE IF NOT EXISTS segments (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL, crc INTEGER, at REAL
+);
 CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 _CRC, _COLUMNS = " crc", " columns"
@@ -51,6 +54,8 @@ class SamplesFile:
         """Bytes written to the disk since the start, in whole pages."""
         self.segments: list[tuple[int, int]] = []
         """Number and rows of each segment, oldest first."""
+        self.times: dict[int, float] = {}
+        """By segment, when it was written, in seconds since 1970; those of an earlier Midge are missing."""
         # A power cut may lose the newest segments: nothing depends on them. The log is kept short, to spare the card.
         pragmas = ("wal_autocheckpoint=64", "journal_size_limit=0")
         self.database = Database(path, synchronous="NORMAL", pragmas=pragmas, threads=True)
@@ -77,8 +82,10 @@ class SamplesFile:
                 path.with_name(path.name + each).unlink(missing_ok=True)
             path.replace(path.with_name(f"{path.name}.damaged"))
         self.database.open(_TABLES)
-        if "crc" not in {row[1] for row in self.database.connection.execute("PRAGMA table_info(segments)")}:
-            self.database.connection.execute("ALTER TABLE segments ADD COLUMN crc INTEGER")
+        known = {row[1] for row in self.database.connection.execute("PRAGMA table_info(segments)")}
+        for column in ("crc INTEGER", "at REAL"):  # what files of an earlier Midge lack
+            if column.split()[0] not in known:
+                self.database.connection.execute(f"ALTER TABLE segments ADD COLUMN {column}")
 
     def _check_columns(self, columns: str) -> None:
         found = dict(self.database.connection.execute("SELECT name, value FROM marks"))
@@ -95,8 +102,8 @@ class SamplesFile:
     def rows(self, width: int) -> npt.NDArray[np.float32]:
         """All undamaged rows of this width, oldest first. To be called once, before `write`."""
         parts = [np.empty((0, width), np.float32)]
-        query = "SELECT number, data, crc FROM segments ORDER BY number"
-        for place, data, crc in self.database.connection.execute(query):
+        query = "SELECT number, data, crc, at FROM segments ORDER BY number"
+        for place, data, crc, at in self.database.connection.execute(query):
             if crc not in (None, zlib.crc32(data)):
                 log.warning("%d bytes of samples in %s are damaged, and left out.", len(data), self.path)
                 continue
@@ -104,10 +111,30 @@ class SamplesFile:
             if rows.size % width == 0:
                 parts.append(rows.reshape(-1, width))
                 self.segments.append((place, len(parts[-1])))
+                if at is not None:
+                    self.times[place] = at
         return np.concatenate(parts)
 
-    def write(self, new: npt.NDArray[np.float32], capacity: int, marks: Mapping[str, str]) -> None:
+    def remove(self, before: float) -> int:
+        """Remove the segments that were written before a time; return the number of their rows.
+
+        Raises:
+            DiskFull: there is no room.
+            DatabaseError: it cannot be written.
+        """
+        old = {number: rows for number, rows in self.segments if self.times.get(number, math.inf) < before}
+        if old:
+            with self.database.transaction() as db:
+                db.execute("PRAGMA secure_delete = ON")  # their pages are overwritten
+                db.executemany("DELETE FROM segments WHERE number = ?", [(each,) for each in old])
+            self.segments = [each for each in self.segments if each[0] not in old]
+            self.written += _PAGE * (2 + sum(rows for rows in old.values()) // 512)
+        return sum(old.values())
+
+    def write(self, new: npt.NDArray[np.float32], capacity: int, marks: Mapping[str, str], at: float) -> None:
         """Add rows as a segment, and remove segments that `capacity` rows do not need; `marks` are added to ours.
+
+        `at` is the time, in seconds since 1970.
 
         Raises:
             DiskFull: there is no room.
@@ -117,12 +144,13 @@ class SamplesFile:
         marks = {**self.marks, **marks}
         marks[_CRC] = _checksum(marks)
         with self.database.transaction() as db:
-            row = new.tobytes(), zlib.crc32(new.tobytes())
-            segment = db.execute("INSERT INTO segments (data, crc) VALUES (?, ?)", row).lastrowid
+            row = new.tobytes(), zlib.crc32(new.tobytes()), at
+            segment = db.execute("INSERT INTO segments (data, crc, at) VALUES (?, ?, ?)", row).lastrowid
             db.executemany("DELETE FROM segments WHERE number = ?", [(each,) for each in old])
             db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?)", list(marks.items()))
         assert segment is not None
         self.segments = [*self.segments[len(old) :], (segment, len(new))]
+        self.times[segment] = at
         self.written += 2 * (-(-new.nbytes // _PAGE) + 3) * _PAGE  # into the log, and from there into the file
 
     def _expired_segments(self, new: int, capacity: int) -> list[int]:

@@ -91,6 +91,11 @@ class Summed:
 
 
 @dataclass(frozen=True, slots=True)
+class Withheld:
+    """The owner has withdrawn consent: what waits is not sent."""
+
+
+@dataclass(frozen=True, slots=True)
 class NothingToSend:
     """A training has ended without an update worth sending."""
 
@@ -168,6 +173,7 @@ Event = (
     | ChunkDelivered
     | NotStored
     | Renewed
+    | Withheld
 )
 
 # ------------------------------------------------------------------------ actions

@@ -35,6 +35,7 @@ from midge.iot_client.session.events import (
     Summed,
     Tell,
     Trained,
+    Withheld,
 )
 from midge.iot_client.session.sending import Sending
 from midge.iot_client.session.situation import Situation
@@ -227,6 +228,8 @@ class DeviceSession:
                 return cycle.begin_next(now)
             case Killed():
                 cycle.training_killed(now)
+            case Withheld():
+                return self._sending.forget(self.next - 1)
             case LinkMeasured(chunk):
                 self._situation.link_chunk = chunk  # chunks in flight keep their size
             case SizeRefused(chunk):

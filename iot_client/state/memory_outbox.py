@@ -17,7 +17,19 @@ from midge.wire.messages import Update
 class MemoryOutbox:
     """Like `Outbox`. From one thread; a context manager, which may be entered again."""
 
-    __slots__ = ("_held", "_left", "_remembered", "identity", "lost", "next_seq", "path", "pending", "sent", "written")
+    __slots__ = (
+        "_held",
+        "_left",
+        "_remembered",
+        "identity",
+        "lost",
+        "next_seq",
+        "path",
+        "pending",
+        "sent",
+        "verdicts",
+        "written",
+    )
 
     def __init__(self) -> None:
         self.path: Path | None = None
@@ -26,6 +38,7 @@ class MemoryOutbox:
         self.sent = self.lost = 0
         self.pending: dict[str, bytes] = {}
         self.written = 0
+        self.verdicts: dict[int, str] = {}
         self._held: dict[int, tuple[Update, bytes]] = {}
         self._left: bytes | None = None
         self._remembered: dict[str, bytes] = {}
@@ -88,6 +101,7 @@ class MemoryOutbox:
         """Remove every update up to a seq: a receipt settled them."""
         for seq in [seq for seq in self._held if seq <= through]:
             del self._held[seq]
+        self.verdicts.clear()
 
     def renew(self, keep: Iterable[int]) -> None:
         """Adopt a new identity; only these updates move over, numbered from 1."""

@@ -9,6 +9,7 @@ the transaction that stores the update, and the transaction records which file i
 
 import logging
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from midge.iot_client.state import outbox_files as files
+from midge.iot_client.state.given import settle
 from midge.iot_client.state.outbox_files import (
     INSERT,
     STATE,
@@ -66,6 +68,7 @@ class Outbox:
         """Damage found in its files when it was opened, and the resulting loss, as text; empty if none."""
         self.pending: dict[str, bytes] = {}
         """Values to store, by name. Written with the next update: a transaction of its own would wear the flash."""
+        self.verdicts: dict[int, str] = {}  # of receipts, by seq, to be remembered with the updates that are removed
         self._written = 0
 
     @property
@@ -381,8 +384,8 @@ class Outbox:
             self.state = settled
             self._record_after_commit()
         with self._writing():
-            self._db.execute("DELETE FROM updates WHERE seq <= ?", (through,))
-        self._count(0)
+            known = settle(self._db, through, self.verdicts, time.time())
+        self._count(known and _PAGE)
 
     def renew(self, keep: Iterable[int]) -> None:
         """Adopt a new identity; only these updates move over, numbered from 1."""

@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from midge.iot_client.state.given import TABLE as GIVEN
 from midge.iot_client.state.outbox_state import FORMAT, Agreed, OutboxState, Strangers, agreed
 from midge.storage.witness import CommitWitness
 from midge.wire import chunks, frames
 from midge.wire.errors import WireError
 from midge.wire.messages import Update
 
-TABLES = """
+TABLES = (
+    """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS updates (
     seq INTEGER PRIMARY KEY, header BLOB NOT NULL, body BLOB NOT NULL, checked BLOB NOT NULL DEFAULT x''
 );
 """
+    + GIVEN
+)
 STATE = "state"
 """The row of `meta` that holds the packed `OutboxState`."""
 INSERT = "INSERT INTO updates VALUES (?, ?, ?, ?)"

@@ -16,7 +16,7 @@ from midge.iot_client.state.local_tensors import Missing
 from midge.iot_client.training.daemon_thread import DaemonThreads
 from midge.iot_client.training.evaluation import Evaluating
 from midge.iot_client.training.fit import Fit, Parameters, TrainingKilled, TrainingPlan
-from midge.iot_client.training.update_encoder import EncodedUpdate, NoFit, TrainerError, checked, make_update
+from midge.iot_client.training.update_encoder import EncodedUpdate, NoFit, NoRows, TrainerError, checked, make_update
 from midge.wire.lineage import State
 from midge.wire.messages import Announcement, Plan, Report
 
@@ -62,6 +62,7 @@ class TrainingTask:
         """
         parts = self._parts
         name = parts.config.name
+        self._check_consent()
         parts.tell("training", version=announcement.version)
         try:
             parameters = parts.personal.join(state.parameters(), state.schema)
@@ -84,6 +85,7 @@ class TrainingTask:
             parts.duty.trained(time.monotonic())
             self._look()
         self._start(self._publisher.follow_versions(ignoring))
+        self._check_consent()
         parts.speed.record(fit.steps, fit.steps * (plan.batch_size or 1), seconds)
         parts.personal.keep(fit.parameters, state.schema, started)
         parts.predicting.refresh()
@@ -104,8 +106,18 @@ class TrainingTask:
                 made = await asyncio.to_thread(parts.identity.seal, made, announcement)
         except TrainerError as error:
             raise TrainerError(f"Device {name!r}: {error}") from error
+        self._check_consent()
         parts.tell("trained", version=announcement.version, seconds=seconds)
         return made
+
+    def _check_consent(self) -> None:
+        """End a training of which nothing may be given, also one that consent was withdrawn during.
+
+        Raises:
+            NoRows: the owner has withdrawn consent.
+        """
+        if (why := self._parts.consent.withheld()) is not None:
+            raise NoRows(why)
 
     async def _evaluate(self, parameters: Parameters, announcement: Announcement) -> None:
         """Evaluate on the device's own data if that is due, and publish the results."""
@@ -121,6 +133,8 @@ class TrainingTask:
 
     def _publish(self, report: Report, announcement: Announcement | None) -> None:
         parts = self._parts
+        if parts.consent.withheld() is not None:
+            return
         parts.tell("evaluated", version=report.version, examples=report.examples, metrics=dict(report.metrics))
         report = parts.identity.hide(report, announcement)
         self._publisher.send(parts.topics.report(parts.config.name), parts.identity.frame(report))

@@ -3,11 +3,11 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midge.commands.apps import attribute
-from midge.commands.parts import Problem, Subparsers, user_errors
+from midge.commands.numbers import refuse_impossible
+from midge.commands.parts import Problem, Subparsers, add_page, user_errors, write_page
 
 if TYPE_CHECKING:
     from midge.sensor_fleet.advice.advice import Advice
@@ -57,9 +57,14 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--data-days", type=float, default=30.0, metavar="D", help="in which a device records these rows (default: 30)"
     )
-    parser.add_argument(
-        "-o", "--output", metavar="FILE.html", default="advice.html", help="the page (default: %(default)s)"
+    add_page(parser, "advice.html")
+    prices = parser.add_argument_group(
+        "prices",
+        "For what a device costs a month. The defaults are examples: an IoT tariff that begins at 0.0025 € per MB "
+        "(Onomondo, June 2026), and electricity of EU households in the first half of 2025 (Eurostat, October 2025).",
     )
+    prices.add_argument("--price-per-gb", type=float, default=2.5, metavar="€", help="of traffic (default: 2.5)")
+    prices.add_argument("--price-per-kwh", type=float, default=0.2872, metavar="€", help="of energy (default: 0.2872)")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.set_defaults(run=run)
 
@@ -69,14 +74,14 @@ def run(args: argparse.Namespace) -> int:
         from midge.sensor_fleet.advice.advice import advise  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
         raise Problem(f'Advice needs {error.name}: pip install "midge[demo]"') from error
+    refuse_impossible(args, {}, (), ("price_per_gb", "price_per_kwh"))
     names = ("profile", "rows_may_go", "devices", "days", "seeds", "sites", "processes", "data_days")
+    prices = ("price_per_gb", "price_per_kwh")
     with user_errors():
-        found = advise(args.data, model=_model(args.model), tell=_tell, **{name: getattr(args, name) for name in names})
-    path = Path(args.output)
-    try:
-        found.write(path)
-    except OSError as error:
-        raise Problem(f"The page cannot be written ({error.strerror}): give another place with --output.") from error
+        found = advise(
+            args.data, model=_model(args.model), tell=_tell, **{name: getattr(args, name) for name in (*names, *prices)}
+        )
+    path = write_page(args.output, found.page())
     if args.json:
         print(json.dumps({**found.packed(), "page": str(path)}))
     else:
@@ -95,9 +100,9 @@ def _tell(text: str) -> None:
 
 def _print(found: "Advice") -> None:
     from midge.commands.virtual import print_table  # noqa: PLC0415
-    from midge.sensor_fleet.report.quantities import duration, energy, score, size  # noqa: PLC0415 - an extra
+    from midge.sensor_fleet.report.quantities import duration, energy, score, significant, size  # noqa: PLC0415 - an extra
 
-    head = ("", found.metric, "own rows", "worst", "time", "over links", "energy", "rows go")
+    head = ("", found.metric, "own rows", "worst", "time", "over links", "energy", "€ a month", "rows go")
     rows = [
         (
             row.title,
@@ -107,6 +112,7 @@ def _print(found: "Advice") -> None:
             duration(row.seconds),
             size(row.bytes),
             energy(row.joules),
+            significant(found.setting.monthly_price(row)),
             row.exposure.reach,
         )
         for row in found.rows

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, user_errors
+from midge.commands.parts import Problem, Subparsers, user_errors, write_page
 
 
 def register(subparsers: Subparsers) -> None:
@@ -25,12 +25,8 @@ def run(args: argparse.Namespace) -> int:
         from midge.sensor_fleet.report.reading import read  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'The comparison needs {error.name}: pip install "midge[demo]"') from error
-    path = Path(args.output)
     with user_errors():
         page = comparison([read(Path(directory)) for directory in args.run_directories])
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise Problem(f"The page cannot be written ({error.strerror}): give another place with --output.") from error
+    path = write_page(args.output, page)
     print(f"The comparison is in {path}.")
     return 0

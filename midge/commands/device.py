@@ -23,7 +23,7 @@ from midge.iot_client.masking_requirement import RequireSecure
 from midge.running import run_until_interrupted
 from midge.wire.plurals import counted
 
-VERBS = ("status", "verify", "doctor", "readmit", "conform")
+VERBS = ("status", "verify", "doctor", "proof", "consent", "readmit", "conform")
 """What `midge device` does besides taking part."""
 
 
@@ -36,12 +36,15 @@ def register(subparsers: Subparsers) -> None:
         "       midge device --config FILE [options]\n"
         "       midge device --csv FILE --label COLUMN --dry-run [--json]\n"
         "       midge device status OUTBOX [options]\n       midge device verify OUTBOX [--accept-loss]\n"
-        "       midge device doctor [options]\n"
+        "       midge device doctor [options]\n       midge device proof SEQ [OUTBOX] [options]\n"
+        "       midge device consent on|off|status [OUTBOX] [options]\n"
         "       midge device readmit NAME --store DIR\n       midge device conform URL --device NAME [options]",
         description="Take part with the midge.Device that module:attribute names, or with rows from a file or a topic, "
         "until interrupted. `status` shows what an outbox holds and what the device has cost; `verify` "
         "looks for damage in it and in what lies beside it, and changes nothing; `doctor` looks at the board: clock, "
-        "disk, versions, broker. `readmit` lets a device that was withdrawn into a federation again. `conform` tries a "
+        "disk, versions, broker. `proof` proves that an update of this device is in a release. `consent off` is the "
+        "owner's switch: nothing is trained on or sent until `consent on`; `consent status` says what was given, and "
+        "what can be taken back. `readmit` lets a device that was withdrawn into a federation again. `conform` tries a "
         "device of any language by the rules of the protocol.",
     )
     parser.add_argument("app", metavar="MODULE:ATTRIBUTE", nargs="*", help="a midge.Device in a module of yours")
@@ -92,7 +95,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from midge.commands import device_status, device_verify, doctor, dry_run, forgetting  # noqa: PLC0415 - not for those who take part
+    from midge.commands import device_proof, device_status, device_verify, doctor, dry_run, forgetting  # noqa: PLC0415 - not for those who take part
 
     _read_settings(args)
     match args.app:
@@ -108,6 +111,14 @@ def run(args: argparse.Namespace) -> int:
             return forgetting.readmit(called(name), args.store)
         case ["readmit", *_]:
             raise Problem("Say which device and where: midge device readmit NAME --store DIR")
+        case ["proof", seq, *named] if len(named) <= 1:
+            return device_proof.run_proof(args, seq, named)
+        case ["proof", *_]:
+            raise Problem("Say which update: midge device proof SEQ OUTBOX, such as 12 pump-17.outbox.")
+        case ["consent", ("on" | "off" | "status") as verb, *named] if len(named) <= 1:
+            return device_proof.run_consent(args, verb, named)
+        case ["consent", *_]:
+            raise Problem("Say midge device consent on, off or status, and the outbox, such as pump-17.outbox.")
         case ["doctor"]:
             return doctor.run(args)
     if args.dry_run:

@@ -12,6 +12,7 @@ from typing import Any
 from midge.commands.guest import conditions_of
 from midge.commands.parts import Problem, read_config
 from midge.iot_client.board.local_status import ask
+from midge.iot_client.state.consent import WITHDRAWN, Consent
 from midge.wire.clocks import spell
 from midge.wire.inert import inert
 from midge.wire.plurals import counted
@@ -55,7 +56,7 @@ def look(path: Path) -> dict[str, Any]:
     from midge.iot_client.state.outbox_state import OutboxState  # noqa: PLC0415
 
     try:
-        with closing(_open(path)) as db:
+        with closing(open_outbox(path)) as db:
             meta = dict(db.execute("SELECT name, value FROM meta"))
             rows = db.execute(
                 "SELECT seq, header, LENGTH(body) FROM updates WHERE header != x'' ORDER BY seq"
@@ -75,6 +76,7 @@ def look(path: Path) -> dict[str, Any]:
         "identity": f"{state.identity:016x}",
         "next": state.next,
         "lost": state.lost,
+        "consent": Consent.beside(path).withheld() is None,
         "held": [{"seq": seq, "base": _base(header), "bytes": size} for seq, header, size in rows],
         "verified": {channel: _verified(packed) for channel, packed in trusts.items()},
         "predicts": _model(path.with_name(f"{path.name}.model")),
@@ -86,7 +88,7 @@ def look(path: Path) -> dict[str, Any]:
     }
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def open_outbox(path: Path) -> sqlite3.Connection:
     """A read-only connection. If no device has it open, nothing is locked and no file is made beside it."""
     unused = not path.with_name(f"{path.name}-wal").exists()
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if unused else ''}", uri=True)
@@ -163,7 +165,7 @@ def _kept(path: Path) -> dict[str, Any] | None:
 def _samples(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    with suppress(sqlite3.Error), closing(_open(path)) as db:
+    with suppress(sqlite3.Error), closing(open_outbox(path)) as db:
         (size,) = db.execute("SELECT COALESCE(SUM(LENGTH(data)), 0) FROM segments").fetchone()
         marks = dict(db.execute("SELECT name, value FROM marks"))
         return {"bytes": size, "new": int(marks.get(" new", 0)), "columns": marks.get(" columns", "")}
@@ -180,6 +182,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         + (f", trained from version {', '.join(map(str, bases))}" if bases else "")
         + f"; the next is {found['next']}",
     ]
+    if not found["consent"]:
+        said.append(f"consent   withdrawn: {WITHDRAWN}")
     if found["lost"]:
         said.append(f"lost      {counted(found['lost'], 'update')}, which this disk damaged before they were settled")
     if (running := found["running"]) is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from midge.broker import Endpoint, connector
 from midge.broker.mqtt.connection import Connection, Options
 from midge.commands.guest import seconds
+from midge.commands.numbers import refuse_impossible
 from midge.commands.parts import Parser, Problem, other_broker, read_config, user_errors
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.data.csv_format import Layout
@@ -74,6 +75,12 @@ def add_gateway(parser: Parser) -> None:
     group.add_argument(
         "--keep-rows", type=int, default=10_000, metavar="ROWS", help="most rows that are kept (default: 10000)"
     )
+    group.add_argument(
+        "--rows-expire",
+        type=float,
+        metavar="DAYS",
+        help="remove rows that are older, also from the disk (default: keep them as long as there is room)",
+    )
     group.add_argument("--federation", metavar="NAME", help="the federation's name, unless --config says it")
     group.add_argument("--root", default=DEFAULT_ROOT, help=f"topic root (default: {DEFAULT_ROOT})")
     group.add_argument("--outbox", metavar="FILE", help="file for updates that wait (default: NAME.outbox)")
@@ -81,7 +88,7 @@ def add_gateway(parser: Parser) -> None:
 
 _ITS_OWN = (
     *("sensor_broker", "sensor_password_file", "label", "features", "classes", "missing"),
-    *("decimal", "separator", "encoding", "dry_run", "federation"),
+    *("decimal", "separator", "encoding", "dry_run", "federation", "rows_expire"),
 )
 """Options of a gateway that do not apply to a program: unset, they are None or False."""
 
@@ -112,6 +119,7 @@ def gateway(args: argparse.Namespace) -> Device:
     if args.model == "softmax" and not classes:
         raise Problem("A softmax model predicts classes: name them with --classes, in the order of the model.")
     outbox = Path(args.outbox or f"{name}.outbox").expanduser()
+    refuse_impossible(args, {"rows_expire": 30.0}, (), ())
     with user_errors():
         try:
             samples = Samples(
@@ -121,6 +129,7 @@ def gateway(args: argparse.Namespace) -> Device:
                 kind=kind_of(args),
                 rows=args.keep_rows,
                 least=args.train_after,
+                expire=None if args.rows_expire is None else args.rows_expire * 86_400.0,
                 missing_values=names_in(args.missing),
             )
         except SamplesError as error:

@@ -69,6 +69,20 @@ def pairs(texts: list[str], option: str) -> dict[str, str]:
     return found
 
 
+def add_page(parser: Parser, default: str) -> None:
+    """An option for where a page is written."""
+    parser.add_argument("-o", "--output", metavar="FILE.html", default=default, help="the page (default: %(default)s)")
+
+
+def write_page(path: str, page: str) -> Path:
+    """Write a page where the option says."""
+    try:
+        Path(path).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise Problem(f"The page cannot be written ({error.strerror}): give another place with --output.") from error
+    return Path(path)
+
+
 def existing_store(directory: str) -> Path:
     """The directory of an existing aggregator's store."""
     path = Path(directory)

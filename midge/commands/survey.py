@@ -2,10 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from midge.commands.parts import Problem, Subparsers, user_errors
+from midge.commands.parts import Problem, Subparsers, add_page, user_errors, write_page
 from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
@@ -31,9 +30,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--devices", type=int, metavar="N", help="survey the first of them (default: all)")
     parser.add_argument("--k-min", type=int, default=5, metavar="K", help="fewest devices behind a number (default: 5)")
     parser.add_argument("--no-names", action="store_true", help="count the devices with faults, and name none")
-    parser.add_argument(
-        "-o", "--output", metavar="FILE.html", default="survey.html", help="the page (default: %(default)s)"
-    )
+    add_page(parser, "survey.html")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.set_defaults(run=run)
 
@@ -48,11 +45,7 @@ def run(args: argparse.Namespace) -> int:
     with user_errors():
         data = load(args.data, devices=args.devices)
         found = survey(data, k_min=args.k_min, named=not args.no_names, channels=channel_names(args.data))
-    path = Path(args.output)
-    try:
-        path.write_text(survey_page(found, args.data), encoding="utf-8")
-    except OSError as error:
-        raise Problem(f"The page cannot be written ({error.strerror}): give another place with --output.") from error
+    path = write_page(args.output, survey_page(found, args.data))
     if args.json:
         print(json.dumps({**found.packed(), "page": str(path)}))
     else:

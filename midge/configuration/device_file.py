@@ -29,7 +29,7 @@ OPTIONS: Final[Mapping[str, Table]] = {
         name: name
         for name in (
             *("csv", "sensor_topic", "sensor_broker", "sensor_password_file", "label", "features", "classes"),
-            *("missing", "decimal", "separator", "encoding", "model", "train_after", "keep_rows"),
+            *("missing", "decimal", "separator", "encoding", "model", "train_after", "keep_rows", "rows_expire"),
         )
     },
     "conditions": {

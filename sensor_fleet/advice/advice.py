@@ -36,6 +36,12 @@ class AdviceSetting:
     processes: int
     data_days: float
     rows_may_go: Reach | None
+    price_per_gb: float
+    price_per_kwh: float
+
+    def monthly_price(self, row: WayRow) -> float:
+        """What a device's traffic and energy cost in 30 days; machines of the operator are not in it."""
+        return row.monthly_bytes / 1e9 * self.price_per_gb + row.monthly_joules / 3.6e6 * self.price_per_kwh
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,9 @@ class Advice:
         names = AdviceSetting.__dataclass_fields__
         return {
             "metric": self.metric,
-            "rows": [row.packed(self.metric) for row in self.rows],
+            "rows": [
+                {**row.packed(self.metric), "monthly_price": self.setting.monthly_price(row)} for row in self.rows
+            ],
             "missing": self.missing,
             "advice": self.decision.packed(),
             "setting": {name: getattr(self.setting, name) for name in names},
@@ -91,6 +99,8 @@ def advise(
     processes: int = 2,
     data_days: float = 30.0,
     rows_may_go: Reach | None = None,
+    price_per_gb: float = 2.5,
+    price_per_kwh: float = 0.2872,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Advice:
     """Train one model with one budget in several ways, and say which of them suits the data.
@@ -107,6 +117,8 @@ def advise(
         processes: of the data-parallel training.
         data_days: days in which a device records the rows of the data, for costs a month.
         rows_may_go: where rows may go by your duties: `nowhere`, `site`, `anywhere`; None leaves it open.
+        price_per_gb: of traffic over a device's link; by default an IoT tariff (Onomondo, June 2026).
+        price_per_kwh: of a device's energy; by default that of EU households in the first half of 2025 (Eurostat).
         tell: called with progress.
 
     Raises:
@@ -148,6 +160,8 @@ def advise(
         processes,
         data_days,
         rows_may_go,
+        price_per_gb,
+        price_per_kwh,
     )
     decision = decide(rows, metric, rows_may_go, RowsHeld(example.x.nbytes / len(example), float(np.mean(counts))))
     return Advice(metric, tuple(rows), missing, decision, setting)

@@ -159,7 +159,6 @@ def _changes(
     federated, pooled, hybrid = named["federated"], named.get("pooled"), named.get("hybrid")
     if pooled is not None:
         even = held.rows * federated.bytes / pooled.bytes
-        fewer, more = (even, held.rows) if even < held.rows else (held.rows, even)
         if chosen.way in ("pooled", "data-parallel"):
             found.append(
                 "If the rows may not leave their devices: then federated."
@@ -171,10 +170,11 @@ def _changes(
                     f"If a device had about {even:,.0f} rows of {held.row_bytes:,.0f} bytes (it has {held.rows:,.0f}): "
                     "from there on, updates are fewer bytes than rows."
                 )
-        elif reach is None and federated.bytes > pooled.bytes:
+        elif reach is None and chosen.bytes > pooled.bytes:
+            more = chosen.bytes / pooled.bytes
             found.append(
-                f"If rows may go anywhere: pooling them is as good and moves {times(federated.bytes / pooled.bytes)} "
-                f"times fewer bytes, as long as a device has fewer than about {more:,.0f} rows (it has {fewer:,.0f})."
+                f"If rows may go anywhere: pooling them is as good and moves {times(more)} times fewer bytes, as long "
+                f"as a device has fewer than about {held.rows * more:,.0f} rows (it has {held.rows:,.0f})."
             )
     if chosen.way == "federated" and hybrid is not None and hybrid.seconds < federated.seconds / 2:
         found.append(

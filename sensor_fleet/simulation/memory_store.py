@@ -101,6 +101,9 @@ class MemoryStore:
     def add_frames(self, new: Iterable[tuple[Frame, int]]) -> None:
         self._frames |= {(frame.version, frame.span): frame.data for frame, _ in new}
 
+    def note_release(self, record: rec.ReleaseRecord, generation: int, digest: bytes) -> None:
+        """Nothing: no device asks a virtual aggregator for a proof."""
+
     def published(self) -> list[Published]:
         return [Published(version, span, len(data), 1, True) for (version, span), data in self._frames.items()]
 

@@ -162,3 +162,19 @@ def test_a_cluster_is_advised_only_if_one_machine_takes_long() -> None:
     rows = [row("pooled", 0.95, 0.95, 1e5, 7200), row("data-parallel", 0.95, 0.95, 1e5, 3700)]
     rows.append(row("federated", 0.5, 0.5, 1e6))
     assert decide(rows, "accuracy", None, RowsHeld(64, 100)).way == "data-parallel"
+
+
+def test_the_bytes_of_pooling_are_compared_with_what_is_advised() -> None:
+    """Seen to fail: a page that advised the hybrid compared with the federation, which moved eight times more."""
+    scores = {
+        "pooled": (0.98, 0.98, 1e5),
+        "federated": (0.90, 0.90, 8e6),
+        "hybrid": (0.975, 0.975, 2e5),
+        "alone": (0.5, 0.8, 0.0),
+    }
+    found = advised(scores)
+    assert found.way == "hybrid"
+    (sentence,) = [each for each in found.changes if "fewer bytes" in each]
+    assert "moves 2.0 times fewer bytes" in sentence and "fewer than about 200 rows (it has 100)" in sentence
+    fewer = {**scores, "hybrid": (0.975, 0.975, 5e4)}
+    assert not any("fewer bytes" in each for each in advised(fewer).changes)

@@ -220,7 +220,8 @@ def receipts(posts: Sequence[Post]) -> list[Receipt]:
 
 
 def answers(posts: Sequence[Post]) -> list[Receipt | Trouble]:
-    return [messages.decode_answer(post.payload)[0] for post in posts if "/receipt/" in post.topic]
+    said = [post.payload for post in posts if "/receipt/" in post.topic]
+    return [messages.decode_answer(each)[0] for each in said if frames.decode(each)[0].get("kind") != "proof"]
 
 
 def journaled(core: AggregatorCore) -> dict[str, Any]:

@@ -86,13 +86,15 @@ def _second_processes(mark: str) -> set[int]:
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (place / "environ").read_bytes().split(b"\0")
-            if (
-                f"MARK={mark}".encode() in words
-                and b"RANK=1" in words
-                and b"plant.py" in (place / "cmdline").read_bytes()
-            ):
+            if f"MARK={mark}".encode() in words and b"RANK=1" in words:
                 found.add(int(place.name))
     return found
+
+
+def test_shops_suggest_what_comes_next() -> None:
+    """Fails if negatives are drawn only from what a device knows: then 0.1 % of the next items are among ten."""
+    found = json.loads(learns("next_item", "--devices", "20", "--hits", "0.2"))
+    assert found["hits"] >= 0.2
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.rglob("*.py")), ids=lambda file: f"{file.parent.name}-{file.stem}")

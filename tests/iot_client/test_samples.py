@@ -237,3 +237,44 @@ def test_how_far_a_file_was_read_is_not_changed_by_a_bit(tmp_path: Path, caplog:
     with closing(Samples(tmp_path / "s", ["a"], "y")) as samples:
         assert "csv" not in samples.marks and len(samples) == 1
     assert "read again from their beginning" in caplog.text
+
+
+def test_rows_expire_in_memory_and_on_the_disk(tmp_path: Path) -> None:
+    """The bug: a row that only leaves the ring stays in the file, and comes back with a restart."""
+    now, path = [1e9], tmp_path / "a.samples"
+
+    def made() -> Samples:
+        return Samples(path, ["a"], "b", kind="regression", expire=10.0, every=1e9, wall=lambda: now[0])
+
+    samples = made()
+    samples.observe([123456.0], 1.0)
+    samples.flush()
+    now[0] += 6.0
+    samples.observe([2.0], 2.0)
+    samples.flush()
+    assert len(samples) == 2 and samples.expire() == 0
+    now[0] += 5.0
+    assert samples.expire() == 1 and len(samples) == 1 and samples.expired == 1
+    assert samples.arrays()[1].tolist() == [2.0]
+    samples.close()
+    assert np.float32(123456.0).tobytes() not in path.read_bytes()
+    again = made()
+    assert again.arrays()[1].tolist() == [2.0]
+    now[0] += 6.0
+    assert again.arrays()[1].tolist() == [] and len(again) == 0 and again.new == 0
+    again.observe([3.0], 3.0)
+    assert again.arrays()[1].tolist() == [3.0]
+    again.close()
+
+
+def test_rows_of_an_earlier_midge_have_no_age_and_stay(tmp_path: Path) -> None:
+    path = tmp_path / "a.samples"
+    samples = Samples(path, ["a"], "b", kind="regression")
+    samples.observe([1.0], 1.0)
+    samples.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE segments SET at = NULL")
+        db.commit()
+    again = Samples(path, ["a"], "b", kind="regression", expire=1.0)
+    assert again.expire() == 0 and len(again) == 1
+    again.close()

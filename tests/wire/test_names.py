@@ -63,7 +63,7 @@ def test_text_is_understood_for_every_name(header: dict[str, Any]) -> None:
     assert frames.decode(frame(header))[0] == header
 
 
-@pytest.mark.parametrize("key", [len(NAMES), 127, 128, 2**64 - 1, -1, b"seq", None, 1.5, True, (1, 2)])
+@pytest.mark.parametrize("key", [len(NAMES), 128, 2**64 - 1, -1, b"seq", None, 1.5, True, (1, 2)])
 def test_other_keys_are_passed_over(key: Any) -> None:
     assert frames.decode(frame({key: {"a": key}, "seq": 1, 14: {key: 2}}))[0] == {"seq": 1, "first": {}}
 

@@ -145,6 +145,8 @@ class Announcement(Message):
     """The mask helper's statement of its keys, as its envelope; empty if updates are not masked."""
     weigh_examples: bool = False
     """Whether a gateway weights the updates in its sums by their numbers of rows."""
+    ledger: Annotated[bytes, Field(max_length=40)] = b""
+    """The head of the log of releases and their updates (`wire.ledger.Head`), if there is one."""
 
     @field_validator("frames", mode="before")
     @classmethod

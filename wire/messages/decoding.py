@@ -6,14 +6,16 @@ from midge.wire.messages.announcement import Announcement, Envelope
 from midge.wire.messages.answers import Receipt, Trouble
 from midge.wire.messages.device import Chunk, Fetch, Statistics, Update
 from midge.wire.messages.model_alias import ModelAlias
+from midge.wire.messages.proofs import Prove
 
-ToAggregator = Update | Chunk | Fetch | Statistics
-_TO_AGGREGATOR: dict[str, type[Update] | type[Chunk] | type[Fetch] | type[Statistics]] = {
+ToAggregator = Update | Chunk | Fetch | Statistics | Prove
+_TO_AGGREGATOR: dict[str, type[Update] | type[Chunk] | type[Fetch] | type[Statistics] | type[Prove]] = {
     "update": Update,
     "offer": Update,
     "chunk": Chunk,
     "fetch": Fetch,
     "statistics": Statistics,
+    "prove": Prove,
 }
 
 

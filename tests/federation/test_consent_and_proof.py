@@ -1,0 +1,178 @@
+"""The owner's switch on a running device, and the proof of what it gave: real devices, and a real Mosquitto."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midge.__main__ import main
+from midge.broker import connector
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.local.local_broker import local_broker
+from midge.iot_client.state.consent import Consent
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.wire import signing
+from tests import needs
+from tests.federation.live import Log, aggregator, approach, device, overheard, serving
+
+
+def command(capsys: pytest.CaptureFixture[str]) -> Any:
+    async def run(*words: str) -> tuple[int, str]:
+        code = await asyncio.to_thread(main, list(words))
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+@needs.mosquitto
+async def test_a_device_proves_with_its_pinned_key_that_its_update_is_in_a_release(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = command(capsys)
+    key, public, outbox = tmp_path / "release.key", tmp_path / "release.pub", tmp_path / "a.outbox"
+    private = signing.new_key()
+    key.write_bytes(private.pem())
+    public.write_bytes(private.public_pem())
+    other = tmp_path / "other.pub"
+    other.write_bytes(signing.new_key().public_pem())
+    async with local_broker("mosquitto", directory=tmp_path) as broker:
+        twin: Any = type("Broker", (), {"connect": staticmethod(connector(broker.endpoint))})()
+        log = Log()
+        place = ["--broker", str(broker.endpoint), "--federation", "f"]
+        a = device(twin, "a", log, outbox, release_key=public)
+        server = aggregator(twin, tmp_path / "store", log, release_key=key)
+        async with serving(server, a, device(twin, "b", log, release_key=public)):
+            await log.until(lambda: len(log.of("receipt", device="a", verdict="accepted")) >= 5)
+            await log.until(lambda: len(log.of("release")) >= 6)
+            code, said = await run("device", "proof", "1", str(outbox), *place, "--release-key", str(public))
+            assert code == 0 and "signed by the release key" in said and "Update 1 is in version" in said
+            code, said = await run("device", "proof", "2", str(outbox), *place, "--release-key", str(public), "--json")
+            found = json.loads(said)
+            assert code == 0 and found["proven"] and found["signed"] and found["release"]["updates"] >= 1
+            code, said = await run("device", "proof", "1", str(outbox), *place)
+            assert code == 0 and "NOT signed" in said
+            code, said = await run("device", "proof", "1", str(outbox), *place, "--release-key", str(other))
+            assert code == 2 and "not signed by a key that this device trusts" in said
+            code, said = await run("device", "proof", "99999", str(outbox), *place)
+            assert code == 2 and "does not remember update 99999" in said
+            code, said = await run("device", "consent", "status", str(outbox), *place, "--release-key", str(public))
+            assert code == 0 and "signed by the release key" in said and "replay STORE --without a" in said
+            # A history that was changed: the head that was verified is not among those of the log.
+            kept = outbox.with_name("a.outbox.ledger")
+            kept.write_text(json.dumps({**json.loads(kept.read_text()), "root": "00" * 32}))
+            code, said = await run("device", "proof", "1", str(outbox), *place, "--release-key", str(public))
+            assert code == 1 and said.startswith("WRONG") and "history was changed" in said
+
+
+def rows_of(trained: list[str], name: str) -> Any:
+    def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
+        trained.append(name)
+        return approach(parameters, plan)
+
+    return train
+
+
+async def test_the_owners_switch_stops_a_running_device_within_seconds_and_holds_over_a_restart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, twin, log, outbox = command(capsys), Twin(), Log(), tmp_path / "a.outbox"
+    trained: list[str] = []
+
+    def a() -> Any:
+        return device(twin, "a", log, outbox, rows_of(trained, "a"), look_every=0.05)
+
+    def waits() -> str:
+        return server.devices["a"].waits if server.open_now and "a" in server.devices else ""
+
+    server = aggregator(twin, tmp_path / "store", log)
+    async with serving(server, a(), *others(twin, log)):
+        await log.until(lambda: len(log.of("receipt", device="a", verdict="accepted")) >= 3)
+        code, said = await run("device", "consent", "off", str(outbox))
+        assert code == 0 and "follows within seconds" in said
+        await log.until(lambda: "withdrawn consent" in waits())
+        seen, before = overheard(twin), len(trained)
+        version = server.core.version
+        await log.until(lambda: server.core.version > version + 5)  # the others go on
+        assert len(trained) == before
+        assert not [each for each in seen if each.topic.endswith("/a") and "/update/" in each.topic]
+        assert not [each for each in seen if each.topic.endswith("/report/a")]
+        code, said = await run("device", "status", str(outbox))
+        assert "consent   withdrawn" in said and "holds     0 updates" in said
+    log.events.clear()
+    async with serving(server := aggregator(twin, tmp_path / "store", log), again := a(), *others(twin, log)):
+        await log.until(lambda: "withdrawn consent" in waits() and len(log.of("release")) >= 5)
+        assert len(trained) == before
+        code, said = await run("device", "consent", "on", str(outbox))
+        assert code == 0 and "goes on" in said
+        await log.until(lambda: len(log.of("receipt", device="a", verdict="accepted")) >= 2)
+        assert len(trained) > before and again.holding <= 1
+    code, said = await run("device", "consent", "status", str(outbox))
+    assert code == 0 and "Consent is given" in said and "accepted by the federation" in said
+
+
+def others(twin: Twin, log: Log) -> list[Any]:
+    return [device(twin, name, log) for name in "bc"]
+
+
+async def test_what_waits_when_consent_is_withdrawn_is_never_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bug: a training that ends after the switch, or an update in the outbox, would still be given."""
+    run, twin, log, outbox = command(capsys), Twin(), Log(), tmp_path / "a.outbox"
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
+        begun.set()
+        await go_on.wait()
+        return approach(parameters, plan)
+
+    server = aggregator(twin, tmp_path / "store", log)
+    async with serving(server, device(twin, "a", log, outbox, train, look_every=0.05)):
+        await asyncio.wait_for(begun.wait(), 60)
+        await run("device", "consent", "off", str(outbox))
+        go_on.set()
+        await log.until(lambda: log.of("unfit", device="a"))
+        assert not log.of("stored", device="a")
+
+
+async def test_an_update_in_the_outbox_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It waits, because the aggregator is paused; without the switch it would be sent once that ends."""
+    run, twin, log, outbox = command(capsys), Twin(), Log(), tmp_path / "a.outbox"
+    go_on = asyncio.Event()
+
+    async def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
+        await go_on.wait()
+        return approach(parameters, plan)
+
+    server = aggregator(twin, tmp_path / "store", log)
+    seen = overheard(twin)
+    async with serving(server, board := device(twin, "a", log, outbox, train, look_every=0.05)):
+        await log.until(lambda: log.of("training", device="a"))
+        server.pause("maintenance")
+        go_on.set()
+        await log.until(lambda: log.of("stored", device="a") and board.holding == 1)
+        await run("device", "consent", "off", str(outbox))
+        await log.until(lambda: log.of("withheld", device="a") and board.holding == 0)
+        server.pause(None)
+        version = server.core.version
+        async with serving(device(twin, "b", log), device(twin, "c", log)):
+            await log.until(lambda: server.core.version > version + 3)
+        assert not [each for each in seen if each.topic.endswith("/a") and "/update/" in each.topic]
+        await run("device", "consent", "on", str(outbox))
+        await log.until(lambda: log.of("receipt", device="a", verdict="accepted"))  # the gap is not waited for
+    code, said = await run("device", "consent", "status", str(outbox))
+    assert code == 0 and "1 dropped before sending" in said
+
+
+def test_no_file_is_consent_and_a_damaged_one_is_none(tmp_path: Path) -> None:
+    consent = Consent.beside(tmp_path / "a.outbox")
+    assert consent.withheld() is None and Consent(None).withheld() is None
+    assert consent.withdraw(5.0) and not consent.withdraw(6.0) and consent.since == 5.0
+    assert consent.path is not None
+    consent.path.write_bytes(b"\0rot")
+    damaged = Consent.beside(tmp_path / "a.outbox")
+    assert damaged.withheld() is not None and damaged.since is None
+    assert consent.give() and not consent.give() and consent.withheld() is None
