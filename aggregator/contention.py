@@ -217,5 +217,6 @@ class Contention:
     def _taken_over(self) -> str:
         return (
             f"Another aggregator has taken federation {self._topics.federation!r} over since this one was last heard, "
-            "and devices follow that one. Start this one again only once that is stopped, or with --standby to follow it."
+            "and devices follow that one. Start this one again only once that is stopped, or with --standby to follow "
+            "it."
         )

@@ -64,10 +64,8 @@ class Change:
         """The same in changes of at most this many bytes."""
         size = self.data.size if isinstance(self.data, FileSlice) else len(self.data)
         for start in range(0, max(size, 1), most):
-            if isinstance(self.data, FileSlice):
-                data = self.data.read(start, most)
-            else:
-                data = self.data[start : start + most]
+            whole = self.data
+            data = whole.read(start, most) if isinstance(whole, FileSlice) else whole[start : start + most]
             yield Change(self.file, self.offset + start, data, self.size if start + most >= size else None)
 
 
@@ -246,7 +244,7 @@ def manifest(folder: Path, database: str, names: re.Pattern[str]) -> dict[str, t
     for name in [database, *(name for name, _ in list_files(folder, names))]:
         if (path := folder / name).is_file():
             with path.open("rb") as file:
-                blocks = [_digest(block) for block in iter(lambda: file.read(BLOCK), b"")]  # noqa: B023 - read at once
+                blocks = [_digest(block) for block in iter(lambda: file.read(BLOCK), b"")]
             found[name] = path.stat().st_size, b"".join(blocks)
     return found
 

@@ -122,7 +122,7 @@ def checksum(data: bytes, seed: tuple[int, int], order: str) -> tuple[int, int]:
 
 @cache
 def _factors(pairs: int) -> tuple[Words, Words, Words, tuple[int, int, int]]:
-    """Fibonacci numbers modulo 2^32: F(2k), F(2k+1) and F(2k+2) for the pair k places from the end; and for the seed."""
+    """Fibonacci numbers modulo 2^32: F(2k), F(2k+1), F(2k+2) for the pair k places from the end; and for the seed."""
     numbers = [1, 0, 1]  # from F(-1) on
     while len(numbers) < 2 * pairs + 3:
         numbers.append((numbers[-1] + numbers[-2]) & 0xFFFFFFFF)

@@ -73,7 +73,7 @@ class StandbyFeed:
         """Whether there is meant to be a standby."""
         self._progress = self._looked = 0.0
         self._again = False
-        self._news = asyncio.Event()
+        self._news, self._sent = asyncio.Event(), asyncio.Event()
         self._pending: deque[tuple[int, float, int]] = deque()
         """Transactions that the standby does not have: when each was committed, and the updates before it."""
         self._state = "none"
@@ -319,6 +319,7 @@ class StandbyFeed:
             except PublishRefused as error:
                 log.warning("%s No standby can follow.", error)
                 return
+            self._sent.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(BEAT):
                     await self._news.wait()
@@ -338,9 +339,10 @@ class StandbyFeed:
         await connection.publish(self._topics.copy, self._link.seal(session, "copy", content))
 
     async def drained(self) -> None:
-        """Wait until the standby has everything, if one follows."""
-        while self._judged(time.monotonic()) == "following" and self._gate.confirmed < self._gate.committed:
-            await asyncio.sleep(0.05)
+        """Wait until everything is on its way to the standby, if there is one."""
+        while self._session is not None and self._session.waits:
+            self._sent.clear()
+            await self._sent.wait()
 
 
 def link_of(issuer: AnnouncementSigner) -> StandbyLink | None:

@@ -267,7 +267,8 @@ class Follower:
         self._state = state
         why = ""
         if state == "waiting":
-            why = "No aggregator serves that this copy was following: start one, or: " + (
+            why = (
+                "No aggregator is heard, and this copy may lack what it accepted: start it again, or accept that: "
                 f"midge store promote {self._directory}"
             )
             log.warning("%s", why)

@@ -53,8 +53,9 @@ class StandbyAggregator:
                 aggregator.insists = True
             try:
                 await aggregator.serve()
-                return
             except AnotherAggregator as error:
                 log.warning("%s This one follows it.", error)
+            else:
+                return
             may_serve = aggregator.insists = False
             aggregator.config = replace(aggregator.config)  # another start has keys and numbers of its own

@@ -43,7 +43,9 @@ class FeedSession:
         self._waiting = 0
         self.on_the_way: deque[Piece] = deque()
         self._bytes_on_the_way = self._numbers = 0
-        self._reading = self._closed = False
+        self._reading = False
+        self.closed = False
+        """Whether it has ended, perhaps while its copy is read."""
 
     def begin(self, transaction: int, known: Manifest) -> None:
         """Send what makes the standby's files into those of now, as this transaction."""
@@ -64,6 +66,11 @@ class FeedSession:
             self._sources.append((transaction(), size, pieces_of(iter(changes), self._most)))
 
     @property
+    def waits(self) -> bool:
+        """Whether something is to be sent that was not."""
+        return bool(self._sources)
+
+    @property
     def overrun(self) -> bool:
         """Whether more waits than may."""
         return self._waiting > MOST_WAITING
@@ -75,7 +82,7 @@ class FeedSession:
             sqlite3.Error, OSError: the copy cannot be made.
         """
         full = self._bytes_on_the_way >= WINDOW or len(self.on_the_way) >= _MOST_ON_THE_WAY
-        if full or self._closed or not self._sources:
+        if full or self.closed or not self._sources:
             return None
         transaction, size, source = self._sources[0]
         if self._snapshot is not None:  # the copy is read, and compared, in a thread
@@ -84,11 +91,11 @@ class FeedSession:
                 data, last = await asyncio.to_thread(next, source)
             finally:
                 self._reading = False
-                if self._closed:
+                if self._ended():
                     self.close()
         else:
             data, last = next(source)
-        if self._closed:
+        if self._ended():
             return None
         if last:
             self._sources.popleft()
@@ -109,11 +116,15 @@ class FeedSession:
             self._bytes_on_the_way -= len(self.on_the_way.popleft()[3])
         return len(self.on_the_way) < before
 
+    def _ended(self) -> bool:
+        """Whether it was closed, perhaps while a thread was reading."""
+        return self.closed
+
     def close(self) -> None:
         """Close the files, at once or when the thread no longer reads them."""
-        if not self._closed:
+        if not self.closed:
             self._changes.close()
-        self._closed = True
+        self.closed = True
         self._sources.clear()
         if self._snapshot is not None and not self._reading:
             self._snapshot.close()

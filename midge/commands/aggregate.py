@@ -205,7 +205,7 @@ def _nothing_to_reload() -> None:
 
 def _service(app: Any, args: argparse.Namespace) -> Service:
     """The aggregator, alone or one of two, and what shows it to Home Assistant."""
-    service: Any = app
+    service: Service = app
     if app.config.standby.follow:
         from midge.aggregator.standby.service import StandbyAggregator  # noqa: PLC0415 - who has one
 

@@ -25,8 +25,10 @@ OPTIONS: Final[Mapping[str, Table]] = {
     "metrics": {"listen": "metrics"},
     "page": {"listen": "page", "token_file": "page_token_file", "names": "page_name"},
     "standby": {
-        **{"follow": "standby", "sync": "sync"},
-        **{"alone_after": "alone_after", "takeover_after": "takeover_after"},
+        "follow": "standby",
+        "sync": "sync",
+        "alone_after": "alone_after",
+        "takeover_after": "takeover_after",
     },
     "home_assistant": {"prefix": "home_assistant"},
     "log": {"json_lines": "json", "format": "log"},

@@ -1,10 +1,11 @@
 """Two aggregators as processes, of which one serves and the other follows, and a ledger's devices, at one broker."""
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,7 +33,6 @@ class Pair:
     """The network of each host."""
     hosts: Mapping[str, Actor]
     devices: Actor
-    served: list[str] = field(default_factory=list)
 
     async def starts(self, name: str, crash_at: str = "") -> None:
         await self.hosts[name].start(crash_at)
@@ -45,6 +45,10 @@ class Pair:
                 assert actor.running, f"{name} has ended: {actor.tail()}"
                 await asyncio.sleep(LOOK_EVERY)
         return found[-1]
+
+    def follows_from_now(self, name: str) -> None:
+        """Have a host's later starts follow the other one."""
+        self.hosts[name]._command.append("--standby")
 
     async def following(self, name: str) -> None:
         """Wait until this host has everything, counted from its last start."""
@@ -66,8 +70,6 @@ class Pair:
 
     async def settled(self, *serving: str) -> Audit:
         """Wait until every device is done, end the aggregators, and audit the model of the one that serves."""
-        import signal
-
         async with asyncio.timeout(PATIENCE):
             code = await self.devices.ended()
         assert code == 0, self.devices.tail()
@@ -83,7 +85,7 @@ def of(actor: Actor, event: str, **fields: Any) -> list[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def pair(  # noqa: PLR0913
+async def pair(
     directory: Path,
     *,
     sync: bool,
@@ -96,7 +98,7 @@ async def pair(  # noqa: PLR0913
     chunk: int = 256 * 1024,
 ) -> AsyncIterator[Pair]:
     """Both hosts with the same settings, each behind a network of its own; nothing is started but the broker."""
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(exist_ok=True)  # noqa: ASYNC240 - at once
     private, _ = write_keys(directory)
     books = Books(devices=devices, updates=updates, federation=directory.name, checkpoint=40, pad=pad, chunk=chunk)
     words = ["--release-key", str(private), "--takeover-after", str(takeover), *(["--sync"] if sync else []), *options]
@@ -112,7 +114,7 @@ async def pair(  # noqa: PLR0913
                     directory,
                     store=directory / name,
                     name=name,
-                    options=[*words, *(["--standby"] if name == "two" or (directory / "one").exists() else [])],
+                    options=[*words, *(["--standby"] if name == "two" else [])],
                 )
                 for name, way in ways.items()
             }
