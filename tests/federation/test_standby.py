@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,36 +57,37 @@ async def killed_while_it_follows(directory: Path, point: str) -> Audit:
         return await cast.settled("two")
 
 
-async def play_all(directory: Path, scenes: dict[str, Callable[[Path], Awaitable[Audit]]]) -> list[str]:
+async def play_all(
+    directory: Path, points: Sequence[str], scene: Callable[[Path, str], Awaitable[Audit]]
+) -> list[str]:
     """Play some at once; what went wrong in words."""
     turns, wrong = asyncio.Semaphore(AT_ONCE), list[str]()
 
-    async def one(number: int, name: str, scene: Callable[[Path], Awaitable[Audit]]) -> None:
+    async def one(number: int, point: str) -> None:
         async with turns:
             try:
-                found = await scene(directory / f"scene-{number}")
+                found = await scene(directory / f"scene-{number}", point)
             except (AssertionError, TimeoutError, ValueError, ExceptionGroup) as error:
-                wrong.append(f"{name}: {error!r}")
+                wrong.append(f"{point}: {error!r}")
                 return
         if found.lost or found.doubled or found.accepted < DEVICES * UPDATES:
-            wrong.append(f"{name}: {found}")
+            wrong.append(f"{point}: {found}")
 
     async with asyncio.TaskGroup() as tasks:
-        for number, (name, scene) in enumerate(scenes.items()):
-            tasks.create_task(one(number, name, scene))
+        for number, point in enumerate(points):
+            tasks.create_task(one(number, point))
     return wrong
 
 
 @pytest.mark.timeout(1800)
 async def test_nothing_is_lost_wherever_the_one_that_serves_is_killed(tmp_path: Path) -> None:
-    wrong = await play_all(tmp_path, {point: lambda at, point=point: killed(at, point) for point in SERVING})  # type: ignore[misc]
+    wrong = await play_all(tmp_path, SERVING, killed)
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.timeout(1800)
 async def test_nothing_is_lost_wherever_the_standby_is_killed(tmp_path: Path) -> None:
-    scenes = {point: lambda at, point=point: killed_while_it_follows(at, point) for point in FOLLOWING}  # type: ignore[misc]
-    wrong = await play_all(tmp_path, scenes)
+    wrong = await play_all(tmp_path, FOLLOWING, killed_while_it_follows)
     assert not wrong, "\n".join(wrong)
 
 
