@@ -57,9 +57,7 @@ async def killed_while_it_follows(directory: Path, point: str) -> Audit:
         return await cast.settled("two")
 
 
-async def play_all(
-    directory: Path, points: Sequence[str], scene: Callable[[Path, str], Awaitable[Audit]]
-) -> list[str]:
+async def play_all(directory: Path, points: Sequence[str], scene: Callable[[Path, str], Awaitable[Audit]]) -> list[str]:
     """Play some at once; what went wrong in words."""
     turns, wrong = asyncio.Semaphore(AT_ONCE), list[str]()
 
