@@ -316,16 +316,26 @@ class Aggregator:
                 if arriving.done():
                     batch = [arriving.result(), *connection.waiting()]
                     arriving = None
-                if (stopped := time.monotonic() - since - patience) > self.feed.standing:
-                    # Another aggregator may have taken over: check before anything is decided.
-                    raise ConnectionLost(f"This process stood still for {stopped:.0f} s.")
+                self._see_it_ran(since + patience, self.feed.standing)
                 if (sifted := await self._contention.sift(connection, batch, time.monotonic())) is not None:
+                    since = time.monotonic()
                     self._process(connection, sifted)
+                    # Before anything of it is sent: that is another task's, which has not run meanwhile.
+                    self._see_it_ran(since, self.feed.busy)
         finally:
             left = [task for task in (stopping, arriving) if task is not None]
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
+
+    def _see_it_ran(self, since: float, most: float) -> None:
+        """Connect again if this process stood still: another one may have taken over, so look before anything is sent.
+
+        Raises:
+            ConnectionLost: it did, for more than `most` seconds.
+        """
+        if (stopped := time.monotonic() - since) > most:
+            raise ConnectionLost(f"This process stood still for {stopped:.0f} s.")
 
     def _patience(self) -> float:
         due = [self._contention.due or self.core.deadline, self._status.health.due]

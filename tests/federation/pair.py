@@ -2,15 +2,16 @@
 
 import asyncio
 import signal
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from midge.broker.local.local_broker import LocalBroker, local_broker
+from midge.broker.local.mosquitto import find_mosquitto
+from midge.broker.local.process import dying_with_parent, free_port
 from tests.harness.ledger import Audit, Books, audit
 from tests.harness.processes import Actor, aggregator, fleet
 from tests.harness.proxy import Proxy
@@ -28,11 +29,15 @@ class Pair:
     """The cast of a scene."""
 
     directory: Path
-    broker: LocalBroker
+    broker: LocalBroker | None
     ways: Mapping[str, Proxy]
     """The network of each host."""
     hosts: Mapping[str, Actor]
-    devices: Actor
+    fleets: list[Actor]
+
+    async def devices_start(self) -> None:
+        for each in self.fleets:
+            await each.start()
 
     async def starts(self, name: str, crash_at: str = "") -> None:
         await self.hosts[name].start(crash_at)
@@ -70,9 +75,9 @@ class Pair:
 
     async def settled(self, *serving: str) -> Audit:
         """Wait until every device is done, end the aggregators, and audit the model of the one that serves."""
-        async with asyncio.timeout(PATIENCE):
-            code = await self.devices.ended()
-        assert code == 0, self.devices.tail()
+        for each in self.fleets:
+            async with asyncio.timeout(PATIENCE):
+                assert await each.ended() == 0, each.tail()
         for name in serving:
             self.hosts[name].send(signal.SIGTERM)
             async with asyncio.timeout(PATIENCE):
@@ -89,45 +94,71 @@ async def pair(
     directory: Path,
     *,
     sync: bool,
-    options: Sequence[str] = (),
     devices: int = 3,
     updates: int = 40,
     pace: float = 0.15,
-    pad: int = 0,
     takeover: float = TAKEOVER,
-    chunk: int = 256 * 1024,
+    ports: Mapping[str, int] | None = None,
+    only: range | None = None,
 ) -> AsyncIterator[Pair]:
-    """Both hosts with the same settings, each behind a network of its own; nothing is started but the broker."""
+    """Both hosts with the same settings, each behind a network of its own; nothing is started but the broker.
+
+    With `ports`, each host has a broker of its own, and the devices in `only` are at that of the second one.
+    """
     directory.mkdir(exist_ok=True)  # noqa: ASYNC240 - at once
     private, _ = write_keys(directory)
-    books = Books(devices=devices, updates=updates, federation=directory.name, checkpoint=40, pad=pad, chunk=chunk)
-    words = ["--release-key", str(private), "--takeover-after", str(takeover), *(["--sync"] if sync else []), *options]
-    async with local_broker("auto", directory=directory) as broker:
-        port = broker.endpoint.port
-        random = Random(1)
-        async with Proxy(port, random).serving() as one, Proxy(port, random).serving() as two:
-            ways = {"one": one, "two": two}
-            hosts = {
-                name: aggregator(
-                    books,
-                    f"mqtt://127.0.0.1:{way.port}",
-                    directory,
-                    store=directory / name,
-                    name=name,
-                    options=[*words, *(["--standby"] if name == "two" else [])],
-                )
-                for name, way in ways.items()
-            }
-            manner = ("--pace", str(pace), "--patience", "0.5")
-            actor = fleet(books, f"mqtt://127.0.0.1:{port}", directory, range(devices), *manner)
-            made = Pair(directory, broker, ways, hosts, actor)
-            try:
-                yield made
-            finally:
-                for each in (*hosts.values(), actor):
-                    await each.kill()
+    books = Books(devices=devices, updates=updates, federation=directory.name, checkpoint=40)
+    words = ["--release-key", str(private), "--takeover-after", str(takeover), *(["--sync"] if sync else [])]
+    async with AsyncExitStack() as stack:
+        broker = None
+        if ports is None:
+            broker = await stack.enter_async_context(local_broker("auto", directory=directory))
+            ports = dict.fromkeys(("one", "two"), broker.endpoint.port)
+        ways = {name: await stack.enter_async_context(Proxy(port, Random(1)).serving()) for name, port in ports.items()}
+        hosts = {
+            name: aggregator(
+                books,
+                f"mqtt://127.0.0.1:{way.port}",
+                directory,
+                store=directory / name,
+                name=name,
+                options=[*words, *(["--standby"] if name == "two" else [])],
+            )
+            for name, way in ways.items()
+        }
+        manner = ("--pace", str(pace), "--patience", "0.5")
+        fleets = [fleet(books, f"mqtt://127.0.0.1:{ports['two']}", directory, only or range(devices), *manner)]
+        if only is not None:
+            fleets.append(fleet(books, f"mqtt://127.0.0.1:{ports['one']}", directory, range(only[0]), *manner))
+        try:
+            yield Pair(directory, broker, ways, hosts, fleets)
+        finally:
+            for each in (*hosts.values(), *fleets):
+                await each.kill()
 
 
-def now() -> float:
-    """Seconds since 1970, as the processes' events have them."""
-    return time.time()
+@asynccontextmanager
+async def two_brokers(directory: Path) -> AsyncIterator[tuple[Mapping[str, int], Proxy]]:
+    """Two Mosquittos that pass everything on to each other, and the network between them."""
+    binary = find_mosquitto()
+    assert binary is not None
+    async with AsyncExitStack() as stack:
+        ports = {}
+        for name in ("one", "two"):
+            (directory / name).mkdir(parents=True)
+            broker = await stack.enter_async_context(local_broker("mosquitto", directory=directory / name))
+            ports[name] = broker.endpoint.port
+        between = await stack.enter_async_context(Proxy(ports["two"], Random(1)).serving())
+        lines = [f"listener {free_port()} 127.0.0.1", "allow_anonymous true", "persistence false"]
+        for name, port in (("one", ports["one"]), ("two", between.port)):
+            lines += [f"connection {name}", f"address 127.0.0.1:{port}", "topic midge/# both 1", "restart_timeout 1"]
+            lines += ["cleansession true", "keepalive_interval 5", "try_private true", "notifications false"]
+        (directory / "bridge.conf").write_text("\n".join(lines) + "\n")
+        command = dying_with_parent([str(binary), "-c", str(directory / "bridge.conf")])
+        with (directory / "bridge.log").open("wb") as log:
+            bridge = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+        try:
+            yield ports, between
+        finally:
+            bridge.terminate()
+            await bridge.wait()
