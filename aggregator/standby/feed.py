@@ -25,9 +25,7 @@ from midge.broker.mqtt.connection import Connection, Delivery, PublishRefused, S
 from midge.storage.changes import TooMuchChanged
 from midge.storage.failpoints import failpoint
 from midge.wire import frames
-from midge.wire.clocks import spell
 from midge.wire.errors import WireError
-from midge.wire.plurals import counted
 from midge.wire.standby import OVERHEAD, StandbyLink, StandbyState
 
 log = logging.getLogger("aggregator")
@@ -215,7 +213,7 @@ class StandbyFeed:
         self._gate.look()
         if state != self._state and (state != "none" or self._known):
             self._state = state
-            self._tell("standby", state=state, why=self._words(now, state))
+            self._tell("standby", state=state, why=self._words(state))
 
     def _extra(self) -> int:
         """The number of a transaction that is none of the store's: files have changed, such as an operator's orders."""
@@ -243,25 +241,23 @@ class StandbyFeed:
             seconds=max(0.0, now - at),
             number=self._gate.committed + 1 - self._pending[0][0] if self._pending else 0,
             updates=max(0, self._updates - updates),
-            why=self._words(now, state)[:400],
+            why=self._words(state)[:400],
         )
 
-    def _words(self, now: float, state: str) -> str:
+    def _words(self, state: str) -> str:
+        """What the operator should do, without figures: an alarm is told again when its words change."""
         if state == "following" or not self._known:
             return ""
         if state == "copying":
             return "The standby makes its copy of the store."
-        stake = self._updates - (self._pending[0][2] if self._pending else self._updates)
-        alone = (
-            "" if self._policy.sync and not self._alone else f" {counted(stake, 'receipted update')} on this host only."
-        )
-        return f"No standby has been heard for {spell(now - max(self._heard, self._since))}: start it again.{alone}"
+        waits = "receipts wait for it" if self._gate.closed else "what is receipted is on this host only"
+        return f"No standby follows this store, so {waits}: start it again."
 
     def alarms(self) -> tuple[str, ...]:
         """What the operator should do about the standby."""
         now = time.monotonic()
         state = self._judged(now)
-        why = self._words(now, state)
+        why = self._words(state)
         return (why,) if why and state != "copying" and now - self._since > AWAY else ()
 
     @property

@@ -19,6 +19,8 @@ from tests.harness.processes import USER_ERROR
 from tests.harness.proxy import Weather
 
 DEVICES, UPDATES = 3, 40
+MANY = 120
+"""Updates of each device where much has to happen before they are made."""
 AT_ONCE = 3
 SERVING = (
     *("commit.before", "commit.within", "witness.writing", "copy.sending", "commit.after", "copy.confirmed"),
@@ -208,7 +210,7 @@ async def test_a_partition_in_which_the_old_one_still_reaches_devices(tmp_path: 
     (tmp_path / "brokers").mkdir()
     async with (
         two_brokers(tmp_path / "brokers") as (ports, between),
-        pair(tmp_path / "f", sync=sync, pace=0.4, ports=ports, only=range(1, DEVICES)) as cast,
+        pair(tmp_path / "f", sync=sync, updates=MANY, pace=0.4, ports=ports, only=range(1, DEVICES)) as cast,
     ):
         await cast.serve_and_follow()
         await cast.devices_start()
@@ -223,6 +225,6 @@ async def test_a_partition_in_which_the_old_one_still_reaches_devices(tmp_path: 
         found = await cast.settled("two")
     assert found.doubled == 0
     if sync:
-        assert found == Audit(DEVICES * UPDATES, 0, 0, DEVICES * UPDATES), "the old one gave no receipt"
+        assert found == Audit(DEVICES * MANY, 0, 0, DEVICES * MANY), "the old one gave no receipt"
     else:
         assert found.lost > 0, "its receipts were good to the devices that heard of no other one"
