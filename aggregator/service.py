@@ -335,6 +335,7 @@ class Aggregator:
             ConnectionLost: it did, for more than `most` seconds.
         """
         if (stopped := time.monotonic() - since) > most:
+            self._outgoing.drop()
             raise ConnectionLost(f"This process stood still for {stopped:.0f} s.")
 
     def _patience(self) -> float:

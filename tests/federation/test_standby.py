@@ -19,7 +19,7 @@ from tests.harness.processes import USER_ERROR
 from tests.harness.proxy import Weather
 
 DEVICES, UPDATES = 3, 40
-MANY = 120
+MANY = 80
 """Updates of each device where much has to happen before they are made."""
 AT_ONCE = 3
 SERVING = (
@@ -129,7 +129,7 @@ async def tokens_at(cast: Pair) -> list[int]:
 @pytest.mark.parametrize("returns", ["ends", "follows"])
 async def test_the_old_one_comes_back_and_decides_nothing(tmp_path: Path, how: str, returns: str) -> None:
     """It is suspended, or its network is, for longer than the standby waits; without --sync, the token alone counts."""
-    async with pair(tmp_path / "f", sync=False, devices=DEVICES, updates=UPDATES, pace=0.4) as cast:
+    async with pair(tmp_path / "f", sync=False, devices=DEVICES, updates=MANY, pace=0.4) as cast:
         one, way = cast.hosts["one"], cast.ways["one"]
         await cast.starts("one")
         await cast.until("one", "connected")
@@ -142,8 +142,8 @@ async def test_the_old_one_comes_back_and_decides_nothing(tmp_path: Path, how: s
         await cast.starts("two")
         await cast.following("two")
         await cast.devices_start()
-        await cast.accepted("one", 10)
         watching = asyncio.create_task(tokens_at(cast))
+        await cast.accepted("one", 10)
         if how == "stopped":
             one.send(signal.SIGSTOP)
         else:
