@@ -64,13 +64,14 @@ class StandbyFeed:
         """Seals messages; None without a release key: then no standby can follow."""
         self._session: FeedSession | None = None
         self._asked = 0
-        """The newest session that was asked for, whose description of files arrives."""
+        """The session that was asked for last, whose description of files arrives."""
         self._described = bytearray()
         self._parts = 0
         self._heard = self._since = time.monotonic()
         self._known = policy.follow or policy.sync
         """Whether there is meant to be a standby."""
         self._progress = self._looked = 0.0
+        self._beats = 0
         self._again = False
         self._news, self._sent = asyncio.Event(), asyncio.Event()
         self._pending: deque[tuple[int, float, int]] = deque()
@@ -169,11 +170,12 @@ class StandbyFeed:
         self, number: int, who: tuple[int, str, float], piece: tuple[int, bool, bytes], now: float
     ) -> None:
         session, (part, last, data) = self._session, piece
-        if session is not None and session.standby != who[0] and now - self._heard < AWAY:
-            return  # another one follows already
-        if number <= (session.number if session else 0):
-            return
-        if number > self._asked:
+        if session is not None:
+            ours = session.standby == who[0]
+            # Another one follows already; or this is an old request, sent again.
+            if (not ours and now - self._heard < AWAY) or (ours and number <= session.number):
+                return
+        if part == 0:
             self._asked, self._parts, self._described = number, 0, bytearray()
         if number != self._asked or part != self._parts or len(self._described) > _MOST_MANIFEST:
             return
@@ -314,10 +316,9 @@ class StandbyFeed:
                 if now >= beat and self._known:
                     beat = now + BEAT
                     number = 0 if session is None else session.number
-                    token = self._federation.issuer.token
-                    await self._publish(
-                        connection, number, ["beat", int(1000 * time.time()), token, self._gate.committed]
-                    )
+                    self._beats += 1
+                    content = ["beat", self._federation.issuer.token, self._beats, self._gate.committed]
+                    await self._publish(connection, number, content)
             except PublishRefused as error:
                 log.warning("%s No standby can follow.", error)
                 return

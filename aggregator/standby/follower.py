@@ -196,8 +196,8 @@ class Follower:
     def _hear(self, session: int, content: tuple[Any, ...], now: float) -> bool:
         """Process a message; return whether something before it is missing."""
         match content:
-            case ("beat", int(at), int(token), int(committed)) if (token, at) > self._beat:
-                self._beat = token, at
+            case ("beat", int(token), int(number), int(committed)) if (token, number) > self._beat:
+                self._beat = token, number
                 self._heard = self._silent_since = now
                 self._accepted = self._session != 0 and session == self._session
                 if self._accepted:
