@@ -21,7 +21,7 @@ from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.standby.files import ALONE
 from midge.aggregator.standby.gate import PublicationGate
 from midge.aggregator.standby.session import FeedSession
-from midge.broker.mqtt.connection import Connection, Delivery, PublishRefused, SubscribeRefused
+from midge.broker.mqtt.connection import Connection, ConnectionLost, Delivery, PublishRefused, SubscribeRefused
 from midge.storage.changes import TooMuchChanged
 from midge.storage.failpoints import failpoint
 from midge.wire import frames
@@ -339,7 +339,11 @@ class StandbyFeed:
 
     async def _publish(self, connection: Connection, session: int, content: list[Any]) -> None:
         assert self._link is not None
-        await connection.publish(self._topics.copy, self._link.seal(session, "copy", content))
+        try:
+            async with asyncio.timeout(self.standing):
+                await connection.publish(self._topics.copy, self._link.seal(session, "copy", content))
+        except TimeoutError as error:  # by the end of its keepalive the standby would have taken over long ago
+            raise ConnectionLost("The broker does not answer.") from error
 
     async def drained(self) -> None:
         """Wait until everything is on its way to the standby, if there is one."""

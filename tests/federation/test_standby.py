@@ -162,7 +162,8 @@ async def test_the_old_one_comes_back_and_decides_nothing(tmp_path: Path, how: s
         watching.cancel()
         tokens = await watching
         assert len(set(tokens)) == 2
-        assert tokens == sorted(tokens), "the old one has sent a receipt after the new one"
+        if how == "stopped":  # what a network has held back comes late: devices know by the token that it is old
+            assert tokens == sorted(tokens), "the old one has sent a receipt after the new one"
         found = await cast.settled(*(["one"] if returns == "follows" else []), "two")
     assert found.doubled == 0
 
