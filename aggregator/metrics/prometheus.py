@@ -139,15 +139,13 @@ class Exposition:
             yield GaugeMetricFamily(name, text, value=value)
 
     def _standby(self) -> Iterable[Metric]:
-        """How far the standby is; nothing where there can be none."""
+        """How far the standby is; nothing where none is meant to be."""
         state = self._aggregator.feed.state(time.monotonic())
-        if state is None:
+        if state is None or not self._aggregator.feed.expected:
             return
         for name, text, value in (
             ("midge_standby", "1 if a standby follows this store", float(state.state == "following")),
-            ("midge_standby_sync", "1 if receipts wait for the standby", float(state.waits)),
             ("midge_standby_lag_seconds", "Age of the oldest transaction that the standby lacks", state.seconds),
-            ("midge_standby_lag_transactions", "Transactions that the standby lacks", state.number),
             ("midge_standby_lag_updates", "Receipted updates that the standby lacks", state.updates),
         ):
             yield GaugeMetricFamily(name, text, value=value)

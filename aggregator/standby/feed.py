@@ -68,7 +68,7 @@ class StandbyFeed:
         self._described = bytearray()
         self._parts = 0
         self._heard = self._since = time.monotonic()
-        self._known = policy.follow or policy.sync
+        self.expected = policy.follow or policy.sync
         """Whether there is meant to be a standby."""
         self._progress = self._looked = 0.0
         self._beats = 0
@@ -149,7 +149,7 @@ class StandbyFeed:
             case ("have", int(arrived), int(transaction), bool(gap)) if (
                 self._session and number == self._session.number
             ):
-                self._heard, self._known = now, True
+                self._heard, self.expected = now, True
                 if self._session.arrived(arrived):
                     self._progress = now
                 self._again |= gap
@@ -193,7 +193,7 @@ class StandbyFeed:
         self._session = FeedSession(number, *who, self._federation.store.directory, most)
         self._session.begin(self._gate.committed, known)
         self._heard = self._progress = now
-        self._known = True
+        self.expected = True
         self._gate.confirmed = 0  # this may be another host than the one that had it
         self._news.set()
 
@@ -213,7 +213,7 @@ class StandbyFeed:
             self._mark.unlink(missing_ok=True)
         self._gate.closed = self._policy.sync and not self._alone
         self._gate.look()
-        if state != self._state and (state != "none" or self._known):
+        if state != self._state and (state != "none" or self.expected):
             self._state = state
             self._tell("standby", state=state, why=self._words(state))
 
@@ -248,7 +248,7 @@ class StandbyFeed:
 
     def _words(self, state: str) -> str:
         """What the operator should do, without figures: an alarm is told again when its words change."""
-        if state == "following" or not self._known:
+        if state == "following" or not self.expected:
             return ""
         if state == "copying":
             return "The standby makes its copy of the store."
@@ -313,7 +313,7 @@ class StandbyFeed:
                 if (piece := await self._next(session)) is not None and session is not None:
                     await self._publish(connection, session.number, ["piece", *piece])
                     continue
-                if now >= beat and self._known:
+                if now >= beat and self.expected:
                     beat = now + BEAT
                     number = 0 if session is None else session.number
                     self._beats += 1
