@@ -171,7 +171,7 @@ async def test_the_old_one_comes_back_and_decides_nothing(tmp_path: Path, how: s
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
 async def test_a_standby_that_is_cut_off_takes_nothing_over(tmp_path: Path, sync: bool) -> None:
-    async with pair(tmp_path / "f", sync=sync, devices=DEVICES, updates=UPDATES) as cast:
+    async with pair(tmp_path / "f", sync=sync, devices=DEVICES, updates=MANY, pace=0.5) as cast:
         await cast.serve_and_follow()
         await cast.devices_start()
         await cast.accepted("one", 10)
@@ -185,12 +185,12 @@ async def test_a_standby_that_is_cut_off_takes_nothing_over(tmp_path: Path, sync
         await cast.accepted("one", 3)
         assert not of(cast.hosts["two"], "start")
         found = await cast.settled("two", "one")
-    assert found == Audit(DEVICES * UPDATES, 0, 0, DEVICES * UPDATES)
+    assert found == Audit(DEVICES * MANY, 0, 0, DEVICES * MANY)
 
 
 @pytest.mark.timeout(900)
 async def test_a_restarted_broker_moves_nothing(tmp_path: Path) -> None:
-    async with pair(tmp_path / "f", sync=True, devices=DEVICES, updates=UPDATES) as cast:
+    async with pair(tmp_path / "f", sync=True, devices=DEVICES, updates=MANY, pace=0.5) as cast:
         await cast.serve_and_follow()
         await cast.devices_start()
         await cast.accepted("one", 10)
@@ -200,7 +200,7 @@ async def test_a_restarted_broker_moves_nothing(tmp_path: Path) -> None:
         await cast.accepted("one", 3)
         assert not of(cast.hosts["two"], "start")
         found = await cast.settled("two", "one")
-    assert found == Audit(DEVICES * UPDATES, 0, 0, DEVICES * UPDATES)
+    assert found == Audit(DEVICES * MANY, 0, 0, DEVICES * MANY)
 
 
 @pytest.mark.timeout(900)
