@@ -30,7 +30,7 @@ SERVING = (
     *("release.stored", "release.handed_over", "checkpoint.written", "checkpoint.entered", "checkpoint.pruned"),
 )
 """Where the aggregator that serves is killed."""
-HITS = {"witness.writing": 40, "checkpoint.written": 2, "checkpoint.entered": 1, "checkpoint.pruned": 1}
+HITS = {"witness.writing": 40, **dict.fromkeys(("checkpoint.written", "checkpoint.entered", "checkpoint.pruned"), 2)}
 FOLLOWING = ("copy.syncing:1", "copy.synced:1", "copy.applied:1", "copy.settled:1", "copy.syncing:9", "copy.applied:9")
 """Where the standby is killed; the first time is that of its first copy."""
 
