@@ -146,10 +146,17 @@ class Contention:
         return found
 
     def _status(self, payload: bytes) -> None:
-        """Process a status on our topic that is not ours."""
+        """Process a status on our topic that is not ours.
+
+        Raises:
+            AnotherAggregator: a later start serves, and has signed that.
+        """
         if payload and not self._is_own(payload):
             self._displaced = True
             if (other := self._foreign_status(payload)) is not None:
+                # It may be too busy to answer a question, and has accepted what this store does not have.
+                if self._issuer.signs and other.state in _SERVING and other.token > self._issuer.token:
+                    raise AnotherAggregator(self._taken_over)
                 self._seen = max(self._seen, other.token)
 
     # ----------------------------------------------------------------------- messages
