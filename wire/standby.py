@@ -18,6 +18,8 @@ from midge.wire.signing import PrivateKey
 
 OVERHEAD: Final = 64
 """Bytes that a message adds to what it carries, at most."""
+TAKEOVER: Final = 10.0
+"""Seconds of silence after which a standby takes over, by default: ten heartbeats, and more than most steps take."""
 _NONCE = 12
 
 Direction = Literal["copy", "follow"]

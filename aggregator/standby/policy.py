@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-TAKEOVER = 10.0
-"""Seconds of silence: ten heartbeats, and more than most steps of a large model."""
+from midge.wire.standby import TAKEOVER
+
 _SHORTEST = 3.0
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midge.aggregator.standby.policy import TAKEOVER, StandbyPolicy
 from midge.commands.apps import attribute, load_app
 from midge.commands.page import add_page, live_page
 from midge.commands.parts import Parser, Problem, Subparsers, read_config, server_side, user_errors
@@ -18,10 +17,12 @@ from midge.commands.settings import settings_file
 from midge.commands.telling import add_log, in_words, printer
 from midge.running import Service, run_until_interrupted
 from midge.wire.messages import MICRO
+from midge.wire.standby import TAKEOVER
 from midge.wire.topics import DISCOVERY, HomeTopics
 
 if TYPE_CHECKING:
     from midge.aggregator.service import Aggregator
+    from midge.aggregator.standby.policy import StandbyPolicy
     from midge.configuration.aggregator_file import AggregatorSettings
 
 
@@ -108,7 +109,7 @@ def _add_standby(parser: Parser) -> None:
     )
 
 
-def _standby(args: argparse.Namespace, policy: StandbyPolicy) -> StandbyPolicy:
+def _standby(args: argparse.Namespace, policy: "StandbyPolicy") -> "StandbyPolicy":
     """How it works together with another one: as the app says, or the options."""
     given = {name: getattr(args, name) for name in ("alone_after", "takeover_after")}
     given |= {"follow": args.standby or None, "sync": args.sync or None}
