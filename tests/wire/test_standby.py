@@ -1,4 +1,4 @@
-"""Messages between an aggregator and its standby: read by the holders of the release key, each once and in its place."""
+"""Messages between an aggregator and its standby: only the holders of the release key read them, each in its place."""
 
 import pytest
 
