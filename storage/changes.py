@@ -51,7 +51,7 @@ class FileSlice:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FileChange:
     """Bytes at a place of a file, and the file's size from then on."""
 
     file: str
@@ -60,13 +60,13 @@ class Change:
     size: int | None = None
     """None leaves it; -1 removes the file."""
 
-    def pieces(self, most: int) -> Iterator["Change"]:
+    def pieces(self, most: int) -> Iterator["FileChange"]:
         """The same in changes of at most this many bytes."""
         size = self.data.size if isinstance(self.data, FileSlice) else len(self.data)
         for start in range(0, max(size, 1), most):
             whole = self.data
             data = whole.read(start, most) if isinstance(whole, FileSlice) else whole[start : start + most]
-            yield Change(self.file, self.offset + start, data, self.size if start + most >= size else None)
+            yield FileChange(self.file, self.offset + start, data, self.size if start + most >= size else None)
 
 
 class FolderChanges:
@@ -96,7 +96,7 @@ class FolderChanges:
         """Close the log."""
         os.close(self._log)
 
-    def look(self) -> list[Change]:
+    def look(self) -> list[FileChange]:
         """The changes since the last look, in an order that can be repeated: a file before the row that names it.
 
         Raises:
@@ -111,11 +111,11 @@ class FolderChanges:
                 self._known[name] = found
                 grew = before is not None and found[0] == before[0] and found[1] > before[1] and "bodies-" in name
                 start = before[1] if grew and before is not None else 0
-                changes.append(Change(name, start, self._read(name, start, found[1]), found[1]))
+                changes.append(FileChange(name, start, self._read(name, start, found[1]), found[1]))
         changes += self._pages()
         for name in gone:
             del self._known[name]
-            changes.append(Change(name, size=-1))
+            changes.append(FileChange(name, size=-1))
         return changes
 
     def _files(self) -> Iterator[tuple[str, tuple[int, int, int]]]:
@@ -128,7 +128,7 @@ class FolderChanges:
         with file:
             return os.pread(file.fileno(), end - start, start)
 
-    def _pages(self) -> list[Change]:
+    def _pages(self) -> list[FileChange]:
         """Pages of the transactions that were committed since the last look, each as it is now, and the size."""
         head = os.pread(self._log, HEADER.size, 0)
         if len(head) < HEADER.size:
@@ -154,8 +154,8 @@ class FolderChanges:
                 pages |= since
                 self._at, self._seed, total = at, seed, commit
                 since.clear()
-        changes = [Change(self._database, (page - 1) * size, data) for page, data in sorted(pages.items())]
-        return [*changes, Change(self._database, size=total * size)] if total else []
+        changes = [FileChange(self._database, (page - 1) * size, data) for page, data in sorted(pages.items())]
+        return [*changes, FileChange(self._database, size=total * size)] if total else []
 
 
 class FolderSnapshot:
@@ -187,7 +187,7 @@ class FolderSnapshot:
             os.close(descriptor)
         self._opened.clear()
 
-    def changes(self, known: Manifest) -> Iterator[Change]:
+    def changes(self, known: Manifest) -> Iterator[FileChange]:
         """What makes the files of a manifest into these, in whatever thread.
 
         Raises:
@@ -195,10 +195,10 @@ class FolderSnapshot:
         """
         for name in known:
             if name not in self._opened and name != self._database:
-                yield Change(name, size=-1)
+                yield FileChange(name, size=-1)
         for name, (descriptor, size) in self._opened.items():
             if name in self._small:
-                yield Change(name, 0, self._small[name], size)
+                yield FileChange(name, 0, self._small[name], size)
             else:
                 yield from _different(name, descriptor, size, known)
         descriptor, size = self._image()
@@ -224,14 +224,14 @@ class FolderSnapshot:
         return descriptor, os.fstat(descriptor).st_size
 
 
-def _different(name: str, descriptor: int, size: int, known: Manifest) -> Iterator[Change]:
+def _different(name: str, descriptor: int, size: int, known: Manifest) -> Iterator[FileChange]:
     before, digests = known.get(name, (-1, b""))
     for number, start in enumerate(range(0, size, BLOCK)):
         data = os.pread(descriptor, min(BLOCK, size - start), start)
         if _digest(data) != digests[number * _DIGEST : (number + 1) * _DIGEST]:
-            yield Change(name, start, data)
+            yield FileChange(name, start, data)
     if before != size:
-        yield Change(name, size=size)
+        yield FileChange(name, size=size)
 
 
 def manifest(folder: Path, database: str, names: re.Pattern[str]) -> dict[str, tuple[int, bytes]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from midge.storage.changes import Change
+from midge.storage.changes import FileChange
 from midge.storage.failpoints import failpoint
 from midge.storage.files import PRIVATE, make_folder, sync_folder
 from midge.wire import frames
@@ -131,7 +131,7 @@ class RedoLog:
             at += _HEAD.size + length
             yield bool(last), piece, at
 
-    def _repeat(self, change: Change) -> None:
+    def _repeat(self, change: FileChange) -> None:
         name = change.file
         if not self._names.fullmatch(name):
             raise WireError(f"{name!r} is no file of a store")
@@ -153,7 +153,7 @@ class RedoLog:
             os.ftruncate(descriptor, change.size)
 
 
-def pieces_of(changes: Iterator[Change], most: int) -> Iterator[tuple[bytes, bool]]:
+def pieces_of(changes: Iterator[FileChange], most: int) -> Iterator[tuple[bytes, bool]]:
     """A transaction as pieces of about this many bytes, and whether each is its last. An empty one has one piece."""
     rows, size = list[list[object]](), 0
     for change in changes:
@@ -171,13 +171,13 @@ def _packed(rows: list[list[object]]) -> bytes:
     return zlib.compress(frames.pack(rows), 1)
 
 
-def changes_of(piece: bytes) -> list[Change]:
+def changes_of(piece: bytes) -> list[FileChange]:
     """The changes in a piece.
 
     Raises:
         WireError: it is none.
     """
     try:
-        return [Change(*row) for row in frames.unpack(zlib.decompress(piece))]
+        return [FileChange(*row) for row in frames.unpack(zlib.decompress(piece))]
     except (zlib.error, TypeError) as error:
         raise WireError(f"these are no changes of files: {error}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from midge.aggregator.standby.files import BESIDE
 from midge.aggregator.store.consistency import DATABASE
-from midge.storage.changes import Change, FolderChanges, FolderSnapshot, Manifest
+from midge.storage.changes import FileChange, FolderChanges, FolderSnapshot, Manifest
 from midge.storage.redo_log import pieces_of
 
 WINDOW = 4 * 2**20
@@ -59,7 +59,7 @@ class FeedSession:
             TooMuchChanged: it is too much.
             OSError: a file cannot be read.
         """
-        changes: list[Change] = self._changes.look()
+        changes: list[FileChange] = self._changes.look()
         if changes:
             size = sum(len(change.data) for change in changes if isinstance(change.data, bytes))
             self._waiting += size

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from midge.storage.changes import Change, FolderChanges, FolderSnapshot, TooMuchChanged, manifest
+from midge.storage.changes import FileChange, FolderChanges, FolderSnapshot, TooMuchChanged, manifest
 from midge.storage.database import Database
 from midge.storage.redo_log import LOG, RedoLog, changes_of, pieces_of
 from midge.wire.errors import WireError
@@ -50,7 +50,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names if BESIDE.fullmatch(name)}
 
 
-def send(log: RedoLog, changes: Iterator[Change], most: int = 5000) -> None:
+def send(log: RedoLog, changes: Iterator[FileChange], most: int = 5000) -> None:
     for piece, last in pieces_of(changes, most):
         log.append(piece, last=last)
     log.sync()
@@ -177,7 +177,7 @@ def test_too_much_is_said_and_a_strange_file_is_not_written(tmp_path: Path) -> N
     copy.mkdir()
     log = RedoLog(copy, ALL)
     with pytest.raises(WireError, match="no file of a store"):
-        send(log, iter([Change("../strange", 0, b"x", 1)]))
+        send(log, iter([FileChange("../strange", 0, b"x", 1)]))
     log.close()
     assert not (tmp_path / "strange").exists()
     with pytest.raises(WireError):
