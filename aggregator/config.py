@@ -16,6 +16,7 @@ from midge.aggregator.model.statistics import FACTOR
 from midge.aggregator.publish.announcement_signer import LIFETIME
 from midge.aggregator.publish.part_sizes import PART
 from midge.aggregator.registry.policy import RegistryPolicy
+from midge.aggregator.standby.policy import StandbyPolicy
 from midge.aggregator.store.device_erasure import RETENTION
 from midge.broker.mqtt.connection import Connector
 from midge.wire.inputs import LONGEST, MOST, listed, sayable
@@ -85,6 +86,7 @@ class AggregatorConfig:
             know: updates of earlier ones are stale from then on, so that none counts twice. None keeps the names.
         helper_key: the mask helper's public key, PEM, pinned: for a strategy of secure aggregation.
         registry: how versions are registered, kept, tried and promoted.
+        standby: how this aggregator and another one work together, one of which serves.
         sites: names of gateways (`midge gateway`), which may send sums of their devices' updates; `*` stands for any
             characters.
 
@@ -124,6 +126,7 @@ class AggregatorConfig:
     registry: RegistryPolicy = field(default_factory=RegistryPolicy)
     helper_key: bytes | str | Path | None = None
     sites: Sequence[str] = ()
+    standby: StandbyPolicy = field(default_factory=StandbyPolicy)
 
     def __post_init__(self) -> None:
         _ = self.topics  # checks the names
@@ -133,6 +136,11 @@ class AggregatorConfig:
         self._check_masking()
         self._check_statistics()
         _ = self.asked
+        if (self.standby.follow or self.standby.sync) and self.release_key is None:
+            raise ValueError(
+                "A standby needs release_key, the same on both hosts: by it the two know each other, and the store is "
+                "encrypted on its way. Make one with midge release-key new FILE."
+            )
         self._check_features()
         if not 64 <= self.smallest_chunk <= PART:
             raise ValueError(f"smallest_chunk is {self.smallest_chunk}: it must be 64 to {PART} bytes.")

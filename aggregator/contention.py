@@ -44,11 +44,18 @@ class Contention:
         federation: the federation that it serves.
         boot: random bits of this start.
         publish_status: publishes our status again.
+        insists: whether to serve although another one did since this store was written: a standby leaves that to its
+            operator.
     """
 
-    def __init__(self, federation: FederationRuntime, boot: int, publish_status: Callable[[], None]) -> None:
+    def __init__(
+        self, federation: FederationRuntime, boot: int, publish_status: Callable[[], None], *, insists: bool = False
+    ) -> None:
         self._issuer, self._topics, self._lineage = federation.issuer, federation.config.topics, federation.core.lineage
         self._boot, self._raise_token, self._publish_status = boot, federation.issued.raise_token, publish_status
+        standby = federation.config.standby.follow and not insists
+        self._newest = federation.issued.before if standby else MOST_TOKEN
+        """The highest token with which another one may have served before this start."""
         self.serving = False
         """Whether this start has decided anything."""
         self._seen = 0
@@ -83,6 +90,8 @@ class Contention:
         for other in others:
             if self.serving and self._issuer.signs and other.token > self._issuer.token:
                 raise AnotherAggregator(self._taken_over)
+            if not self.serving and other.token > self._newest:
+                raise AnotherAggregator(self._served_since)
             self._seen = max(self._seen, other.token)
         try:
             await connection.subscribe(self._topics.claim, self._topics.aggregator)
@@ -137,10 +146,17 @@ class Contention:
         return found
 
     def _status(self, payload: bytes) -> None:
-        """Process a status on our topic that is not ours."""
+        """Process a status on our topic that is not ours.
+
+        Raises:
+            AnotherAggregator: a later start serves, and has signed that.
+        """
         if payload and not self._is_own(payload):
             self._displaced = True
             if (other := self._foreign_status(payload)) is not None:
+                # It may be too busy to answer a question, and has accepted what this store does not have.
+                if self._issuer.signs and other.state in _SERVING and other.token > self._issuer.token:
+                    raise AnotherAggregator(self._taken_over)
                 self._seen = max(self._seen, other.token)
 
     # ----------------------------------------------------------------------- messages
@@ -198,8 +214,16 @@ class Contention:
         )
 
     @property
+    def _served_since(self) -> str:
+        return (
+            f"Another aggregator has served federation {self._topics.federation!r} since this store was written, which "
+            "may lack what that one accepted."
+        )
+
+    @property
     def _taken_over(self) -> str:
         return (
             f"Another aggregator has taken federation {self._topics.federation!r} over since this one was last heard, "
-            "and devices follow that one. Start this one again only once that is stopped."
+            "and devices follow that one. Start this one again only once that is stopped, or with --standby to follow "
+            "it."
         )

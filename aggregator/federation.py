@@ -6,7 +6,7 @@ it stays with its device. Operation resumes once the disk has room for the reser
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -145,6 +145,8 @@ class FederationRuntime:
             else HelperLink(config.topics, config.helper_key, self.issuer, self._ingress.bodies, outlet)
         )
         """The link to the mask helper; None if there is none."""
+        self.more_alarms: Callable[[], Sequence[str]] = tuple
+        """Alarms of what this runtime does not know, such as a standby."""
         self.upkeep = Upkeep(self.names, outlet, self.core.lsn, now, config, wall=self.issuer.dating.now)
 
     # ------------------------------------------------------------ opening and closing
@@ -369,7 +371,7 @@ class FederationRuntime:
     def situation(self) -> FleetSituation:
         """The watchdog's input."""
         clock = (self.issued.doubt,) if self.issued.doubt else ()
-        return _situation(self.core, self._roster, (*clock, *self.credential_alarms.now()))
+        return _situation(self.core, self._roster, (*clock, *self.credential_alarms.now(), *self.more_alarms()))
 
     def everything(self) -> Iterator[Post]:
         """All messages that must be retained at the broker."""

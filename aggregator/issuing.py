@@ -38,6 +38,8 @@ class IssuedNumbers:
             issuer.dating.believe()
             self.raise_epoch(issuer.epoch + 1)
         issuer.token = 0
+        self.before = int(store.constant("token", lambda: 0))
+        """The highest fencing token of earlier starts of this store."""
         self.raise_token(0)
 
     def raise_epoch(self, least: int) -> None:

@@ -22,7 +22,6 @@ from midge.aggregator.connecting import authorities, connection_options, listen_
 from midge.aggregator.contention import AnotherAggregator, Contention
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
-from midge.aggregator.core.privacy_ledger import PrivacySpent
 from midge.aggregator.evaluation import VersionEvaluator
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.metrics.counters import Meters
@@ -30,6 +29,8 @@ from midge.aggregator.model.model import Model
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post, PublishQueue
 from midge.aggregator.reloading import reload
+from midge.aggregator.standby.feed import StandbyFeed
+from midge.aggregator.standby.gate import PublicationGate
 from midge.aggregator.status import StatusPublisher
 from midge.aggregator.store.pausing import paused
 from midge.aggregator.takeover import ForeignFederation, refuse_foreign, take_over
@@ -43,7 +44,7 @@ from midge.broker.mqtt.connection import (
 from midge.broker.mqtt.message_size import TriedTooMuch
 from midge.broker.mqtt.retained import read_retained
 from midge.storage.failpoints import failpoint
-from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
+from midge.wire.messages import AggregatorState, Health, Hello
 from midge.wire.overview import Overview
 
 __all__ = ["Aggregator", "AnotherAggregator", "ForeignFederation", "NotOpen"]
@@ -55,8 +56,6 @@ _LASTING = 10.0
 retried twice a second."""
 _GOODBYE = 2.0
 """Seconds for the last status of an aggregator that is cancelled."""
-_STOPPED = 15.0
-"""Seconds beyond the requested wait after which the process must have been suspended, or its machine asleep."""
 
 
 class NotOpen(RuntimeError):
@@ -84,9 +83,12 @@ class Aggregator:
         self._stop = asyncio.Event()
         self._paused: str | None = None
         self._pause_seen = float("-inf")
-        self.evaluation = VersionEvaluator(config.evaluate, self._tell)
-        self._fitting = ChunkFitting(f"{config.topics.aggregator}/size-{self._boot:x}", self._tell)
+        self.evaluation = VersionEvaluator(config.evaluate, self.tell)
+        self._fitting = ChunkFitting(f"{config.topics.aggregator}/size-{self._boot:x}", self.tell)
         self._outgoing = PublishQueue(self._sent, self._fitting.refused)
+        self._gate = PublicationGate(self._outgoing.put)
+        self.insists = False
+        """Whether to serve although another aggregator did since this store was written."""
 
     @property
     def config(self) -> AggregatorConfig:
@@ -103,7 +105,7 @@ class Aggregator:
             reload(self.federation, self._config, config, begun=self._contention.serving, put=self._outgoing.put)
         else:
             self._issuer, self._credentials = authorities(config)
-            self.evaluation = VersionEvaluator(config.evaluate, self._tell)
+            self.evaluation = VersionEvaluator(config.evaluate, self.tell)
         self._config = config
 
     def run(self) -> None:
@@ -169,9 +171,11 @@ class Aggregator:
         Raises:
             StoreError: it cannot be used, or holds a model of other tensors.
         """
-        self._federation = self._runtime(Outlet(self._outgoing.put, self._tell, self.meters), time.monotonic())
-        self._status = StatusPublisher(self._federation, self._boot, self._outgoing.put, self._tell)
-        self._contention = Contention(self._federation, self._boot, self._status.publish)
+        self._boot = secrets.randbits(62)
+        self._federation = self._runtime(Outlet(self._gate.put, self.tell, self.meters), time.monotonic())
+        self.feed = StandbyFeed(self._federation, self._gate, self.tell)
+        self._status = StatusPublisher(self._federation, self._boot, self._outgoing.put, self.tell)
+        self._contention = Contention(self._federation, self._boot, self._status.publish, insists=self.insists)
         self._serving = True
 
     def _runtime(self, outlet: Outlet, now: float) -> FederationRuntime:
@@ -181,6 +185,7 @@ class Aggregator:
     def close(self, *, failed: bool = False) -> None:
         """Close the store, with a checkpoint unless something has failed."""
         self._serving = False
+        self.feed.close()
         self.federation.close(failed=failed)
 
     def export(self, path: str | Path) -> None:
@@ -201,7 +206,7 @@ class Aggregator:
         self.open()
         failed = True
         try:
-            self._tell("start", lineage=self.core.lineage.hex(), version=self.core.version, step=self.core.step)
+            self.tell("start", lineage=self.core.lineage.hex(), version=self.core.version, step=self.core.step)
             async with asyncio.TaskGroup() as tasks:
                 evaluating = tasks.create_task(self.evaluation.run(self.federation), name="evaluate")
                 await self._reconnecting()
@@ -211,7 +216,7 @@ class Aggregator:
             raise sole(group) from None
         finally:
             self.close(failed=failed)
-            self._tell("stop", version=self.core.version, step=self.core.step)
+            self.tell("stop", version=self.core.version, step=self.core.step)
 
     async def _reconnecting(self) -> None:
         pause, begun = 0.5, False
@@ -227,7 +232,7 @@ class Aggregator:
                         self._begin()
                     since = time.monotonic()
                     self.meters.connects += 1
-                    self._tell("connected")
+                    self.tell("connected")
                     await self._serve(connection)
             except BrokerError as error:
                 if isinstance(error, TriedTooMuch) or time.monotonic() >= since + _LASTING:
@@ -236,11 +241,11 @@ class Aggregator:
                 elif not begun and (isinstance(error, BrokerRefused) or not self.federation.core.version):
                     raise
                 log.log(logging.INFO if begun else logging.WARNING, "%s Trying again in about %.0f s.", error, pause)
-                self._tell("disconnected", why=str(error), refused=isinstance(error, BrokerRefused))
+                self.tell("disconnected", why=str(error), refused=isinstance(error, BrokerRefused))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - spreads load
                         await self._stop.wait()
-                pause = min(2 * pause, 30.0)
+                pause = min(2 * pause, self.feed.longest_pause)
 
     async def _look_around(self, connection: Connection, *, begun: bool) -> None:
         """Check who uses our topics, before anything is published."""
@@ -248,9 +253,9 @@ class Aggregator:
         topics = self._config.topics
         marker = f"{topics.aggregator}/{self._boot:x}"
         found = await read_retained(connection, topics.announcement(), topics.aggregator, marker=marker)
-        announced = refuse_foreign(self.federation, found, self._tell, begun=begun)
+        announced = refuse_foreign(self.federation, found, self.tell, begun=begun)
         await self._contention.contend(connection, found)
-        take_over(self.federation, announced, time.monotonic(), self._tell)
+        take_over(self.federation, announced, time.monotonic(), self.tell)
 
     def _begin(self) -> None:
         """Do what is due at the start of the process: the first release, an overdue step."""
@@ -262,20 +267,24 @@ class Aggregator:
         """Publish and read, until the connection is lost or we must stop."""
         self._connected = True
         self._outgoing.clear()
+        self._gate.clear()
         for post in self.federation.everything():
-            self._outgoing.put(post)
+            self._gate.put(post)
         self._status.publish()
         try:
             async with asyncio.TaskGroup() as tasks:
                 sending = tasks.create_task(self._outgoing.send(connection), name="send")
                 await connection.subscribe(*self.federation.filters)
+                feeding = tasks.create_task(self.feed.send(connection), name="feed")
                 self.federation.connected(time.monotonic())
                 await listen_to_operators(connection, self._config.topics)
                 await self._read(connection)
                 self._outgoing.put(self._status.post(AggregatorState.STOPPED))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(5):
+                        await self.feed.drained()
                         await self._outgoing.drained()
+                feeding.cancel()
                 sending.cancel()
         except BaseExceptionGroup as group:
             raise sole(group) from None
@@ -307,16 +316,27 @@ class Aggregator:
                 if arriving.done():
                     batch = [arriving.result(), *connection.waiting()]
                     arriving = None
-                if (stopped := time.monotonic() - since - patience) > _STOPPED:
-                    # Another aggregator may have taken over: check before anything is decided.
-                    raise ConnectionLost(f"This process stood still for {stopped:.0f} s.")
+                self._see_it_ran(since + patience, self.feed.standing)
                 if (sifted := await self._contention.sift(connection, batch, time.monotonic())) is not None:
+                    since = time.monotonic()
                     self._process(connection, sifted)
+                    # Before anything of it is sent: that is another task's, which has not run meanwhile.
+                    self._see_it_ran(since, self.feed.busy)
         finally:
             left = [task for task in (stopping, arriving) if task is not None]
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
+
+    def _see_it_ran(self, since: float, most: float) -> None:
+        """Connect again if this process stood still: another one may have taken over, so look before anything is sent.
+
+        Raises:
+            ConnectionLost: it did, for more than `most` seconds.
+        """
+        if (stopped := time.monotonic() - since) > most:
+            self._outgoing.drop()
+            raise ConnectionLost(f"This process stood still for {stopped:.0f} s.")
 
     def _patience(self) -> float:
         due = [self._contention.due or self.core.deadline, self._status.health.due]
@@ -325,6 +345,7 @@ class Aggregator:
 
     def _process(self, connection: Connection, batch: list[Delivery]) -> None:
         now, before = time.monotonic(), self.core.evaluable
+        batch = self.feed.sift(connection, batch, now)
         self._see_pause(now)
         batch = self._asked(connection, batch)
         self.meters.bytes_in += sum(len(delivery.payload) for delivery in batch)
@@ -338,9 +359,7 @@ class Aggregator:
         self._status.follow_hold()
         health = self._status.health
         health.look(now)
-        self._outgoing.answer(
-            health.answers(lambda: _overview(self._status.status(), self.evaluation, self.meters, self.core.spent), now)
-        )
+        self._outgoing.answer(health.answers(lambda: self._overview(now), now))
         self.evaluation.combine(self.federation, now)
 
     def _asked(self, connection: Connection, batch: list[Delivery]) -> list[Delivery]:
@@ -360,7 +379,7 @@ class Aggregator:
         if now < self._pause_seen + 1:
             return
         self._pause_seen = now
-        if (why := paused(self._config.directory)) != self._paused:
+        if (why := paused(self._config.directory) or self.feed.hold) != self._paused:
             self._paused = why
             self.pause(why)
 
@@ -372,21 +391,20 @@ class Aggregator:
         if post.withdraws is not None:
             self.federation.withdrawn(post.withdraws, time.monotonic())
 
-    def _tell(self, event: str, **fields: Any) -> None:
+    def tell(self, event: str, **fields: Any) -> None:
+        """Pass an event on to the listener."""
         self.meters.events[event] += 1
         if self._config.on_event is not None:
             self._config.on_event({"event": event, "time": time.time(), **fields})
 
-
-def _overview(
-    status: AggregatorStatus, evaluation: VersionEvaluator, meters: Meters, spent: PrivacySpent | None
-) -> Overview:
-    """The header of an overview."""
-    privacy = {} if spent is None else spent.packed()
-    return Overview(
-        status=status,
-        metrics=evaluation.sayable,
-        bytes_in=meters.bytes_in,
-        bytes_out=meters.bytes_out,
-        privacy=privacy,
-    )
+    def _overview(self, now: float) -> Overview:
+        """The header of an overview."""
+        spent = self.core.spent
+        return Overview(
+            status=self._status.status(),
+            metrics=self.evaluation.sayable,
+            bytes_in=self.meters.bytes_in,
+            bytes_out=self.meters.bytes_out,
+            privacy={} if spent is None else spent.packed(),
+            standby=self.feed.state(now),
+        )

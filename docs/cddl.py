@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import BaseModel
 
-from midge.wire import messages, overview, sealing
+from midge.wire import messages, overview, sealing, standby
 from midge.wire.kinds import KINDS
 from midge.wire.messages import Message, masking
 from midge.wire.names import NAMES
@@ -44,6 +44,7 @@ NESTED: dict[type[Message], str] = {
     masking.SealingKey: "sealing_key",
     masking.SumMember: "member",
     masking.Rejected: "rejected",
+    standby.StandbyState: "standby_state",
 }
 BESIDE: dict[str, type[Message]] = {
     "envelope": messages.Envelope,

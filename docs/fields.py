@@ -24,7 +24,7 @@ from pydantic_core import PydanticUndefined
 from midge.aggregator.ingress import reassembly
 from midge.iot_client.connection import connection_loop, model_fetcher
 from midge.iot_client.session import sending, timers
-from midge.wire import frames, inputs, lineage, messages, overview, rice, schema, sealing
+from midge.wire import frames, inputs, lineage, messages, overview, rice, schema, sealing, standby
 from midge.wire.messages import Message, masking, proofs
 from midge.wire.names import NAMES
 from midge.wire.renewal import Authorities, RenewalAnswer, RenewalRequest
@@ -77,7 +77,7 @@ SECTIONS: list[Section] = [
     (
         "overview",
         "On `aggregator/overview`; the body is a msgpack array of rows.",
-        [overview.Overview, overview.DeviceRow],
+        [overview.Overview, standby.StandbyState, overview.DeviceRow],
     ),
     (
         "renew, renewed, authorities",
@@ -99,6 +99,7 @@ SECTIONS: list[Section] = [
             masking.Rejected,
         ],
     ),
+    ("standby", "On `standby/copy` and `standby/follow`; devices need not read it.", [standby.StandbyMessage]),
     ("sealed", "Inside a [seal](#seals): frames without a `kind`.", [sealing.Confided, sealing.Details]),
 ]
 TITLES: Mapping[type[BaseModel], str] = {
@@ -109,6 +110,7 @@ TITLES: Mapping[type[BaseModel], str] = {
     messages.Plan: "`plan`",
     messages.Participation: "`participation`",
     overview.DeviceRow: "a row of the body, its keys text",
+    standby.StandbyState: "`standby`",
     RenewalRequest: "`renew`",
     RenewalAnswer: "`renewed`",
     Authorities: "`authorities`",

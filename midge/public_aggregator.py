@@ -20,6 +20,7 @@ from midge.aggregator.model.statistics import FACTOR
 from midge.aggregator.publish.announcement_signer import LIFETIME
 from midge.aggregator.registry.policy import RegistryPolicy
 from midge.aggregator.service import Aggregator as AggregatorService
+from midge.aggregator.standby.policy import StandbyPolicy
 from midge.aggregator.store.device_erasure import RETENTION
 from midge.broker import connector
 from midge.initial import read_initial
@@ -90,6 +91,7 @@ class Aggregator(AggregatorService):
         registry: RegistryPolicy | None = None,
         helper_key: bytes | str | Path | None = None,
         sites: Sequence[str] = (),
+        standby: StandbyPolicy | None = None,
     ) -> None:
         self.endpoint = endpoint_of(
             url, user=user, password=password, cafile=cafile, certfile=certfile, keyfile=keyfile
@@ -131,6 +133,7 @@ class Aggregator(AggregatorService):
                 registry=registry or RegistryPolicy(),
                 helper_key=helper_key,
                 sites=sites,
+                standby=standby or StandbyPolicy(),
             )
         )
 

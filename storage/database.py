@@ -9,7 +9,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -73,6 +73,8 @@ class Database:
         self._threads = threads
         self._connection: sqlite3.Connection | None = None
         self._lock: int | None = None
+        self.committed: Callable[[], None] | None = None
+        """Called after each transaction, before its caller goes on."""
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -178,6 +180,8 @@ class Database:
                 yield connection
         except (sqlite3.Error, OSError) as error:
             raise _translated(error) from error
+        if self.committed is not None:
+            self.committed()
 
 
 def _translated(error: Exception) -> DiskFull | DatabaseError:

@@ -43,6 +43,14 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "post.acknowledged": "the broker has one more message of ours, and has acknowledged it",
         "frame.cleared": "a frame is off the broker, and the store still offers it",
         "frame.withdrawn": "the store no longer offers the frame",
+        # an aggregator with a standby, and the standby
+        "copy.sending": "a transaction is durable, and the standby does not have it",
+        "copy.confirmed": "the standby has a transaction, and its receipts wait here",
+        "copy.syncing": "a transaction is in the standby's log, which is not synced",
+        "copy.synced": "it is durable at the standby, which has not said so",
+        "copy.applied": "it is in the standby's files, which are not synced",
+        "copy.settled": "the standby's files are synced, and its log still has what is in them",
+        "standby.promoted": "the standby has decided to serve, and its store still says that it follows",
         # a gateway
         "site.stored": "frames from above are stored, and the journal does not have their version",
         "site.followed": "the journal has a version from above, and nothing of it is published",

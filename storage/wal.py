@@ -8,12 +8,18 @@ that of https://www.sqlite.org/fileformat2.html, section 4.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
-_HEADER = struct.Struct(">IIIIIIII")
+import numpy as np
+import numpy.typing as npt
+
+Words = npt.NDArray[np.uint32]
+
+HEADER = struct.Struct(">IIIIIIII")
 """Magic, version, page size, number of checkpoints, two salts, two halves of the checksum of the fields before."""
-_FRAME = struct.Struct(">IIIIII")
+FRAME = struct.Struct(">IIIIII")
 """Page number; pages of the database if this frame ends a transaction, otherwise 0; two salts; the checksum."""
-_BIG = 0x377F0683
+BIG = 0x377F0683
 """The magic number of big-endian checksums; one less means little-endian ones."""
 _PAGE_SIZE_AT = 16
 """Offset of the page size in a database's header: two bytes, in which 1 stands for 65,536."""
@@ -56,22 +62,22 @@ def read_log(log: bytes, database: bytes) -> Log:
         log: the file beside the database.
         database: the database, or its first page, for the page size.
     """
-    if len(log) < _HEADER.size:
+    if len(log) < HEADER.size:
         return Log((), 0)
-    magic, _, size, _, *salts, first, second = _HEADER.unpack_from(log)
-    order = ">" if magic == _BIG else "<"
-    sound = (first, second) == _checksum(log[: _HEADER.size - 8], (0, 0), order)
+    magic, _, size, _, *salts, first, second = HEADER.unpack_from(log)
+    order = ">" if magic == BIG else "<"
+    sound = (first, second) == checksum(log[: HEADER.size - 8], (0, 0), order)
     size = _page_size(database) or size
-    step = _FRAME.size + size
+    step = FRAME.size + size
     if not 512 <= size <= 65536:
         return Log((), 0)
-    heads = [_FRAME.unpack_from(log, at) for at in range(_HEADER.size, len(log) - step + 1, step)]
+    heads = [FRAME.unpack_from(log, at) for at in range(HEADER.size, len(log) - step + 1, step)]
     salt = tuple(salts) if sound else _usual([head[2:4] for head in heads[:3]])
     frames, seed = list[LogFrame](), (first, second)
     for number, head in enumerate(heads):
-        at = _HEADER.size + number * step
-        data = log[at + _FRAME.size : at + step]
-        found = _checksum(data, _checksum(log[at : at + 8], seed, order), order)
+        at = HEADER.size + number * step
+        data = log[at + FRAME.size : at + step]
+        found = checksum(data, checksum(log[at : at + 8], seed, order), order)
         known = found == head[4:]
         if head[2:4] != salt and not known and all(later[2:4] != salt for later in heads[number + 1 :]):
             break
@@ -100,13 +106,29 @@ def _page_size(database: bytes) -> int:
     return 65536 if size == 1 else size
 
 
-def _checksum(data: bytes, seed: tuple[int, int], order: str) -> tuple[int, int]:
-    first, second = seed
-    words = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
-    for even, odd in zip(words, words, strict=True):
-        first = (first + even + second) & 0xFFFFFFFF
-        second = (second + odd + first) & 0xFFFFFFFF
-    return first, second
+def checksum(data: bytes, seed: tuple[int, int], order: str) -> tuple[int, int]:
+    """The two halves of the checksum after more data, whose length is a multiple of 8 bytes.
+
+    SQLite does `first += even + second; second += odd + first` for each pair of words. So both halves are sums of all
+    words, each times the Fibonacci number of its distance from the end.
+    """
+    words = np.frombuffer(data, f"{order}u4").astype(np.uint32)
+    low, middle, high, (before, at, after) = _factors(len(words) // 2)
+    even, odd = words[0::2], words[1::2]
+    first = int(np.dot(middle, even)) + int(np.dot(low, odd)) + before * seed[0] + at * seed[1]
+    second = int(np.dot(high, even)) + int(np.dot(middle, odd)) + at * seed[0] + after * seed[1]
+    return first & 0xFFFFFFFF, second & 0xFFFFFFFF
+
+
+@cache
+def _factors(pairs: int) -> tuple[Words, Words, Words, tuple[int, int, int]]:
+    """Fibonacci numbers modulo 2^32: F(2k), F(2k+1), F(2k+2) for the pair k places from the end; and for the seed."""
+    numbers = [1, 0, 1]  # from F(-1) on
+    while len(numbers) < 2 * pairs + 3:
+        numbers.append((numbers[-1] + numbers[-2]) & 0xFFFFFFFF)
+    row = np.array(numbers, np.uint32)
+    low, middle, high = (row[first : first + 2 * pairs : 2][::-1].copy() for first in (1, 2, 3))
+    return low, middle, high, (numbers[2 * pairs], numbers[2 * pairs + 1], numbers[2 * pairs + 2])
 
 
 def applied(database: bytes, frames: Sequence[LogFrame]) -> bytes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from midge.wire import messages, overview, renewal, signing
+from midge.wire import messages, overview, renewal, signing, standby
 from midge.wire.messages import Message, masking, proofs
 
 KINDS: Mapping[str, type[Message]] = {
@@ -32,6 +32,7 @@ KINDS: Mapping[str, type[Message]] = {
     "helper": masking.HelperStatement,
     "deposit": masking.Deposit,
     "dealt": masking.Piece,
+    "standby": standby.StandbyMessage,
 }
 PURPOSES: Mapping[str, str] = {
     **dict.fromkeys(("hello", "update", "offer", "statistics", "report"), signing.DEVICE),
@@ -74,6 +75,7 @@ SENTENCES: Mapping[str, str] = {
     "helper": "the mask helper's keys",
     "deposit": "the aggregator names masked updates to the mask helper, and asks for the sum of their masks",
     "dealt": "a piece of the mask helper's sealed answer",
+    "standby": "a sealed message between an aggregator and its standby",
     "envelope": "an announcement's envelope, or that of an alias or a succession",
     "snapshot": "a whole model",
     "step": "a step of the model",

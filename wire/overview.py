@@ -11,6 +11,7 @@ from midge.wire import frames, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorStatus, Message
 from midge.wire.messages.fields import U32, U63, Metrics, Sentence, Word
+from midge.wire.standby import StandbyState
 
 ROWS = 200
 """Rows of a page: about 32 KiB, which every broker takes."""
@@ -94,6 +95,8 @@ class Overview(Message):
     """What the devices of a private federation have spent, by name: `budget` and `worst` (the ε of each device, and the
     largest spent one), `delta`, `accounts` (devices that have spent any), `exhausted` (devices that may give nothing
     more), `bare` (the last step without noise, whose work no figure covers; 0 if there is none)."""
+    standby: StandbyState | None = None
+    """The standby; nil if no release key allows one."""
 
 
 def encode_pages(about: Overview, rows: Iterable[DeviceRow], devices: int, *, most: int = MOST) -> Iterator[bytes]:

@@ -23,6 +23,7 @@ _SHAPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (rf"(?P<federation>{_NAME})/renewed/(?P<device>{_NAME})", ("renewed",)),
     (rf"(?P<federation>{_NAME})/authorities", ("authorities",)),
     (rf"(?P<federation>{_NAME})/claim", ("claim",)),
+    (rf"(?P<federation>{_NAME})/standby/(?:copy|follow)", ("standby",)),
     (rf"(?P<federation>{_NAME})/helper", ("envelope",)),
     (rf"(?P<federation>{_NAME})/helper/deposit", ("deposit",)),
     (rf"(?P<federation>{_NAME})/helper/dealt", ("dealt",)),

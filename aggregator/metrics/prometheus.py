@@ -74,6 +74,7 @@ class Exposition:
         yield from self._health()
         yield from self._durability()
         yield from self._privacy()
+        yield from self._standby()
         for name, text, value in (
             ("midge_model_version", "Newest released version", core.version),
             ("midge_model_step", "Steps applied", core.step),
@@ -134,6 +135,18 @@ class Exposition:
             ("midge_privacy_delta", "δ of these ε", spent.delta),
             ("midge_privacy_exhausted_devices", "Devices that may give nothing more", spent.exhausted),
             ("midge_privacy_bare_step", "The last step without noise, 0 if there is none", spent.bare),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+
+    def _standby(self) -> Iterable[Metric]:
+        """How far the standby is; nothing where none is meant to be."""
+        state = self._aggregator.feed.state(time.monotonic())
+        if state is None or not self._aggregator.feed.expected:
+            return
+        for name, text, value in (
+            ("midge_standby", "1 if a standby follows this store", float(state.state == "following")),
+            ("midge_standby_lag_seconds", "Age of the oldest transaction that the standby lacks", state.seconds),
+            ("midge_standby_lag_updates", "Receipted updates that the standby lacks", state.updates),
         ):
             yield GaugeMetricFamily(name, text, value=value)
 

@@ -188,6 +188,11 @@ class AnnouncementSigner:
         return self._keys is not None
 
     @property
+    def newest_key(self) -> PrivateKey | None:
+        """The last of the keys, in force or not; None if nothing is signed."""
+        return None if self._keys is None else self._keys.keys[-1][1]
+
+    @property
     def seal_keys(self) -> tuple[bytes, ...]:
         """Private keys of the public keys that devices may have sealed to, the newest first."""
         return () if self._keys is None else tuple(sealing.derive(key) for _, key in reversed(self._keys.keys))

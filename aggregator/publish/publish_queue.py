@@ -96,10 +96,16 @@ class PublishQueue:
         waiting.pop(topic, None)
         waiting[topic] = post
 
-    def clear(self) -> None:
+    def drop(self) -> None:
+        """Drop what was not sent."""
         for waiting in (self._receipts, self._retained, self._answer, self._again):
             waiting.clear()
-        self._under_way = self._bytes_under_way = self._receipt_bytes = 0
+        self._receipt_bytes = 0
+
+    def clear(self) -> None:
+        """Begin again, on another connection."""
+        self.drop()
+        self._under_way = self._bytes_under_way = 0
 
     def __len__(self) -> int:
         return sum(map(len, (self._receipts, self._retained, self._answer, self._again))) + self._under_way

@@ -28,6 +28,8 @@ log = logging.getLogger("aggregator")
 DATABASE, WITNESS = "store.db", "store.db.witness"
 UNFINISHED = ".unfinished"
 """A folder in a store's directory during a restore."""
+FOLLOWS = "follows"
+"""A file in the directory of a store that follows another one (`aggregator.standby`)."""
 CHANGES, WITNESSED = "changes", "witness"
 """Names in the metadata: the number of changes beside the journal, and whether the store has a witness."""
 _COLUMNS = {
@@ -174,6 +176,11 @@ def check_consistency(directory: Path) -> bool:
     Raises:
         StoreError: its files do not belong together, or it is of a later Midge.
     """
+    if (directory / FOLLOWS).exists():
+        raise StoreError(
+            f"The store {directory} is the copy of a standby: start it with --standby. If the aggregator that it "
+            f"follows will not come back: midge store promote {directory}"
+        )
     found = examine(directory)
     if found is None:
         _refuse_leftovers(directory)

@@ -140,6 +140,7 @@ class Segments:
         try:
             os.pwrite(file, bytes(size), offset)
             os.fdatasync(file)
+            os.utime(file)  # the time of a write is coarse, and a standby's copy must see that it changed
         finally:
             os.close(file)
         return True

@@ -168,6 +168,15 @@ class Store(StoreDatabase):
             meta_table.enter(db, CHANGES, changes)
         self._note(replace(self._noted, changes=changes))
 
+    @property
+    def decided(self) -> int:
+        """Updates decided on since the store began."""
+        return self._noted.updates
+
+    def on_commit(self, call: Callable[[], None] | None) -> None:
+        """Have this called after each transaction of the database; None calls nothing."""
+        self._database.committed = call
+
     def constant(self, name: str, make: Callable[[], Any]) -> Any:
         """A value that is made once, and then stays as long as the store."""
         rows = self.query("SELECT value FROM meta WHERE name = ?", (name,))

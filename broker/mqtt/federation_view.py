@@ -115,6 +115,7 @@ class FederationView:
             "model": None,
             "metrics": {},
             "privacy": {},
+            "standby": None,
             "bytes_in": 0,
             "bytes_out": 0,
             "devices": self.devices,
@@ -166,6 +167,7 @@ class FederationView:
         self._set_status(header.status)
         found["answered"], found["left_out"] = True, header.left_out
         found["metrics"], found["privacy"] = dict(header.metrics), dict(header.privacy)
+        found["standby"] = None if header.standby is None else header.standby.model_dump()
         found["bytes_in"], found["bytes_out"] = header.bytes_in, header.bytes_out
         if found["model"] is not None:
             found["model"] |= {name: found["aggregator"][name] for name in ("version", "step", "generation")}

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from midge.commands.apps import attribute, load_app
 from midge.commands.page import add_page, live_page
-from midge.commands.parts import Problem, Subparsers, read_config, server_side, user_errors
+from midge.commands.parts import Parser, Problem, Subparsers, read_config, server_side, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.settings import settings_file
 from midge.commands.telling import add_log, in_words, printer
 from midge.running import Service, run_until_interrupted
 from midge.wire.messages import MICRO
+from midge.wire.standby import TAKEOVER
 from midge.wire.topics import DISCOVERY, HomeTopics
 
 if TYPE_CHECKING:
     from midge.aggregator.service import Aggregator
+    from midge.aggregator.standby.policy import StandbyPolicy
     from midge.configuration.aggregator_file import AggregatorSettings
 
 
@@ -75,10 +77,44 @@ def register(subparsers: Subparsers) -> None:
         help="show the federation in Home Assistant, with a switch to pause it, by MQTT discovery under PREFIX "
         f"({DISCOVERY})",
     )
+    _add_standby(parser)
     add_log(parser)
     add_page(parser)
     add_place(parser)
     parser.set_defaults(run=run)
+
+
+def _add_standby(parser: Parser) -> None:
+    parser.add_argument(
+        "--standby",
+        action="store_true",
+        help="follow the aggregator that serves on another host, and take over if it is silent; needs its release key",
+    )
+    parser.add_argument(
+        "--sync",
+        action="store_true",
+        help="send receipts only for what the standby has on its disk: none is lost with this host",
+    )
+    parser.add_argument(
+        "--alone-after",
+        type=float,
+        metavar="S",
+        help="with --sync: go on without a standby that is away for S seconds (default: wait for it)",
+    )
+    parser.add_argument(
+        "--takeover-after",
+        type=float,
+        metavar="S",
+        help=f"seconds of silence after which a standby takes over (default: {TAKEOVER:g})",
+    )
+
+
+def _standby(args: argparse.Namespace, policy: "StandbyPolicy") -> "StandbyPolicy":
+    """How it works together with another one: as the app says, or the options."""
+    given = {name: getattr(args, name) for name in ("alone_after", "takeover_after")}
+    given |= {"follow": args.standby or None, "sync": args.sync or None}
+    with user_errors():
+        return replace(policy, **{name: value for name, value in given.items() if value is not None})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
     if args.features is not None:
         fields["features"] = [name.strip() for name in args.features.split(",") if name.strip()]
     fields["strategy"] = strategy_for(args, app.config.strategy)
+    fields["standby"] = _standby(args, app.config.standby)
     with user_errors():
         config = replace(app.config, **fields)
         app.config = replace(config, on_event=printer(args, "aggregator", config.federation))
@@ -114,7 +151,9 @@ def run(args: argparse.Namespace) -> int:
         if args.page is not None:
             page = stack.enter_context(live_page(args, app.config.topics, app.config.directory))
             page.observe(app.config.connector)
-        run_until_interrupted(app if args.home_assistant is None else _shown(app, args.home_assistant), reload)
+        run_until_interrupted(_service(app, args), reload)
+    if not app.open_now:
+        return 0  # a standby that has not served has no model of its own
     path = Path(args.model) if args.model else app.config.directory / "model.safetensors"
     try:
         app.export(path)
@@ -165,11 +204,21 @@ def _nothing_to_reload() -> None:
     logging.getLogger("midge").warning("There is no settings file to read again; start again for another program.")
 
 
-def _shown(app: Any, prefix: str) -> Service:
-    from midge.aggregator.home_assistant_bridge import ShownAggregator  # noqa: PLC0415 - who wants it
+def _service(app: Any, args: argparse.Namespace) -> Service:
+    """The aggregator, alone or one of two, and what shows it to Home Assistant."""
+    service: Service = app
+    if app.config.standby.follow:
+        from midge.aggregator.standby.service import StandbyAggregator  # noqa: PLC0415 - who has one
 
-    with user_errors():
-        return ShownAggregator(app, HomeTopics(app.config.topics, prefix))
+        if args.home_assistant is not None:
+            raise Problem("Home Assistant is shown by the aggregator alone: leave out --home-assistant with --standby.")
+        service = StandbyAggregator(app)
+    if args.home_assistant is not None:
+        from midge.aggregator.home_assistant_bridge import ShownAggregator  # noqa: PLC0415 - who wants it
+
+        with user_errors():
+            service = ShownAggregator(app, HomeTopics(app.config.topics, args.home_assistant))
+    return service
 
 
 def _serve_metrics(app: Any, place: str) -> None:

@@ -125,6 +125,8 @@ def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:
             yield f"            A training has {counted(steps, 'local step')}."
     if privacy := found.get("privacy"):
         yield from _privacy_lines(privacy)
+    if (standby := found.get("standby")) and (standby["state"] != "none" or standby["waits"] or standby["why"]):
+        yield from _standby_lines(standby)
     states = Counter(device["state"] for device in devices.values())
     if devices or aggregator is not None:
         told = (f"{number} {state}" for state, number in states.most_common())
@@ -161,6 +163,18 @@ def _aggregator_lines(found: Mapping[str, Any], now: float) -> Iterator[str]:
     )
     last = f"the last accepted {spell(now - health['accepted'])} ago" if health["accepted"] else "none accepted"
     yield f"updates     {last}; in the last 5 min: {counts or 'none'}"
+
+
+def _standby_lines(standby: Mapping[str, Any]) -> Iterator[str]:
+    name = f" ({standby['name']})" if standby["name"] else ""
+    behind = "it has everything"
+    if standby["number"]:
+        updates = counted(standby["updates"], "update")
+        behind = f"{counted(standby['number'], 'transaction')}, {standby['seconds']:.1f} s and {updates} behind"
+    sync = "receipts wait for it" if standby["waits"] else "receipts do not wait for it"
+    yield f"standby     {standby['state']}{name}: {behind}; {sync}"
+    if standby["why"]:
+        yield f"            {standby['why']}"
 
 
 def _privacy_lines(privacy: Mapping[str, float]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`midge store verify | backup | restore | salvage`: protect an aggregator's store against damaged or lost disks."""
+"""`midge store verify | backup | restore | promote | salvage`: keep a store that outlives its disk, or its host."""
 
 import argparse
 import getpass
@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midge.commands.parts import Parser, Subparsers, server_side
+from midge.commands.parts import Parser, Problem, Subparsers, server_side
 from midge.wire.inert import inert
 from midge.wire.plurals import counted
 
@@ -62,6 +62,16 @@ def register(subparsers: Subparsers) -> None:
         action="store_true",
         help="of a private federation: devices may spend again what they have spent since the backup",
     )
+    promoting = _action(
+        actions,
+        "promote",
+        run_promote,
+        help="have a standby take over now",
+        description="Have the standby whose copy this is serve, also if it would not by itself: because its copy is "
+        "old, or it has not followed since it was started. Stop the aggregator that it follows first: while that one "
+        "serves, nothing is taken over.",
+    )
+    promoting.add_argument("store", metavar="STORE", help="the standby's store")
     salvaging = _action(
         actions,
         "salvage",
@@ -143,6 +153,25 @@ def run_restore(args: argparse.Namespace) -> int:
             f"{args.store} is as it was on {made}: version {manifest.version}, {manifest.lsn} records. What was "
             "accepted since is not in it. Start the aggregator: it begins a new generation, and the devices go on "
             "from there."
+        )
+    return 0
+
+
+def run_promote(args: argparse.Namespace) -> int:
+    with server_side():
+        from midge.aggregator.standby.files import follows, promote  # noqa: PLC0415 - an extra
+    directory = Path(args.store)
+    if directory.exists() and any(directory.glob("store.db")) and not follows(directory):
+        raise Problem(f"{directory} is no standby's: its aggregator serves, or may be started as it is.")
+    try:
+        promote(directory)
+    except OSError as error:
+        raise Problem(f"The order cannot be written to {directory} ({error.strerror}).") from error
+    if args.json:
+        print(json.dumps({"ok": True, "store": args.store}))
+    else:
+        print(
+            f"The standby of {directory} takes over within a second, or when it is started (midge aggregate --standby)."
         )
     return 0
 

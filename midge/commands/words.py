@@ -17,6 +17,8 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Read {file} again: {', '.join(changed) + ' changed.' if changed else 'nothing has changed.'}"
         case {"event": "connected"}:
             return "Connected to the broker."
+        case {"event": "standby", "state": state, "why": why}:
+            return f"Standby: {state}{'. ' + why if why else '.'}"
         case {"event": "disconnected", "why": why}:
             return f"Not connected: {why}"
         case {"event": "unannounced", "why": why}:

@@ -24,6 +24,12 @@ OPTIONS: Final[Mapping[str, Table]] = {
     "store": {"export": "model"},
     "metrics": {"listen": "metrics"},
     "page": {"listen": "page", "token_file": "page_token_file", "names": "page_name"},
+    "standby": {
+        "follow": "standby",
+        "sync": "sync",
+        "alone_after": "alone_after",
+        "takeover_after": "takeover_after",
+    },
     "home_assistant": {"prefix": "home_assistant"},
     "log": {"json_lines": "json", "format": "log"},
 }
@@ -54,6 +60,7 @@ LEFT_OUT: Final = {
     "strategy": "a table of its own",
     "limits": "a table of its own",
     "registry": "a table of its own",
+    "standby": "a table of its own",
     "evaluate": "evaluate of [model]",
     "on_event": "[log]",
     "replace": "is for one start: midge aggregate --replace",
@@ -110,6 +117,7 @@ def model_for(parser: argparse.ArgumentParser) -> type[SettingsTable]:
 TEXTS: Final = {
     "security": "Keys: files, never their contents.",
     "home_assistant": "What Home Assistant is shown.",
+    "standby": "A second host that follows this store, and takes over: the same on both.",
     "page": "A live page of the federation.",
     "metrics": "Numbers for Prometheus.",
     "log": "What is printed.",

@@ -96,12 +96,16 @@ SETTINGS = {
 """The settings file that each unit's settings.conf names, and what may stand in it."""
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
-def test_a_unit_serves_a_settings_file_with_its_bundle(unit: Path, fleet: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("unit", "file"),
+    [*((unit, "settings.conf") for unit in UNITS), (UNITS[0], "standby.conf")],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_unit_serves_a_settings_file_with_its_bundle(unit: Path, file: str, fleet: Path, tmp_path: Path) -> None:
     """The settings are right with the bundle that systemd hands over, and systemd understands the changed unit."""
     name, text = SETTINGS[unit.name]
     (tmp_path / name).write_text(text)
-    change = (unit.with_name(f"{unit.name}.d") / "settings.conf").read_text()
+    change = (unit.with_name(f"{unit.name}.d") / file).read_text()
     (line,) = re.findall(r"^ExecStart=/opt/midge/bin/midge \w+ --config (.+)$", change, re.MULTILINE)
     bundle = fleet / ("aggregator" if "aggregator" in unit.name else "devices/dev0001")
     for old, new in (("/etc/midge", str(tmp_path)), ("%i", "pump-17"), ("%d", str(bundle))):
@@ -111,7 +115,7 @@ def test_a_unit_serves_a_settings_file_with_its_bundle(unit: Path, fleet: Path, 
     assert (done.returncode, done.stderr) == (0, "")
     copy = tmp_path / unit.name.replace("@", "@pump-17")
     (tmp_path / f"{copy.name}.d").mkdir()
-    for path, said in ((copy, unit.read_text()), (tmp_path / f"{copy.name}.d" / "settings.conf", change)):
+    for path, said in ((copy, unit.read_text()), (tmp_path / f"{copy.name}.d" / file, change)):
         path.write_text(said.replace("/opt/midge/bin/midge", sys.executable))
     done = analyze("verify", "--man=no", str(copy))
     assert done.returncode == 0 and copy.name not in done.stderr, done.stderr

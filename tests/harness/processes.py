@@ -106,14 +106,16 @@ def aggregator(  # noqa: PLR0917 - a command line
     program: Sequence[str] = PROGRAM,
     store: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    name: str = "aggregator",
+    options: Sequence[str] = (),
 ) -> Actor:
     """The ledger's aggregator; its model is `model.safetensors` once it has ended in order."""
-    command = [*program, "aggregate", "tests.harness.ledger:app", "--broker", url, "--json"]
+    command = [*program, "aggregate", "tests.harness.ledger:app", "--broker", url, "--json", *options]
     command += ["--model", str(directory / "model.safetensors")]
     words = {name: getattr(books, name) for name in Books.__dataclass_fields__}
     words["store"] = store or directory / "store"
     variables = {BOOKS: " ".join(f"{name}={value}" for name, value in words.items()), **(environment or {})}
-    return Actor("aggregator", command, directory / "aggregator.log", variables)
+    return Actor(name, command, directory / f"{name}.log", variables)
 
 
 def fleet(

@@ -19,6 +19,7 @@ from midge.__main__ import main
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.metrics.prometheus import serve
 from midge.aggregator.service import Aggregator
+from midge.aggregator.standby.policy import StandbyPolicy
 from midge.broker.embedded.in_memory import Twin
 from midge.wire.frames import encode
 from midge.wire.messages import DeviceState, Report, Verdict
@@ -71,6 +72,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, set[st
             initial={"w": np.zeros(3, np.float32)},
             store=directory / "store",
             release_key=key,
+            standby=StandbyPolicy(follow=True),
         )
     )
     aggregator.open()
