@@ -79,6 +79,7 @@ class AggregatorConfig:
             key there must sign what it sends.
         require_signed: refuse devices without a key there.
         require_sealed: refuse updates that are not sealed.
+        post_quantum: have devices seal to keys of ML-KEM-768 and X25519; needs cryptography 50 on both sides.
         credential_files: certificates and authorities that the connector uses: an alarm warns 60 days before one of
             them, or the release key, expires.
         limits: how much devices may send, and when one is quarantined.
@@ -120,6 +121,7 @@ class AggregatorConfig:
     device_keys: Mapping[str, bytes | PublicKey] | str | Path | None = None
     require_signed: bool = False
     require_sealed: bool = False
+    post_quantum: bool = False
     credential_files: Sequence[Path] = ()
     limits: IngressLimits = field(default_factory=IngressLimits)
     retention: float | None = RETENTION

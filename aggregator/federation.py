@@ -22,6 +22,7 @@ from midge.aggregator.ingress.filter import Bodies, IngressFilter
 from midge.aggregator.ingress.rate_limits import Admission
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
+from midge.aggregator.ingress.sealing_keys import KEYS, SealingKeys
 from midge.aggregator.issuing import IssuedNumbers
 from midge.aggregator.metrics.credential_alarms import CredentialAlarms
 from midge.aggregator.metrics.device_activity import DeviceActivity
@@ -97,6 +98,10 @@ class FederationRuntime:
             self.revocations = Revocations(self.names, self.issuer, outlet)
             self._restored = marked(self.store)
             self.issued = IssuedNumbers(self.issuer, self.store, outlet, raise_epoch=config.raise_epoch)
+            if self.issuer.signs and self.issuer.seals:
+                self.issuer.daily = SealingKeys(
+                    self.store.directory / KEYS, self.issuer.dating.now, hybrid=config.post_quantum
+                )
             key = () if config.release_key is None else (Path(config.release_key),)
             self.credential_alarms = CredentialAlarms((*config.credential_files, *key), self.issuer.dating.now)
             # Measured once for the life of the process: a clock that is set meanwhile must not move journaled times.
@@ -121,6 +126,7 @@ class FederationRuntime:
                 outlet=outlet,
                 encode_trouble=self.issuer.trouble,
             )
+            self._ingress.credentials.daily = self.issuer.daily
             self.registry = RegistryKeeper(
                 config.registry,
                 self._observed,
@@ -290,6 +296,8 @@ class FederationRuntime:
             for post in self.shelf.reissued(channel):
                 self._outlet.put(post)
         self.issued.report_clock()
+        if self.issuer.daily is not None:
+            self.issuer.daily.roll()
         if self.core.full is not None:
             if now - self._looked_for_room >= _LOOK_FOR_ROOM:
                 self._looked_for_room = now

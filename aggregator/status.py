@@ -25,6 +25,8 @@ class StatusPublisher:
         self._federation, self._boot, self._put = federation, boot, put
         self._held: str | None = None
         """Why no updates are accepted, as last published."""
+        self._number = 0
+        """The number of the key of the day, as last published."""
         self.health = HealthReporter(federation, tell, self.publish)
 
     def status(self, state: AggregatorState | None = None, why: str = "") -> AggregatorStatus:
@@ -53,11 +55,17 @@ class StatusPublisher:
     def publish(self) -> None:
         """Publish the current status."""
         self._held, finding = self._federation.hold, self._federation.watchdog.finding
+        self._number = self._key_number
         tells = finding.state.alarming or finding.obstacle not in ("", "no device")
         why = finding.why if tells else ""  # devices show it to their owners
         self._put(self.post(why=self._held or why))
 
     def follow_hold(self) -> None:
-        """Publish the status if updates are accepted again, or no longer."""
-        if self._federation.hold != self._held:
+        """Publish the status if updates are accepted again, or no longer, or are sealed to another key."""
+        if self._federation.hold != self._held or self._key_number != self._number:
             self.publish()
+
+    @property
+    def _key_number(self) -> int:
+        daily = self._federation.issuer.daily
+        return 0 if daily is None else daily.number

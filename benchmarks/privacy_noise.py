@@ -9,10 +9,11 @@ accounted ε has a fault: less noise than it says, or noise that is not on every
 
 import json
 import math
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.privacy_secure import Federation
+from benchmarks.privacy_secure import Federation, spread
 from midge.aggregator.core.presets import fedbuff, private, secure
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.records import StepRecord
@@ -220,23 +221,22 @@ def noise_for(epsilon: float, contributions: int, delta: float = DELTA, honest: 
     return high * (1 + 1e-9)
 
 
-def _accuracies(case: Case, data: FleetData, seeds: int, strategy: Strategy) -> tuple[float, Simulated]:
-    """The mean of the final accuracies over seeds, and one of the runs."""
+def _accuracies(case: Case, data: FleetData, seeds: Sequence[int], strategy: Strategy) -> tuple[list[float], Simulated]:
+    """The final accuracy of each seed, and one of the runs."""
     found = []
-    for seed in range(1, seeds + 1):
+    for seed in seeds:
         model = model_for(data, case.model, seed=seed)
         # Until every device has given what its budget allows.
         found.append(simulate(model, data=data, strategy=strategy, seed=seed, seconds=case.contributions + 4.0))
-    scores = [float(run.metrics["accuracy"][-1]) for run in found]
-    return float(np.mean(scores)), found[-1]
+    return [float(run.metrics["accuracy"][-1]) for run in found], found[-1]
 
 
-def _plain_accuracy(case: Case, data: FleetData, seeds: int) -> float:
-    """The accuracy without clipping, noise and budget: at the rate of the private one, or at one that delays bound."""
+def _plain_accuracy(case: Case, data: FleetData, seeds: Sequence[int]) -> list[float]:
+    """The accuracies without clipping, noise and budget: at the rate of the private one, or one that delays bound."""
     plan = Plan(codec="float32", feedback=False)
     plain = partial(fedbuff, case.k, staleness=constant(), deadline=None, norm_limit=None, plan=plan)
     rates = (plain(server_rate=case.rate, bounded=False), plain(server_rate=1.0, bounded=False), plain())
-    return max(_accuracies(case, data, seeds, strategy)[0] for strategy in rates)
+    return max((_accuracies(case, data, seeds, strategy)[0] for strategy in rates), key=statistics.median)
 
 
 def step_seconds(params: int, k: int, privacy: Privacy | None, times: int = 5) -> float:
@@ -263,9 +263,9 @@ SHARED = replace(LINEAR, epsilons=(2.0, 4.0, 8.0))
 K_MIN, COLLUDING = 160, 16
 
 
-def shared_rows(source: str, *, quick: bool) -> Iterator[dict[str, Any]]:
+def shared_rows(source: str, seeds: Sequence[int], *, quick: bool) -> Iterator[dict[str, Any]]:
     """Distributed noise: the devices of the linear case add it themselves, in sums of all of them."""
-    seeds, runs, case = (1,) if quick else (1, 2, 3), RUNS if quick else 5 * RUNS, SHARED
+    runs, case = RUNS if quick else 5 * RUNS, SHARED
     for budget in case.epsilons[-1:] if quick else case.epsilons:
         multiplier = noise_for(budget, case.contributions, honest=K_MIN - COLLUDING)
         privacy = Privacy(case.clip, multiplier, budget, DELTA)
@@ -287,8 +287,8 @@ def shared_rows(source: str, *, quick: bool) -> Iterator[dict[str, Any]]:
             "k": case.k,
             "bytes_per_param": round(masking.size(size, plan.ring) / size, 3),
             "step_seconds": None,
-            "accuracy": round(float(np.mean(found)), 4),
-            "float32_accuracy": round(max(float(np.mean(each)) for each in plain), 4),
+            **spread("accuracy", found),
+            **spread("float32_accuracy", max(plain, key=statistics.median)),
             "epsilon": round(promised.spent(case.contributions), 4),
             "epsilon_lower": round(shown.lower, 4),
             "epsilon_one": round(shown.accounted, 4),
@@ -320,9 +320,9 @@ class SumsOfAll:
             self._waiting.clear()
 
 
-def rows(source: str, *, quick: bool) -> Iterator[dict[str, Any]]:
+def rows(source: str, seeds: Sequence[int], *, quick: bool) -> Iterator[dict[str, Any]]:
     """Central differential privacy: one row for each case and budget."""
-    seeds, runs = (1, RUNS) if quick else (5, 5 * RUNS)
+    runs = RUNS if quick else 5 * RUNS
     for case in (LINEAR, PERCEPTRON, SMALL_GROUPS):
         data = load(source, devices=case.devices)
         plain = _plain_accuracy(case, data, seeds)
@@ -340,8 +340,8 @@ def rows(source: str, *, quick: bool) -> Iterator[dict[str, Any]]:
                 "bytes_per_param": round(float(run.bytes_up.sum()) / max(len(run.senders), 1) / size, 3),
                 "step_seconds": round(step_seconds(size, case.k, privacy), 5),
                 "plain_step_seconds": round(step_seconds(size, case.k, None), 5),
-                "accuracy": round(accuracy, 4),
-                "float32_accuracy": round(plain, 4),
+                **spread("accuracy", accuracy),
+                **spread("float32_accuracy", plain),
                 "epsilon": round(float(run.privacy["worst"]), 4),
                 "epsilon_lower": round(shown.lower, 4),
                 "delta": DELTA,

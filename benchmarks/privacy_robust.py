@@ -4,7 +4,6 @@ No single update is known, so a liar can put anything into the ring. The rows co
 bounded, with the median of five groups, which the helper deals at random, with and without holding suspects back.
 """
 
-import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.privacy_secure import CLIP, LEVELS, LINEAGE, SCALE, Federation, Parties, opened_sum
+from benchmarks.privacy_secure import CLIP, LEVELS, LINEAGE, SCALE, Federation, Parties, opened_sum, spread
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.buffered import Buffered
 from midge.aggregator.core.groups import OpenedGroups
@@ -132,9 +131,8 @@ def run(source: str, kind: str, liars: int, rule: str, *, steps: int, seed: int)
     return Found(accuracy, len(set(sums.groups.suspects) & set(lying)), len(sums.innocent))
 
 
-def rows(source: str, *, quick: bool) -> Iterator[dict[str, Any]]:
+def rows(source: str, seeds: Sequence[int], *, quick: bool) -> Iterator[dict[str, Any]]:
     """One row for each kind of liar, number of liars and rule."""
-    seeds: Sequence[int] = (1,)
     for kind in KINDS[:2] if quick else KINDS:
         for liars in (0,) if kind == "none" else (5,):
             for rule in ("one sum", "groups", "groups, suspects held"):
@@ -147,7 +145,7 @@ def rows(source: str, *, quick: bool) -> Iterator[dict[str, Any]]:
                     "groups": 1 if rule == "one sum" else GROUPS,
                     "liars": liars,
                     "kind": kind,
-                    "accuracy": round(statistics.mean(each.accuracy for each in found), 4),
-                    "caught": round(statistics.mean(each.caught for each in found), 2),
-                    "innocent": round(statistics.mean(each.innocent for each in found), 2),
+                    **spread("accuracy", [each.accuracy for each in found]),
+                    **spread("caught", [each.caught for each in found]),
+                    **spread("innocent", [each.innocent for each in found]),
                 }

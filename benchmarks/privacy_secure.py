@@ -43,17 +43,29 @@ class Mode:
 
     name: str
     slices: int
+    hybrid: bool = False
+    """Whether all is sealed to keys of ML-KEM-768 and X25519."""
 
 
 MASKED = (Mode("secure", 1), Mode("secure, slices=4", 4))
+HYBRID = Mode("secure, post-quantum", 1, hybrid=True)
+
+
+def spread(name: str, found: Sequence[float]) -> Row:
+    """The median of a value over seeds, and its range."""
+    low, high = round(min(found), 4), round(max(found), 4)
+    return {name: round(statistics.median(found), 4), f"{name}_range": [low, high]}
 
 
 class Parties:
     """A helper with a real ledger, and devices with keys. Everything is signed and sealed as in production."""
 
-    def __init__(self, folder: Path, names: Sequence[str], wanted: Masking, size: int, values: int) -> None:
+    def __init__(
+        self, folder: Path, names: Sequence[str], wanted: Masking, size: int, values: int, *, hybrid: bool = False
+    ) -> None:
         self.release, key = signing.new_key(), signing.new_key()
         self._opens = sealing.derive(self.release)
+        self.daily = sealing.public(sealing.new_key(hybrid=hybrid))
         self.devices = {name: signing.new_key() for name in names}
         roster = {name: device.public for name, device in self.devices.items()}
         config = HelperConfig(
@@ -64,6 +76,7 @@ class Parties:
             release_keys=[self.release.public],
             roster=roster,
             least=wanted.least,
+            post_quantum=hybrid,
         )
         self.helper = MaskHelper(config)
         self._size, self._values, self._asked, self.store = size, values, 0, b""
@@ -137,12 +150,12 @@ def costs(repeats: int) -> Iterator[Row]:
     """Bytes of an update, and seconds of a step of helper and aggregator, on one core."""
     schema = Schema.of({"w": np.zeros(PARAMETERS, np.float32)})
     rng = np.random.default_rng(1)
-    for mode in MASKED:
+    for mode in (*MASKED, HYBRID):
         wanted = _masking(mode, DEVICES, clip=1.0, scale=2.0 / PARAMETERS**0.5)
         names = [f"device-{number}" for number in range(DEVICES)]
         seconds, sizes = [], []
         with tempfile.TemporaryDirectory() as folder:
-            parties = Parties(Path(folder), names, wanted, DEVICES, PARAMETERS)
+            parties = Parties(Path(folder), names, wanted, DEVICES, PARAMETERS, hybrid=mode.hybrid)
             after = 0
             for round_ in range(repeats):
                 asked, bodies, tickets = parties.announcement(round_), {}, []
@@ -150,7 +163,7 @@ def costs(repeats: int) -> Iterator[Row]:
                     delta = rng.normal(0, 1 / PARAMETERS**0.5, PARAMETERS).astype(np.float32)
                     made = parties.maskers[name].mask(delta, update_of(asked, "", b""), asked, schema, None)
                     bodies[name, round_ + 1] = made.body
-                    sizes.append(_sent(parties, name, made, asked))
+                    sizes.append(_sent(parties, name, made))
                     tickets.append(parties.ticket(name, made, round_ + 1))
                 began = time.process_time()
                 dealt, body = parties.ask(tickets, after)[-1]
@@ -163,10 +176,11 @@ def costs(repeats: int) -> Iterator[Row]:
         yield _row(mode.name, params=PARAMETERS, k=DEVICES, bytes=statistics.mean(sizes) / PARAMETERS, step=seconds)
 
 
-def _sent(parties: Parties, name: str, made: EncodedUpdate, asked: Announcement) -> int:
+def _sent(parties: Parties, name: str, made: EncodedUpdate) -> int:
     """Bytes of the payload that carries an update: header, entry, signatures, and the sealed body."""
-    update, body = sealing.confide(made.update.model_copy(update={"sealed": sealing.NAME}), made.body)
-    sealed = sealing.seal(body, asked.seal_key, sealing.about(FEDERATION, name, update))
+    about = {"sealed": sealing.NAME, "number": 2**62, "key": sealing.key_id(parties.daily)}
+    update, body = sealing.confide(made.update.model_copy(update=about), made.body)
+    sealed = sealing.seal(body, parties.daily, sealing.about(FEDERATION, name, update))
     update = update.model_copy(update={"outbox": 2**62, "seq": 1000, "size": len(sealed)})
     signed = masking.signed_entry(parties.devices[name], FEDERATION, name, update)
     context = signing.of_device(FEDERATION, name)
@@ -187,8 +201,8 @@ def _row(mode: str, **found: Any) -> Row:
         "k": found["k"],
         "bytes_per_param": None if "bytes" not in found else round(found["bytes"], 4),
         "step_seconds": None if step is None else round(statistics.median(step), 4),
-        "accuracy": found.get("accuracy"),
-        "float32_accuracy": found.get("float32"),
+        **found.get("accuracy", {"accuracy": None}),
+        **found.get("float32", {"float32_accuracy": None}),
         "epsilon": None,
         "epsilon_lower": None,
     }
@@ -302,8 +316,8 @@ def accuracies(sources: Sequence[str], steps: int, seeds: Sequence[int], modes: 
                 data=Path(source).stem,
                 params=federations[0].schema.size,
                 k=size,
-                accuracy=round(statistics.mean(found), 4),
-                float32=round(statistics.mean(plain), 4),
+                accuracy=spread("accuracy", found),
+                float32=spread("float32_accuracy", plain),
             )
 
 

@@ -37,8 +37,15 @@ def _line(cells: Iterable[object]) -> str:
     return f"| {' | '.join(map(str, cells))} |".replace("| --- ", "|---").replace("---|---", "---|---")
 
 
-def _quality(row: Row, value: float) -> str:
-    return f"{value:.2f} cycles" if row["data"] == "cmapss_fd001" else f"{100 * value:.1f} %"
+def _quality(row: Row, name: str) -> str:
+    """The median of a value over seeds, with its range."""
+    cycles = row.get("data") == "cmapss_fd001"
+
+    def said(value: float) -> str:
+        return f"{value:.2f}" if cycles else f"{100 * value:.1f}"
+
+    unit, limits = "cycles" if cycles else "%", row.get(f"{name}_range")
+    return f"{said(row[name])} {unit}" + (f" ({said(limits[0])}–{said(limits[1])})" if limits else "")
 
 
 def price(rows: list[Row]) -> list[str]:
@@ -64,8 +71,8 @@ def price(rows: list[Row]) -> list[str]:
                 (
                     NAMES[name],
                     f"{found[0]['params']:,}",
-                    _quality(found[0], found[0]["float32_accuracy"]),
-                    *(_quality(row, row["accuracy"]) for row in found),
+                    _quality(found[0], "float32_accuracy"),
+                    *(_quality(row, "accuracy") for row in found),
                 )
                 for name, found in by_set.items()
             ),
@@ -91,7 +98,7 @@ def liars(rows: list[Row]) -> list[str]:
         (
             (
                 KINDS[kind],
-                *(f"{100 * row['accuracy']:.1f} %" for row in each),
+                *(_quality(row, "accuracy") for row in each),
                 f"{each[-1]['caught']:g}" if each[-1]["liars"] else "–",
                 f"{each[-1]['innocent']:g}",
             )
@@ -109,8 +116,8 @@ def noise(rows: list[Row]) -> list[str]:
             (
                 "the aggregator" if row["mode"] == "central" else f"the devices, {row['honest']} of them honest",
                 f"{row['epsilon']:.2g}",
-                f"{100 * row['accuracy']:.1f} %",
-                f"{100 * row['float32_accuracy']:.1f} %",
+                _quality(row, "accuracy"),
+                _quality(row, "float32_accuracy"),
                 f"{row['params']:,}",
                 row["devices"],
                 row["k"],

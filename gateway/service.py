@@ -310,9 +310,7 @@ class Gateway:
             devices=record.devices,
             weight=record.mass,
         ).model_copy(update={"generation": record.generation, "base": record.base, "base_digest": record.base_digest})
-        made = EncodedUpdate(update, body, after)
-        if above.parts.identity.seals(announcement):
-            made = above.parts.identity.seal(made, announcement)
+        made = EncodedUpdate(above.parts.identity.to_be_sealed(update, announcement), body, after)
         if not above.give(made, record.number, now):
             self._resumed, self._full_until = False, now + _FULL
             return False

@@ -52,6 +52,10 @@ class Masker:
             return str(error)
         if required.roster is not None and stated.roster != required.roster:
             return "the mask helper's roster is not the one that this device's owner has pinned"
+        try:
+            sealing.required(hybrid=len(stated.keys[0].key) == sealing.HYBRID_KEY)
+        except ModuleNotFoundError as error:
+            return str(error)
         least = max(required.k_min, plan.least, stated.least)
         if stated.devices < least:
             return f"the mask helper's roster has {stated.devices} devices, and a sum needs {least}"

@@ -177,7 +177,8 @@ class DeviceParts:
 
     def objection(self, announcement: Announcement) -> str | None:
         """Why the owner's requirements forbid training under this announcement; None if they do not."""
-        return unmasked_objection(announcement) if self.masker is None else self.masker.objection(announcement)
+        masked = unmasked_objection(announcement) if self.masker is None else self.masker.objection(announcement)
+        return masked or (self.identity.objection() if self.identity.pinned else None)
 
     def suits(self, announcement: Announcement | None) -> bool:
         """Whether the owner's requirements allow training; if not, a later announcement may be another one."""

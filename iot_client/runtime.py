@@ -22,6 +22,7 @@ from midge.iot_client.connection.hello import hello_frame
 from midge.iot_client.connection.model_fetcher import Fetcher, FetchError
 from midge.iot_client.connection.prediction_feed import PredictionFeed
 from midge.iot_client.connection.publisher import Publisher
+from midge.iot_client.connection.sealed_updates import SealedUpdates
 from midge.iot_client.connection.statistics_message import StatisticsSource
 from midge.iot_client.data.samples import Samples
 from midge.iot_client.intake_reports import report_intake
@@ -68,6 +69,9 @@ class DeviceRuntime:
         config = parts.config
         self.parts = parts
         self._statistics = StatisticsSource(parts)
+        self._made: dict[int, EncodedUpdate] = {}
+        """Encoded updates that are not stored yet, by key."""
+        self.sealed = SealedUpdates(parts.identity, parts.outbox, lambda: self.session.announcement, self._made)
         self.session = DeviceSession(
             config.name,
             parts.outbox.identity,
@@ -82,6 +86,7 @@ class DeviceRuntime:
                 features=sayable(config.feature_names),
                 statistics_by_feature=self._statistics.of_samples,
                 objection=parts.objection,
+                outgoing=self.sealed.outgoing,
             ),
             sent=parts.outbox.sent,
             site=(parts.outbox.remembered(_SITE) or b"").decode(),
@@ -101,8 +106,6 @@ class DeviceRuntime:
         self._training_task = TrainingTask(parts, self.publisher, self.start, self.look, self.session)
         self.state: State | None = None
         """The newest model that was fetched."""
-        self._made: dict[int, EncodedUpdate] = {}
-        """Encoded updates that are not stored yet, by key."""
         self._keys = count(1)
         self._fetching: asyncio.Task[None] | None = None
         self._training: asyncio.Task[None] | None = None
@@ -294,7 +297,7 @@ class DeviceRuntime:
     def store(self, update: Update, key: int) -> bool:
         parts, made = self.parts, self._made.pop(key)
         try:
-            parts.outbox.store(update, made.body, made.residual, sent=self.session.sent)
+            parts.outbox.store(*self.sealed.stored(update, made.body), made.residual, sent=self.session.sent)
             parts.identity.stored(time.monotonic())
         except OutboxFull as error:
             log.warning("%s: %s An update is lost, and none is trained for a while.", parts.config.name, error)
@@ -306,7 +309,7 @@ class DeviceRuntime:
 
     def send(self, update: Update) -> None:
         self.parts.outbox.note_sent(self.session.sent)
-        self._publish_update(self.parts.identity.frame(update, self.parts.outbox.body(update.seq)))
+        self._publish_update(self.parts.identity.frame(update, self.sealed.body(update)))
         failpoint("update.handed_over")
 
     def offer(self, update: Update) -> None:
@@ -318,7 +321,7 @@ class DeviceRuntime:
         self.publisher.send(self.parts.topics.update(self.parts.config.name), payload)
 
     def send_chunks(self, update: Update, parts: tuple[int, ...]) -> None:
-        self.publisher.send_chunks(update, parts)
+        self.publisher.send_chunks(update, parts, self.sealed.piece)
 
     def forget(self, through: int) -> None:
         parts = self.parts
@@ -328,6 +331,7 @@ class DeviceRuntime:
             parts.outbox.forget(through)
         except OutboxFull as error:
             log.warning("%s: %s A settled update stays in it for now.", parts.config.name, error)
+        self.sealed.forget(through)
         failpoint("receipt.followed")
 
     def renew(self, keep: tuple[int, ...]) -> ev.Renewed:
@@ -340,6 +344,7 @@ class DeviceRuntime:
             updates(unsure),
         )
         outbox.renew(keep)
+        self.sealed.renewed()
         failpoint("outbox.renewed")
         self.parts.tell("renewed", kept=len(keep), unsure=unsure)
         return ev.Renewed(outbox.identity, tuple(outbox.held()), outbox.next_seq)

@@ -40,6 +40,8 @@ class HelperConfig:
     """Seconds for which an opening key is kept after devices have stopped to seal to it."""
     root: str = DEFAULT_ROOT
     """The topic root."""
+    post_quantum: bool = False
+    """Whether devices seal seeds to keys of ML-KEM-768 and X25519: all need cryptography 50 or newer."""
     on_event: Callable[[dict[str, Any]], None] | None = field(default=None, compare=False)
     """Called with a dict for each event."""
 

@@ -51,7 +51,9 @@ class MaskHelper:
         make_folder(Path(config.directory))
         self._ledger = Ledger(Path(config.directory))
         self._ledger.open()
-        self._keys = OpeningKeys(Path(config.directory) / "opening.keys", clock, config.keep)
+        self._keys = OpeningKeys(
+            Path(config.directory) / "opening.keys", clock, config.keep, hybrid=config.post_quantum
+        )
         if self._keys.dealt > self._ledger.dealt:
             log.warning("The ledger in %s is an old copy. Its opening keys are erased.", config.directory)
             self._keys.erase()

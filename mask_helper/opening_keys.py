@@ -4,13 +4,12 @@ They are in a file of their own, beside the ledger, with the number of the newes
 number, it was restored from a copy, and might give a second answer for the same seeds: then all keys are erased.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from midge.storage.files import atomic_write
-from midge.wire import frames, masking, sealing
+from midge.storage.files import replace_secret
+from midge.wire import frames, sealing
 from midge.wire.messages.masking import SealingKey
 
 DAY = 86_400.0
@@ -41,10 +40,15 @@ class OpeningKeys:
         path: the file.
         clock: seconds since 1970.
         keep: see `KEEP`.
+        hybrid: whether new keys are of ML-KEM-768 and X25519.
+
+    Raises:
+        ModuleNotFoundError: the installed library has no such keys.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float], keep: float = KEEP) -> None:
-        self._path, self._clock, self._keep = path, clock, keep
+    def __init__(self, path: Path, clock: Callable[[], float], keep: float = KEEP, *, hybrid: bool = False) -> None:
+        sealing.required(hybrid=hybrid)
+        self._path, self._clock, self._keep, self._hybrid = path, clock, keep, hybrid
         self._keys: list[OpeningKey] = []
         self.dealt = 0
         """Number of the newest sum that was answered."""
@@ -58,8 +62,9 @@ class OpeningKeys:
         now = self._clock()
         kept = [key for key in self._keys if now < key.since + VALID + self._keep]
         # A clock that was set back keeps its keys.
-        if not kept or now >= max(key.since for key in kept) + DAY:
-            kept.append(OpeningKey(os.urandom(32), now))
+        due = not kept or now >= max(key.since for key in kept) + DAY
+        if due or self._hybrid != (len(kept[-1].private) != sealing.KEY):
+            kept.append(OpeningKey(sealing.new_key(hybrid=self._hybrid), now))
         if kept == self._keys:
             return False
         self._keys = kept
@@ -79,12 +84,12 @@ class OpeningKeys:
 
     def _write(self) -> None:
         keys = [[key.private, key.since] for key in self._keys]
-        atomic_write(self._path, frames.pack({"dealt": self.dealt, "keys": keys}))
+        replace_secret(self._path, frames.pack({"dealt": self.dealt, "keys": keys}))
 
     def private(self, name: bytes) -> bytes | None:
         """The private key with this id; None if it was erased or never existed."""
         for key in self._keys:
-            if masking.key_id(key.stated.key) == name:
+            if sealing.key_id(key.stated.key) == name:
                 return key.private
         return None
 
@@ -92,4 +97,5 @@ class OpeningKeys:
     def stated(self) -> tuple[SealingKey, ...]:
         """The keys that devices may seal to, the newest first."""
         now = self._clock()
-        return tuple(key.stated for key in reversed(self._keys) if now < key.since + VALID)[:4]
+        stated = [key.stated for key in reversed(self._keys) if now < key.since + VALID]
+        return tuple(stated[: 2 if self._hybrid else 4])  # the announcement has room for two long ones

@@ -70,6 +70,36 @@ def atomic_write_all(folder: Path, contents: Mapping[str, Content], *, mode: int
         raise
 
 
+def replace_secret(path: Path, data: Content) -> None:
+    """Replace a private file like `atomic_write`, and overwrite its old content on the disk before this returns.
+
+    What a killed process left is overwritten by the next call. A flash disk may keep old blocks whatever is written.
+
+    Raises:
+        OSError: it cannot be written; the file is unchanged, or its old content was not overwritten yet.
+    """
+    aside = path.with_name(f".{path.name}.old")
+    _overwrite(aside, path)
+    if path.exists():
+        os.link(path, aside)
+    atomic_write(path, data)
+    failpoint("secret.replaced")
+    _overwrite(aside, path)
+
+
+def _overwrite(aside: Path, path: Path) -> None:
+    """Overwrite a file with zeros and remove it, unless it is still the one at `path`: then only its second name."""
+    if not aside.exists():
+        return
+    if not (path.exists() and path.samefile(aside)):
+        with aside.open("r+b") as file:
+            file.write(bytes(os.fstat(file.fileno()).st_size))
+            file.flush()
+            os.fsync(file.fileno())
+    aside.unlink()
+    sync_folder(path.parent)
+
+
 def copy_file(source: BinaryIO, path: Path, size: int | None = None) -> tuple[int, str]:
     """Copy an open file, or its first `size` bytes, to a new file. When this returns, the copy is on the disk.
 

@@ -276,11 +276,6 @@ def answer_info(federation: str, lineage: bytes) -> bytes:
     return b"midge/1 dealt\0" + frames.pack([federation, lineage])
 
 
-def key_id(public: bytes) -> bytes:
-    """Identifies one of the helper's keys."""
-    return hashlib.sha256(public).digest()[:8]
-
-
 def roster_digest(keys: Mapping[str, signing.PublicKey]) -> bytes:
     """A digest of devices' names and public keys, by which two parties can tell whether they mean the same devices."""
     listed = sorted((name, key.encoded) for name, key in keys.items())
@@ -332,14 +327,14 @@ def masked(delta: Vector, masking: Masking, update: Update, to: SealTo, seed: by
     sent = np.zeros(delta.size, np.float32)
     sent[where] = integers * np.float32(masking.scale)
     entry = MaskEntry(
-        key=key_id(to.key),
+        key=sealing.key_id(to.key),
         ring=ring,
         levels=masking.levels,
         scale=masking.scale,
         slices=masking.slices,
         part=part,
         least=max(to.least, masking.least),
-        seed=bytes(sealing.OVERHEAD),
+        seed=bytes(sealing.overhead(to.key)),
         noise=masking.noise,
         honest=masking.honest,
     )

@@ -5,11 +5,18 @@ HPKE in its base mode (RFC 9180) with DHKEM(X25519, HKDF-SHA256), HKDF-SHA256 an
 to goes in as HPKE's `info`; `aad` is empty and each message has an encapsulated key of its own, so that the one-shot
 function of any HPKE library opens it.
 
-The key to seal to is in the signed announcement. It is derived from the signing key, so that there is one file to guard
-and a succession changes both.
+Updates are sealed to a key of the day, which the aggregator's signed status names and which is erased later, so that a
+stolen release key does not open them. Devices of earlier versions seal to the announced key, which is derived from the
+release key.
+
+A key is either one of X25519 or the hybrid of ML-KEM-768 and X25519 (draft-ietf-hpke-pq, KEM 0x647a), which a quantum
+computer does not break. Its length says which.
 """
 
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+import hashlib
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from pydantic import Field
 
@@ -26,6 +33,16 @@ NAME: Final = "hpke"
 """Value of the field `sealed`."""
 OVERHEAD: Final = 48
 """Bytes that sealing adds: the encapsulated key of 32 and the tag of 16."""
+HYBRID_OVERHEAD: Final = 1136
+"""The same for a hybrid key: 1,088 of ML-KEM-768, 32 of X25519, and the tag."""
+KEY: Final = 32
+"""Bytes of a public key of X25519, and of its private key."""
+HYBRID_KEY: Final = 1184 + KEY
+"""Bytes of a hybrid public key: that of ML-KEM-768, then that of X25519."""
+_SEED: Final = 64
+"""Bytes of the seed of a private key of ML-KEM-768, which precede the private key of X25519 in a hybrid one."""
+KEY_ID: Final = 8
+"""Bytes that identify a public key."""
 LONGEST: Final = 16 * 1024
 """Most bytes of `Confided`: 32 metrics with names of 64 characters."""
 
@@ -53,6 +70,7 @@ class Details(Message):
     keeps: U63 = 0
 
 
+_NEEDED: Final = "Sealing needs cryptography 47"
 _DETAILS: Final[dict[str, frozenset[str]]] = {
     "hello": frozenset({"capabilities", "waits", "keeps"}),
     "report": frozenset({"examples", "metrics"}),
@@ -61,28 +79,34 @@ _DETAILS: Final[dict[str, frozenset[str]]] = {
 T = TypeVar("T", Hello, Report, Statistics)
 
 
-def required() -> None:
+def required(*, hybrid: bool = False) -> None:
     """Check that the library is installed and can seal.
+
+    Args:
+        hybrid: also to keys of ML-KEM-768 and X25519.
 
     Raises:
         ModuleNotFoundError: it is not; the message says how to get it.
     """
-    _suite()
+    _suite(hybrid=hybrid)
 
 
-def _suite() -> "Suite":
+def _suite(*, hybrid: bool = False) -> "Suite":
     signing.required()
-    try:
-        from cryptography.hazmat.primitives import hpke  # noqa: PLC0415 - devices that do not seal need none of it
-    except ImportError as error:
-        import cryptography  # noqa: PLC0415
+    import cryptography  # noqa: PLC0415 - devices that do not seal need none of it
 
+    try:
+        from cryptography.hazmat.primitives import hpke  # noqa: PLC0415
+
+        kem = hpke.KEM.MLKEM768_X25519 if hybrid else hpke.KEM.X25519
+    except (ImportError, AttributeError) as error:
+        needed = "Sealing to keys of ML-KEM-768 and X25519 needs cryptography 50" if hybrid else _NEEDED
         raise ModuleNotFoundError(
-            f"Sealing needs cryptography 47 or newer, and {cryptography.__version__} is installed here: "
+            f"{needed} or newer, and {cryptography.__version__} is installed here: "
             'pip install --upgrade "midge[security]"',
             name="cryptography.hazmat.primitives.hpke",
         ) from error
-    return hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
+    return hpke.Suite(kem, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
 
 
 def about(federation: str, device: str, message: Update | Statistics) -> bytes:
@@ -166,12 +190,41 @@ def derive(key: PrivateKey) -> bytes:
     return HKDF(SHA256(), 32, salt=b"midge/1 sealing", info=b"x25519").derive(key.seed)
 
 
+def new_key(*, hybrid: bool = False, random: Callable[[int], bytes] = os.urandom) -> bytes:
+    """A new private key: 32 bytes, or 96 of a hybrid one."""
+    return random(_SEED + KEY if hybrid else KEY)
+
+
+def key_id(public: bytes) -> bytes:
+    """What identifies a public key in messages: the first 8 bytes of its SHA-256."""
+    return hashlib.sha256(public).digest()[:KEY_ID]
+
+
+def is_key(public: bytes) -> bool:
+    """Whether these bytes have the length of a public key to seal to."""
+    return len(public) in (KEY, HYBRID_KEY)
+
+
+def overhead(key: bytes) -> int:
+    """Bytes that sealing to a public key adds."""
+    return HYBRID_OVERHEAD if len(key) == HYBRID_KEY else OVERHEAD
+
+
 def public(private: bytes) -> bytes:
-    """The public part, 32 bytes."""
-    required()
+    """The public part of a private key: 32 bytes, or 1,216 of a hybrid one.
+
+    Raises:
+        ModuleNotFoundError: the installed library cannot use it.
+    """
+    required(hybrid=len(private) != KEY)
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415
 
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+    classical = X25519PrivateKey.from_private_bytes(private[-KEY:]).public_key().public_bytes_raw()
+    if len(private) == KEY:
+        return classical
+    from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey  # noqa: PLC0415
+
+    return MLKEM768PrivateKey.from_seed_bytes(private[:_SEED]).public_key().public_bytes_raw() + classical
 
 
 def seal(body: frames.Buffer, to: bytes, info: bytes) -> bytes:
@@ -179,14 +232,25 @@ def seal(body: frames.Buffer, to: bytes, info: bytes) -> bytes:
 
     Raises:
         WireError: the public key is invalid.
+        ModuleNotFoundError: it is a hybrid one, and the installed library has none.
     """
-    suite = _suite()
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey  # noqa: PLC0415
-
+    suite = _suite(hybrid=len(to) == HYBRID_KEY)
     try:
-        return suite.encrypt(body, X25519PublicKey.from_public_bytes(to), info)
+        return suite.encrypt(body, _read_public(to), info)
     except ValueError as error:  # of the wrong length, or a point of small order
         raise WireError("the key to seal to is invalid") from error
+
+
+def _read_public(to: bytes) -> Any:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey  # noqa: PLC0415
+
+    if len(to) != HYBRID_KEY:
+        return X25519PublicKey.from_public_bytes(to)
+    from cryptography.hazmat.primitives import hpke  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey  # noqa: PLC0415
+
+    classical = X25519PublicKey.from_public_bytes(to[-KEY:])
+    return hpke.MLKEM768X25519PublicKey(MLKEM768PublicKey.from_public_bytes(to[:-KEY]), classical)
 
 
 def unseal(data: frames.Buffer, private: bytes, info: bytes) -> bytes:
@@ -195,13 +259,25 @@ def unseal(data: frames.Buffer, private: bytes, info: bytes) -> bytes:
     Raises:
         WireError: it was sealed otherwise, or was changed.
     """
-    suite = _suite()
+    hybrid = len(private) != KEY
+    suite, least = _suite(hybrid=hybrid), HYBRID_OVERHEAD if hybrid else OVERHEAD
     from cryptography.exceptions import InvalidTag  # noqa: PLC0415
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415
 
-    if len(data) < OVERHEAD:
-        raise WireError(f"a sealed body has at least {OVERHEAD} bytes")
+    if len(data) < least:
+        raise WireError(f"a sealed body has at least {least} bytes")
     try:
-        return suite.decrypt(data, X25519PrivateKey.from_private_bytes(private), info)
+        return suite.decrypt(data, _read_private(private), info)
     except (ValueError, InvalidTag) as error:
         raise WireError("it is not sealed to this aggregator, or its header was changed") from error
+
+
+def _read_private(private: bytes) -> Any:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415
+
+    classical = X25519PrivateKey.from_private_bytes(private[-KEY:])
+    if len(private) == KEY:
+        return classical
+    from cryptography.hazmat.primitives import hpke  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey  # noqa: PLC0415
+
+    return hpke.MLKEM768X25519PrivateKey(MLKEM768PrivateKey.from_seed_bytes(private[:_SEED]), classical)

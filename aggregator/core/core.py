@@ -22,6 +22,7 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.buffered import Buffered
 from midge.aggregator.core.masked_sums import MaskedSums
 from midge.aggregator.core.participation_controller import ParticipationController
+from midge.aggregator.core.privacy import arguments
 from midge.aggregator.core.registry_decisions import RegistryDecisions
 from midge.aggregator.core.release_pacer import ReleasePacer
 from midge.aggregator.core.release_schedule import ReleaseSchedule
@@ -205,7 +206,7 @@ class AggregatorCore(CoreView):
 
     def note_strategy(self, strategy: str) -> list[ev.Action]:
         """Journal the strategy that decides from now on."""
-        return self._write(rec.StrategyRecord(self._state.next, strategy))
+        return self._write(rec.StrategyRecord(self._state.next, strategy, arguments(self.strategy.privacy)))
 
     # --------------------------------------------------------------------- updates
 

@@ -19,7 +19,8 @@ limits the contributions of each device.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from midge.wire import masking, noise
 
@@ -125,3 +126,10 @@ class Privacy:
 def spent(noise_multiplier: float, delta: float, contributions: int) -> float:
     """ε of k uses of the Gaussian mechanism at noise multiplier z: that of one use at z/√k."""
     return noise.gaussian_epsilon(contributions * noise.gaussian_rho(1.0, noise_multiplier), delta)
+
+
+def arguments(privacy: Privacy | None) -> dict[str, Any] | None:
+    """The arguments of a `Privacy`, by name; None if there is none."""
+    return (
+        None if privacy is None else {each.name: getattr(privacy, each.name) for each in fields(privacy) if each.init}
+    )

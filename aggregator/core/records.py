@@ -378,6 +378,8 @@ class StrategyRecord:
 
     lsn: int
     strategy: str
+    privacy: dict[str, Any] | None = None
+    """The arguments of its `Privacy`; None if it has none."""
 
 
 Record = (
@@ -453,7 +455,10 @@ def kind(record: Record) -> str:
 
 def pack(record: Record) -> bytes:
     """The record's fields as msgpack."""
-    return frames.pack({name: getattr(record, name) for name in _FIELDS[type(record)]})
+    fields = {name: getattr(record, name) for name in _FIELDS[type(record)]}
+    if isinstance(record, StrategyRecord) and record.privacy is None:
+        del fields["privacy"]  # so that an earlier version reads it
+    return frames.pack(fields)
 
 
 def unpack(name: str, data: bytes) -> Record:

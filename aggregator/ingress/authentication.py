@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from midge.aggregator.ingress.sealing_keys import SealingKeys
 from midge.wire import chunks, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Chunk, Fetch, Hello, Report, Statistics, Update
@@ -81,6 +82,7 @@ class Credentials:
         require_signed: bool = False,
         require_sealed: bool = False,
         seal_keys: tuple[bytes, ...] = (),
+        daily: SealingKeys | None = None,
     ) -> None:
         if require_signed and device_keys is None:
             raise ValueError("require_signed needs device_keys: a directory of the devices' public keys by name.")
@@ -90,6 +92,8 @@ class Credentials:
         self._device_keys = device_keys
         self._require_signed, self._require_sealed = require_signed, require_sealed
         self._seal_keys = seal_keys
+        self.daily = daily
+        """The keys of the day."""
 
     def authenticated(self, device: str) -> bool:
         """Whether messages that pass `own_body` are certainly from this device."""
@@ -146,6 +150,10 @@ class Credentials:
             return "this federation accepts only sealed updates"
         return None
 
+    def erased(self, message: Update) -> bool:
+        """Whether an update is sealed to a key that is no longer here: its device can seal it again."""
+        return bool(message.key) and (self.daily is None or self.daily.of(message.key) is None)
+
     def opened(self, device: str, message: Update | Statistics, body: memoryview) -> memoryview:
         """Open a body's seal.
 
@@ -157,6 +165,11 @@ class Credentials:
         if not chunks.fits(body, message.sha256) and isinstance(message, Update):
             raise WireError("the checksum of the sealed delta does not match")
         info = sealing.about(self.topics.federation, device, message)
+        if isinstance(message, Update) and message.key:
+            private = None if self.daily is None else self.daily.of(message.key)
+            if private is None:
+                raise WireError("the key that it is sealed to has been erased")
+            return memoryview(sealing.unseal(body, private, info))
         return memoryview(self._by_a_key(lambda private: sealing.unseal(body, private, info)))
 
     def shown(self, device: str, message: sealing.T) -> sealing.T:
@@ -176,14 +189,15 @@ class Credentials:
 
     def _by_a_key(self, opened: Callable[[bytes], T]) -> T:
         """The result of our first key that opens it, the newest first."""
-        for private in self._seal_keys[:-1]:
+        keys = (*(() if self.daily is None else self.daily.private), *self._seal_keys)
+        if not keys:
+            raise WireError("it is sealed, and this aggregator has no key to open it with")
+        for private in keys[:-1]:
             with suppress(WireError):
                 return opened(private)
-        if not self._seal_keys:
-            raise WireError("it is sealed, and this aggregator has no key to open it with")
-        return opened(self._seal_keys[-1])
+        return opened(keys[-1])
 
 
 def plain(update: Update, body: memoryview) -> Update:
     """The header as if the update had never been sealed, except for its checksum: receipts name the body as it came."""
-    return update.model_copy(update={"size": len(body), "sealed": ""})
+    return update.model_copy(update={"size": len(body), "sealed": "", "key": b""})

@@ -27,6 +27,8 @@ from midge.wire.signing import BadSignature
 HighWater = Callable[[str, int], int]
 """The seq up to which all of a device's outbox is settled."""
 _KEY_REPAIR = 300.0
+_OTHER_KEY = 2.0
+"""Seconds until a device seals an update again, to a key that it has by then."""
 """Seconds after which an update with a wrong signature may be sent again: the operator must replace a key first."""
 
 
@@ -142,6 +144,8 @@ class IngressFilter:
             return self._unsigned(device, message, str(error), hi, now)
         self._heard(device)
         match message:
+            case Update() if self.credentials.erased(message):
+                return _other_key(device, message, hi)
             case Update(kind="update"):
                 return ev.Arrived(device, message, self.bodies.keep(body))
             case Update():
@@ -316,6 +320,13 @@ class IngressFilter:
             return None
         settled = Settled(seq=message.seq, verdict=Verdict.BAD_SIGNATURE, why=why, retry_after=_KEY_REPAIR)
         return ev.Reply(device, message.outbox, hi(device, message.outbox), (settled,))
+
+
+def _other_key(device: str, message: Update, hi: HighWater) -> ev.Reply:
+    """The answer to an update that cannot be opened: its device keeps it, and seals it to the newest key."""
+    why = "it is sealed to a key of the day that is no longer here: seal it to the one in the aggregator's status"
+    settled = Settled(seq=message.seq, verdict=Verdict.BUSY, why=why, retry_after=_OTHER_KEY)
+    return ev.Reply(device, message.outbox, hi(device, message.outbox), (settled,))
 
 
 _WITHDRAWN = "the operator withdrew this device from the federation"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from midge.aggregator.ingress.sealing_keys import SealingKeys
 from midge.aggregator.publish.dating import Dating
 from midge.storage.files import PRIVATE, atomic_rename, atomic_write
 from midge.wire import frames, messages, sealing, signing
@@ -168,6 +169,8 @@ class AnnouncementSigner:
         """Of a gateway: its site, and the release key's statement of the key that signs here."""
         self.token = 0
         """The fencing token of this start."""
+        self.daily: SealingKeys | None = None
+        """The keys of the day; None until the store is open, and without a release key."""
         self.verifies: Mapping[str, str] = {}
         """Signature schemes that devices request in their status, by device."""
         self.secret: Callable[[str], MacKey | None] = lambda _device: None
@@ -193,8 +196,13 @@ class AnnouncementSigner:
         return None if self._keys is None else self._keys.keys[-1][1]
 
     @property
+    def seals(self) -> bool:
+        """Whether devices are asked to seal."""
+        return self._sealed
+
+    @property
     def seal_keys(self) -> tuple[bytes, ...]:
-        """Private keys of the public keys that devices may have sealed to, the newest first."""
+        """Private keys of the announced keys that devices may have sealed to, the newest first."""
         return () if self._keys is None else tuple(sealing.derive(key) for _, key in reversed(self._keys.keys))
 
     def announcement(self, announcement: Announcement | ModelAlias) -> bytes:
@@ -285,7 +293,9 @@ class AnnouncementSigner:
         return signing.sign_frame(key, signing.DEPOSIT, self._topics.federation, head, body)
 
     def own_message(self, message: AggregatorStatus | Claim) -> bytes:
-        """A message of the aggregator about itself, as published."""
+        """A message of the aggregator about itself, as published; a status names the key of the day."""
+        if isinstance(message, AggregatorStatus) and self.daily is not None:
+            message = message.model_copy(update={"seal_key": self.daily.public, "number": self.daily.number})
         head = frames.encode(message)
         if self._keys is None:
             return head

@@ -1,7 +1,5 @@
 """A summary of a store for a report, read beside its aggregator, at rest, or from a backup."""
 
-import ast
-import re
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,8 +22,6 @@ from midge.wire.errors import WireError
 
 _RETRIES = 2
 """Further reads beside a running aggregator, which may delete a checkpoint between two looks at it."""
-_PRIVACY = re.compile(r"'privacy': (\{[^}]*\})")
-"""In the journal's text of a strategy."""
 _ERASED = "gone-"
 """Begins the names that replace those of erased devices."""
 
@@ -96,8 +92,7 @@ def summarise(directory: Path) -> StoreSummary:
 
 def _summary(directory: Path, *, running: bool) -> StoreSummary:
     with ReadOnlyStore(directory) as store:
-        strategy = _strategy(store)
-        privacy = _privacy(strategy)
+        strategy, privacy = _strategy(store)
         # Devices' noise costs the same as the aggregator's (ρ); the figures in ε below are of the strategy's own.
         core = read_core(store, None if privacy is None else private(replace(privacy, honest=0)))
         store.history.load()
@@ -148,20 +143,10 @@ def _with(device: DeviceSummary, record: rec.UpdateRecord) -> DeviceSummary:
     return replace(device, refused=device.refused + 1, since=device.since + 1, verdict=record.verdict, why=record.why)
 
 
-def _privacy(strategy: str) -> Privacy | None:
-    """The privacy of a strategy as the journal has it; None if it has none, or is of another Midge."""
-    if (found := _PRIVACY.search(strategy)) is None:
-        return None
-    with suppress(ValueError, SyntaxError, TypeError):
-        given: dict[str, Any] = ast.literal_eval(found[1])
-        given.pop("contributions", None)
-        return Privacy(**given)
-    return None
-
-
-def _strategy(store: ReadOnlyStore) -> str:
+def _strategy(store: ReadOnlyStore) -> tuple[str, Privacy | None]:
+    """The newest strategy, in words, and its privacy; None if it has none, or was journaled by an earlier Midge."""
     for (packed,) in store.query("SELECT record FROM journal WHERE kind = 'strategy' ORDER BY lsn DESC LIMIT 1"):
-        with suppress(WireError):
+        with suppress(WireError, TypeError, ValueError):
             record: Any = rec.unpack("strategy", packed)
-            return str(record.strategy)
-    return ""
+            return str(record.strategy), None if record.privacy is None else Privacy(**record.privacy)
+    return "", None

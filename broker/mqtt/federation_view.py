@@ -173,7 +173,9 @@ class FederationView:
             found["model"] |= {name: found["aggregator"][name] for name in ("version", "step", "generation")}
 
     def _set_status(self, status: AggregatorStatus) -> None:
-        plain = status.model_dump(mode="json", exclude={"lineage", "kind", "health", "name", "vouch"})
+        plain = status.model_dump(
+            mode="json", exclude={"lineage", "kind", "health", "name", "vouch", "seal_key", "number"}
+        )
         health = None if status.health is None else _health(status.health)
         self.found["aggregator"] = {**plain, "site": status.name, "lineage": status.lineage.hex(), "health": health}
         self.found["health"] = health

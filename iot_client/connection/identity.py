@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
+from secrets import randbits
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
 from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.memory_outbox import AnyOutbox
 from midge.iot_client.state.outbox import OutboxError, OutboxFull
-from midge.iot_client.training.update_encoder import EncodedUpdate, Unfit
 from midge.storage.key_files import read_key
 from midge.wire import chunks, clocks, frames, masking, messages, sealing, signing
 from midge.wire.errors import WireError
@@ -23,6 +23,16 @@ Key = str | Path | bytes
 _OWNER = "device"
 """Key in the outbox under which it records its owner."""
 _CHANNELS: tuple[Channel, Channel] = ("train", "serve")
+
+
+class UpdateKey(NamedTuple):
+    """A key that updates are sealed to."""
+
+    public: bytes
+    daily: bool
+    """Whether it is a key of the day; otherwise the long-term one, for an aggregator of an earlier version."""
+    confides: bool
+    """Whether training details are sealed too."""
 
 
 class Identity:
@@ -187,25 +197,43 @@ class Identity:
         context, head = signing.of_device(self._topics.federation, self._name), signing.head_of(payload, signature)
         return self._key.public.verifies(signature, signing.DEVICE, context, head)
 
-    def seal(self, made: EncodedUpdate, announcement: Announcement) -> EncodedUpdate:
-        """Seal an update to the aggregator, if the announcement has a key for that and is trusted.
+    def to_be_sealed(self, update: Update, announcement: Announcement) -> Update:
+        """The header of an update as it is stored: it gets the number that stays when it is sealed again.
 
-        Done once, before it is stored, so that a resend has the same bytes.
+        The update is sealed when it is sent (`sealed`), with the newest key. It never leaves the device otherwise.
+        """
+        return update.model_copy(update={"number": randbits(62) + 1}) if self.seals(announcement) else update
+
+    def key_for_updates(self, announcement: Announcement | None) -> UpdateKey | None:
+        """The key that updates are sealed to now; None while none is known."""
+        daily = self._trusts["train"].daily
+        if daily:
+            return UpdateKey(daily, daily=True, confides=True)
+        if daily is None or announcement is None or not self.seals(announcement):
+            return None
+        return UpdateKey(self._announced(announcement), daily=False, confides=announcement.confides)
+
+    def objection(self) -> str | None:
+        """Why updates cannot be sealed to the key of the day; None if they can."""
+        try:
+            sealing.required(hybrid=len(self._trusts["train"].daily or b"") == sealing.HYBRID_KEY)
+        except ModuleNotFoundError as error:
+            return str(error)
+        return None
+
+    def sealed(self, update: Update, body: bytes, to: UpdateKey) -> tuple[Update, bytes]:
+        """An update sealed to a key.
 
         Raises:
-            Unfit: the announced key is invalid.
+            WireError: the key is invalid.
+            ModuleNotFoundError: the installed library cannot seal to such a key.
         """
-        if not self.seals(announcement):
-            return made
-        update, plain = made.update.model_copy(update={"sealed": sealing.NAME}), made.body
-        if announcement.confides:
-            update, plain = sealing.confide(update, plain)
-        try:
-            body = self._sealed(plain, announcement, sealing.about(self._topics.federation, self._name, update))
-        except WireError as error:
-            raise Unfit(f"it cannot be sealed: {error}") from error
-        update = update.model_copy(update={"size": len(body), "sha256": chunks.checksum(body)})
-        return replace(made, update=update, body=body)
+        name = sealing.key_id(to.public) if to.daily else b""
+        header = update.model_copy(update={"sealed": sealing.NAME, "key": name})
+        if to.confides:
+            header, body = sealing.confide(header, body)
+        body = sealing.seal(body, to.public, sealing.about(self._topics.federation, self._name, header))
+        return header.model_copy(update={"size": len(body), "sha256": chunks.checksum(body)}), body
 
     def seal_statistics(
         self, message: Statistics, body: bytes, announcement: Announcement | None
@@ -214,7 +242,8 @@ class Identity:
         if announcement is None or not self.seals(announcement):
             return message, body
         message = self.hide(message, announcement).model_copy(update={"sealed": sealing.NAME})
-        return message, self._sealed(body, announcement, sealing.about(self._topics.federation, self._name, message))
+        about = sealing.about(self._topics.federation, self._name, message)
+        return message, sealing.seal(body, self._opened_by(announcement), about)
 
     def hide(self, message: sealing.T, announcement: Announcement | None) -> sealing.T:
         """A message whose details are sealed, if the announcement has a key for that and is trusted.
@@ -225,23 +254,24 @@ class Identity:
             return message
         if isinstance(message, Hello):
             self.owes_details = announcement is None
-        if announcement is None:
+        if announcement is None or self._trusts["train"].daily is None:
             return sealing.withheld(message)
         if not (self.seals(announcement) and announcement.hides):
             return message
         try:
             return sealing.hide(self._topics.federation, self._name, message, self._opened_by(announcement))
-        except WireError:  # a bad key in the signed announcement: the aggregator's fault
+        except (WireError, ModuleNotFoundError):  # a bad key, or one that the library here cannot use
             return sealing.withheld(message)
 
     def seals(self, announcement: Announcement) -> bool:
         """Whether messages under this announcement are sealed. The key of an unsigned announcement is not used."""
-        return self.pinned and len(announcement.seal_key) == 32
+        return self.pinned and len(announcement.seal_key) == sealing.KEY
 
     def _opened_by(self, announcement: Announcement) -> bytes:
-        """The key that messages are sealed to: the gateway's at a site, otherwise the announced one."""
+        """The key that messages are sealed to: that of the day, otherwise the announced one."""
+        return self._trusts["train"].daily or self._announced(announcement)
+
+    def _announced(self, announcement: Announcement) -> bytes:
+        """The long-term key: the gateway's at a site, otherwise that of the announcement."""
         site = self._trusts["train"].site
         return announcement.seal_key if site is None else site.seal_key
-
-    def _sealed(self, body: bytes, announcement: Announcement, about: bytes) -> bytes:
-        return sealing.seal(body, self._opened_by(announcement), about)

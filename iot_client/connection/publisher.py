@@ -108,12 +108,12 @@ class Publisher:
         self._put(ev.SizeRefused(self.largest))
         return True
 
-    def send_chunks(self, update: Update, numbers: tuple[int, ...]) -> None:
-        """Publish chunks of a stored update; `ChunkDelivered` follows each."""
+    def send_chunks(self, update: Update, numbers: tuple[int, ...], piece: Callable[[Update, int, int], bytes]) -> None:
+        """Publish chunks of a stored update, whose bytes `piece` reads; `ChunkDelivered` follows each."""
         size = chunks.part_size(update.size, update.parts)
         for number in numbers:
             if number < update.parts and self.connection is not None:
-                body = self._parts.outbox.piece(update.seq, number * size, size)
+                body = piece(update, number * size, size)
                 header = Chunk(outbox=update.outbox, first=update.first, seq=update.seq, part=number)
                 self._start(self._send_chunk(self.connection, update, number, frames.encode(header, body)))
         failpoint("chunks.handed_over")

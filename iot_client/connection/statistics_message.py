@@ -3,6 +3,7 @@
 import logging
 
 from midge.iot_client.parts import DeviceParts
+from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Moment, Statistics
 
 log = logging.getLogger("iot_client")
@@ -52,7 +53,11 @@ class StatisticsSource:
             missing=self._parts.config.missing,
         )
         body = b"".join(moments[moment.name].to_bytes() for moment in asked)
-        header, body = self._parts.identity.seal_statistics(header, body, announcement)
+        try:
+            header, body = self._parts.identity.seal_statistics(header, body, announcement)
+        except (WireError, ModuleNotFoundError) as error:
+            log.warning("%s: the statistics cannot be sealed: %s", self._parts.config.name, error)
+            return None
         return self._parts.identity.frame(header, body)
 
     def _warn(self, missing: str) -> None:

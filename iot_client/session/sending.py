@@ -19,6 +19,8 @@ class Held:
     """An update in the outbox."""
 
     update: Update
+    form: Update | None = None
+    """Its header as it was sent last: sealed, if it has to be."""
     sent: bool = False
     """Whether it is in flight on this connection."""
     ever_sent: bool = True
@@ -26,6 +28,15 @@ class Held:
     parts: int = 1
     """Number of chunks of a large update when it was offered. It stays the same, or the aggregator would begin again.
     """
+
+    @property
+    def size(self) -> int:
+        """Bytes of its body, as it is sent."""
+        return (self.form or self.update).size
+
+    def named_by(self, digest: bytes) -> bool:
+        """Whether a receipt's `body` means this update."""
+        return self.update.named_by(digest) or (self.form is not None and self.form.named_by(digest))
 
 
 class Sending:
@@ -39,6 +50,7 @@ class Sending:
         jitter: a random number in [0, 1), new at each call.
         patience: seconds before an unanswered update is sent again; doubled each time.
         sent: the highest seq that was ever sent; None if unknown: any may have been.
+        outgoing: the header of an update as it is sent now; None while it cannot be sent.
     """
 
     def __init__(
@@ -51,8 +63,9 @@ class Sending:
         jitter: Callable[[], float],
         patience: float,
         sent: int | None = None,
+        outgoing: Callable[[Update], Update | None] = lambda update: update,
     ) -> None:
-        self._situation, self._jitter = situation, jitter
+        self._situation, self._jitter, self._outgoing = situation, jitter, outgoing
         self.outbox, self.next = outbox, next_seq
         self.held = {update.seq: Held(update, ever_sent=sent is None or update.seq <= sent) for update in held}
         self.held_back = False
@@ -76,7 +89,7 @@ class Sending:
     @property
     def size(self) -> int:
         """Bytes of all held bodies."""
-        return sum(held.update.size for held in self.held.values())
+        return sum(held.size for held in self.held.values())
 
     # -------------------------------------------------------------------- what is held
 
@@ -111,7 +124,7 @@ class Sending:
         return {
             settled.seq
             for settled in verdicts
-            if settled.body and settled.verdict.final and settled.body != self.held[settled.seq].update.digest
+            if settled.body and settled.verdict.final and not self.held[settled.seq].named_by(settled.body)
         }
 
     def renew(self, undecided: Container[int], settled: Container[int]) -> Renew:
@@ -140,7 +153,14 @@ class Sending:
             if seq > self.first and seq - 1 not in self.held:
                 break  # one in between is lost: `first` says so only once those before it are settled
             held = self.held[seq]
-            large = held.update.size > situation.chunk
+            if not held.sent:
+                form = self._outgoing(held.update)
+                if form is None:
+                    break  # the key to seal it to is not known yet
+                held.form = form
+                if form.sealed and not form.key:
+                    held.update = form  # sealed once, for an aggregator that names the body as it came
+            large = held.size > situation.chunk
             if held.sent:
                 if large:
                     break
@@ -148,7 +168,7 @@ class Sending:
             if large and seq != self.first:
                 break  # its chunks would fill the aggregator's memory until those before it are settled
             held.sent = held.ever_sent = True
-            update = self._identified(held.update)
+            update = self._identified(held)
             if large:
                 held.parts = self._cut(held)
                 actions.append(Offer(update.model_copy(update={"kind": "offer", "parts": held.parts})))
@@ -193,18 +213,18 @@ class Sending:
         for grant in grants:
             if grant.seq in self.held and grant.parts and self._situation.muted is None:
                 held = self.held[grant.seq]
-                update = self._identified(held.update).model_copy(update={"parts": held.parts})
+                update = self._identified(held).model_copy(update={"parts": held.parts})
                 actions.append(SendChunks(update, grant.parts))
                 self.postpone(now)
         return actions
 
-    def _identified(self, update: Update) -> Update:
+    def _identified(self, held: Held) -> Update:
         """The update as sent now: its `first` changes from one sending to the next."""
-        return update.model_copy(update={"outbox": self.outbox, "first": self.first})
+        return (held.form or held.update).model_copy(update={"outbox": self.outbox, "first": self.first})
 
     def _cut(self, held: Held) -> int:
         """Number of chunks of an update: as it was offered before, unless a chunk is twice what is right now."""
-        size, wanted = held.update.size, self._situation.chunk
+        size, wanted = held.size, self._situation.chunk
         if held.parts > 1 and chunks.part_size(size, held.parts) < 2 * wanted and self._fits(held):
             return held.parts
         return chunks.count(size, wanted)
@@ -212,4 +232,4 @@ class Sending:
     def _fits(self, held: Held) -> bool:
         """Whether a chunk is within the limits of the aggregator and the broker."""
         asked = self._situation.asked_chunk
-        return chunks.part_size(held.update.size, held.parts) <= min(asked, self._situation.packet or asked)
+        return chunks.part_size(held.size, held.parts) <= min(asked, self._situation.packet or asked)

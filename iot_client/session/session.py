@@ -86,7 +86,14 @@ class DeviceSession:
         self._jitter = jitter
         self._situation = Situation()
         self._sending = Sending(
-            self._situation, outbox, held, next_seq, jitter=jitter, patience=self._settings.patience, sent=sent
+            self._situation,
+            outbox,
+            held,
+            next_seq,
+            jitter=jitter,
+            patience=self._settings.patience,
+            sent=sent,
+            outgoing=self._settings.outgoing,
         )
         self._cycle = TrainingCycle(device, self._situation, self._sending, self._settings, jitter)
         self._greeting = Timer()
@@ -390,7 +397,8 @@ class DeviceSession:
         self._situation.announcement = announcement
         self._cycle.refetch.due = None
         self._cycle.pause(announcement, now)
-        return [*self._cycle.compare_inputs(announcement), *self._cycle.begin_next(now)]
+        waiting = self._sending.send(now) if known is None else []  # for a key to seal to
+        return [*self._cycle.compare_inputs(announcement), *waiting, *self._cycle.begin_next(now)]
 
     def _trained(self, update: Update, key: int, now: float) -> list[Action]:
         self._cycle.training_ended(update)

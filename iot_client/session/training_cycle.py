@@ -42,6 +42,8 @@ class SessionSettings:
     """Whether it holds one update at a time, whatever the plan says."""
     objection: Callable[[Announcement], str | None] = lambda _: None
     """Why the owner's requirements forbid training under an announcement; None if they do not."""
+    outgoing: Callable[[Update], Update | None] = lambda update: update
+    """The header of an update as it is sent now, which is sealed; None while it cannot be sent."""
     rereads: bool = True
     """Whether it reads the announcement again now and then, because one may have been lost."""
 

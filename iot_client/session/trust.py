@@ -58,6 +58,8 @@ class Newest:
     """The highest fencing token of an aggregator: one with a lower one has been replaced."""
     site: str = ""
     """The site of whose gateway that token is; empty is the federation's own aggregator."""
+    sealing: int = 0
+    """The number of the newest key of the day under that token; 0 if its aggregator names none."""
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -98,6 +100,7 @@ class Trust:
         self.site: SiteCertificate | None = None
         """The certificate of the gateway that answers here; None is the federation's own aggregator."""
         self._site_keys: list[PublicKey] = []
+        self._daily = b""
         self.doubt = ""
         """Why our clock or the aggregator's is wrong, as text; empty if they agree."""
 
@@ -211,9 +214,10 @@ class Trust:
 
     def _accept(self, announcement: Announcement, keys: list[PublicKey], number: int, wall: float, now: float) -> None:
         issued, known, token, site = announcement.issued, self.newest.issued, self.newest.token, self.newest.site
+        sealed = self.newest.sealing
         self.doubt = ""
         if announcement.epoch > self.newest.epoch:
-            self._floor, known, token = 0.0, 0.0, 0
+            self._floor, known, token, sealed = 0.0, 0.0, 0, 0
         if _ahead(issued, wall):
             self.doubt = (
                 f"version {announcement.version} was issued on {clocks.said(issued)}, and this device's clock says "
@@ -236,6 +240,7 @@ class Trust:
             log=announcement.log,
             token=token,
             site=site,
+            sealing=sealed,
         )
 
     def alias(self, payload: bytes, wall: float, now: float) -> ModelAlias:
@@ -296,8 +301,9 @@ class Trust:
                 raise Untrusted(f"the certificate of the site {certificate.name} has expired: midge gateway certify")
             keys = [signing.read_public(certificate.key)]
         if not signing.signs_for_federation(keys, self._federation, payload):
-            return status.model_copy(update={"token": 0, "name": self.newest.site, "vouch": b""})
+            return status.model_copy(update={"token": 0, "name": self.newest.site, "vouch": b"", "seal_key": b""})
         self._move(certificate, keys)
+        self._take_key(status)
         self._fence(status.token)
         return status.model_copy(update={"name": self.newest.site})
 
@@ -306,7 +312,22 @@ class Trust:
         self.site, self._site_keys = certificate, [] if certificate is None else keys
         site = "" if certificate is None else certificate.name
         if site != self.newest.site:
-            self.newest = replace(self.newest, site=site, token=0)  # each counts its own starts
+            self.newest = replace(self.newest, site=site, token=0, sealing=0)  # each counts its own starts
+            self._daily = b""
+
+    @property
+    def daily(self) -> bytes | None:
+        """The key of the day to seal to; empty if the aggregator names none, None if it is not known yet."""
+        return None if not self._daily and self.newest.sealing else self._daily
+
+    def _take_key(self, status: AggregatorStatus) -> None:
+        """Take the key of the day, unless a broker shows an earlier one."""
+        newest = self.newest
+        if newest.token < status.token <= MOST_TOKEN or (
+            status.token == newest.token and status.number >= newest.sealing
+        ):
+            self._daily = status.seal_key
+            self.newest = replace(newest, sealing=status.number if status.seal_key else 0)
 
     @property
     def _answering(self) -> list[PublicKey]:
@@ -339,6 +360,7 @@ class Trust:
             digest=self._written.digest,
             issued=self._written.issued,
             log=self._written.log,
+            sealing=self._written.sealing,
         )
         return same != self._written or now - self._written_at >= EVERY
 

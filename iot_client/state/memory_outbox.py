@@ -80,6 +80,10 @@ class MemoryOutbox:
         self.write_pending()
         self.next_seq = update.seq + 1
 
+    def replace(self, update: Update, body: bytes) -> None:
+        """Replace a waiting update by its sealed form."""
+        self._held[update.seq] = update, body
+
     def note_sent(self, through: int) -> None:
         """Record that updates up to a seq were sent."""
         self.sent = max(self.sent, through)

@@ -149,7 +149,7 @@ class Outbox:
                 state = OutboxState(randbits(63))
                 with self._writing():
                     self._db.execute("INSERT INTO meta VALUES ('format', ?)", (FORMAT,))
-                    self._keep(state)
+                    files.enter(self._db, state)
                 self.state = state
             else:
                 files_ = OutboxFiles(self.path, database=OutboxState.unpack(found[0]), witness=witness)
@@ -206,10 +206,6 @@ class Outbox:
             raise self._full from error
         except DatabaseError as error:
             raise self._unwritable(error) from error
-
-    def _keep(self, state: OutboxState) -> None:
-        """Write the state within a transaction; `self.state` follows after the commit."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (STATE, state.pack()))
 
     def _record(self) -> None:
         """Record the state in the witness."""
@@ -283,10 +279,11 @@ class Outbox:
             sent=max(self.state.sent, sent),
             residual=left,
             residual_crc=zlib.crc32(residual or b""),
+            unsealed=self.state.unsealed or update.awaits_seal,
         )
         with self._writing():
             self._db.execute(INSERT, (update.seq, header, body, checksum(header, body)))
-            self._keep(state)
+            files.enter(self._db, state)
             self._remember()
             failpoint("outbox.storing")
         failpoint("outbox.stored")
@@ -298,6 +295,16 @@ class Outbox:
         if before and before != left:  # after the witness: until then the old file may be the valid one
             residual_path(self.path, before).unlink(missing_ok=True)
         self._ballast.take()
+
+    def replace(self, update: Update, body: bytes) -> None:
+        """Replace a waiting update by its sealed form.
+
+        Raises:
+            OutboxFull: there is no room for it; the update is unchanged.
+        """
+        with self._writing():
+            files.rewrite(self._db, update.seq, header := _pack(update), body)
+        self._count(len(header) + len(body))
 
     def note_sent(self, through: int) -> None:
         """Record on the disk that updates up to a seq were sent, before they are.
@@ -345,18 +352,7 @@ class Outbox:
 
         A loss only makes the next update a little worse; the updates themselves are intact.
         """
-        if not self.state.residual:
-            return None
-        path = residual_path(self.path, self.state.residual)
-        try:
-            residual = path.read_bytes()
-        except OSError as error:
-            log.warning("The residual cannot be read from %s (%s): it is ignored.", path, error.strerror)
-            return None
-        if zlib.crc32(residual) != self.state.residual_crc:
-            log.warning("The residual in %s is damaged: it is ignored.", path)
-            return None
-        return residual
+        return files.read_residual(self.path, self.state)
 
     def _count(self, size: int) -> None:
         """Count the bytes of a transaction: its pages go into the log, and most of them also into the file."""
@@ -379,12 +375,15 @@ class Outbox:
 
     def _delete(self, through: int) -> None:
         # Recorded first: what is then missing in the database is known to be settled, not lost.
-        settled = replace(self.state, first=max(self.state.first, min(through + 1, self.state.next)))
-        if settled != self.state:
+        before, first = self.state, max(self.state.first, min(through + 1, self.state.next))
+        settled = replace(before, first=first, unsealed=before.unsealed and first < before.next)
+        if settled != before:
             self.state = settled
             self._record_after_commit()
         with self._writing():
             known = settle(self._db, through, self.verdicts, time.time())
+            if settled.unsealed != before.unsealed:
+                files.enter(self._db, settled)
         self._count(known and _PAGE)
 
     def renew(self, keep: Iterable[int]) -> None:
@@ -399,7 +398,7 @@ class Outbox:
             for number, (update, body) in enumerate(moved, start=1):
                 header = _pack(update.model_copy(update={"outbox": identity, "seq": number, "first": 1}))
                 self._db.execute(INSERT, (number, header, body, checksum(header, body)))
-            self._keep(state)
+            files.enter(self._db, state)
             failpoint("outbox.renewing")
         self.state = state
         self._record_after_commit()

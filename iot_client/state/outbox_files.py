@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import logging
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ from typing import Any
 from urllib.parse import quote
 
 from midge.iot_client.state.given import TABLE as GIVEN
-from midge.iot_client.state.outbox_state import FORMAT, Agreed, OutboxState, Strangers, agreed
+from midge.iot_client.state.outbox_state import FORMAT, UNSEALED, Agreed, OutboxState, Strangers, agreed
 from midge.storage.witness import CommitWitness
 from midge.wire import chunks, frames
 from midge.wire.errors import WireError
 from midge.wire.messages import Update
+
+log = logging.getLogger("iot_client")
 
 TABLES = (
     """
@@ -203,7 +206,7 @@ def _examine(db: sqlite3.Connection, found: OutboxFiles) -> None:
     found.there = True
     found.database = OutboxState.unpack(meta.get(STATE))
     form = meta.get("format")
-    if found.database is None and isinstance(form, int) and form != FORMAT:
+    if found.database is None and isinstance(form, int) and form not in (FORMAT, UNSEALED):
         found.format = form
         if form != 1 or not all(isinstance(meta.get(name), int) for name in ("identity", "next")):
             return
@@ -263,6 +266,33 @@ def intact(form: int, seq: int, header: object, body: object, checked: object) -
     except WireError:
         return False
     return update.seq == seq and chunks.fits(body, update.sha256)
+
+
+def read_residual(path: Path, state: OutboxState) -> bytes | None:
+    """The residual of a state; None if there is none, or its file is lost or damaged."""
+    if not state.residual:
+        return None
+    file = residual_path(path, state.residual)
+    try:
+        residual = file.read_bytes()
+    except OSError as error:
+        log.warning("The residual cannot be read from %s (%s): it is ignored.", file, error.strerror)
+        return None
+    if zlib.crc32(residual) != state.residual_crc:
+        log.warning("The residual in %s is damaged: it is ignored.", file)
+        return None
+    return residual
+
+
+def enter(db: sqlite3.Connection, state: OutboxState) -> None:
+    """Write a state, and the format that follows from it."""
+    db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("format", state.format), (STATE, state.pack())])
+
+
+def rewrite(db: sqlite3.Connection, seq: int, header: bytes, body: bytes) -> None:
+    """Replace header and body of a waiting update."""
+    row = header, body, checksum(header, body), seq
+    db.execute("UPDATE updates SET header = ?, body = ?, checked = ? WHERE seq = ?", row)
 
 
 def clear_strays(path: Path, residual: int) -> None:

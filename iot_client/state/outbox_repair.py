@@ -111,7 +111,7 @@ def rebuild(found: OutboxFiles, known: Agreed, aside: str) -> OutboxState:
     with closing(sqlite3.connect(draft, isolation_level="IMMEDIATE")) as db:
         db.executescript(TABLES)
         with db:
-            db.executemany("INSERT INTO meta VALUES (?, ?)", [("format", FORMAT), (STATE, state.pack())])
+            db.executemany("INSERT INTO meta VALUES (?, ?)", [("format", state.format), (STATE, state.pack())])
             if not known.foreign:
                 for seq, row in _saved(found):
                     if state.first <= seq < state.next:

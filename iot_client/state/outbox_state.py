@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 FORMAT = 2
+UNSEALED = 3
+"""The format while an update waits that must be sealed before it is sent: an earlier Midge would send it as it is."""
 _LAYOUT = struct.Struct("<B7QI")
 _CRC = struct.Struct("<I")
 
@@ -35,11 +37,18 @@ class OutboxState:
     """The identity that this one replaced; 0 if it is the first."""
     lost: int = 0
     """Updates lost to damage before they were settled, of all identities."""
+    unsealed: bool = False
+    """Whether an update may wait that must be sealed before it is sent."""
+
+    @property
+    def format(self) -> int:
+        """The format of an outbox in this state."""
+        return UNSEALED if self.unsealed else FORMAT
 
     def pack(self) -> bytes:
         """Encode for the database and the witness."""
         counters = self.identity, self.next, self.first, self.sent, self.residual, self.before, self.lost
-        data = _LAYOUT.pack(FORMAT, *counters, self.residual_crc)
+        data = _LAYOUT.pack(self.format, *counters, self.residual_crc)
         return data + _CRC.pack(zlib.crc32(data))
 
     @classmethod
@@ -48,9 +57,11 @@ class OutboxState:
         if not isinstance(data, bytes) or len(data) != _LAYOUT.size + _CRC.size:
             return None
         form, identity, following, first, sent, residual, before, lost, crc = _LAYOUT.unpack_from(data)
-        if form != FORMAT or _CRC.unpack_from(data, _LAYOUT.size)[0] != zlib.crc32(data[: _LAYOUT.size]):
+        if form not in (FORMAT, UNSEALED) or _CRC.unpack_from(data, _LAYOUT.size)[0] != zlib.crc32(
+            data[: _LAYOUT.size]
+        ):
             return None
-        return cls(identity, following, first, sent, residual, crc, before, lost)
+        return cls(identity, following, first, sent, residual, crc, before, lost, form == UNSEALED)
 
     @property
     def waiting(self) -> int:
@@ -99,5 +110,11 @@ def agreed(database: OutboxState | None, witness: OutboxState | None, *, doubtfu
     # The note of the newest commit may be missing; then nothing of that commit was sent. An older note shows a copy.
     current = database.next <= witness.next + 1 and not doubtful
     sent = max(database.sent, witness.sent) if current else newer.next - 1
-    state = replace(newer, first=max(database.first, witness.first), sent=sent, lost=max(database.lost, witness.lost))
+    state = replace(
+        newer,
+        first=max(database.first, witness.first),
+        sent=sent,
+        lost=max(database.lost, witness.lost),
+        unsealed=database.unsealed or witness.unsealed,
+    )
     return Agreed(state, behind=newer is witness)

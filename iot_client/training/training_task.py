@@ -6,6 +6,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.connection.publisher import Publisher, StartTask
@@ -102,8 +103,7 @@ class TrainingTask:
                 micro=parts.config.micro,
                 mask=None if parts.masker is None else parts.masker.mask,
             )
-            if parts.identity.seals(announcement):
-                made = await asyncio.to_thread(parts.identity.seal, made, announcement)
+            made = replace(made, update=parts.identity.to_be_sealed(made.update, announcement))
         except TrainerError as error:
             raise TrainerError(f"Device {name!r}: {error}") from error
         self._check_consent()

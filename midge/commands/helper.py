@@ -30,6 +30,11 @@ def register(subparsers: Subparsers) -> None:
     )
     run.add_argument("--roster", metavar="DIR", required=True, help="public keys of the devices: NAME.pub or NAME.crt")
     run.add_argument("--k-min", type=int, default=5, help="fewest devices in a sum (default: %(default)s)")
+    run.add_argument(
+        "--post-quantum",
+        action="store_true",
+        help="have devices seal seeds to keys of ML-KEM-768 and X25519; devices of earlier versions do not train then",
+    )
     add_log(run)
     run.set_defaults(run=serve)
     digest = actions.add_parser(
@@ -59,6 +64,7 @@ def serve(args: argparse.Namespace) -> int:
             release_keys=[signing.read_public(_read(path), path) for path in args.release_key],
             roster=read_roster(Path(args.roster)),
             least=args.k_min,
+            post_quantum=args.post_quantum,
             on_event=printer(args, "helper", args.federation),
         )
     run_until_interrupted(HelperService(config))

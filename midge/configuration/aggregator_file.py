@@ -44,6 +44,7 @@ FIELDS: Final[Mapping[str, Sequence[str]]] = {
     "store": ("checkpoint_records", "retention"),
     "security": (
         *("release_key", "announcement_lifetime", "device_keys", "require_signed", "require_sealed"),
+        "post_quantum",
         "helper_key",
     ),
 }

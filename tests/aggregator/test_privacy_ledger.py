@@ -11,10 +11,12 @@ from midge.aggregator.core.core import AggregatorCore, Bounds
 from midge.aggregator.core.presets import fedbuff, private
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.privacy_ledger import PrivacyLedger
-from midge.aggregator.core.records import GenerationRecord
+from midge.aggregator.core.records import GenerationRecord, StrategyRecord, pack
 from midge.aggregator.store import device_erasure as forgetting
 from midge.aggregator.store.backup import backup
 from midge.aggregator.store.store import Store
+from midge.aggregator.store.summary import summarise
+from midge.wire import frames
 from midge.wire.messages import Verdict
 from tests.aggregator.rig import EVERYTHING_COUNTS, rig
 from tests.security.test_forgetting import NAME, Keeping
@@ -54,6 +56,23 @@ def test_a_device_is_charged_with_its_steps_and_no_more(tmp_path: Path) -> None:
     assert spent.worst == pytest.approx(PRIVACY.spent(2)) and spent.accounts == 3 and spent.exhausted == 0
     with rig(tmp_path, STRATEGY) as life:
         assert life.core.spent == spent, "the journal alone tells it"
+
+
+def test_a_reader_of_the_store_knows_the_budget_by_the_record_and_not_by_its_text(tmp_path: Path) -> None:
+    with rig(tmp_path, STRATEGY) as life:
+        life.processor.shell.carry_out(life.core.note_strategy("'privacy': {'epsilon': 9.0}"), 0.0)
+        for device in "ab":
+            life.send(device, 1, [1, 0, 0, 0])
+        spent = life.core.spent
+    found = summarise(tmp_path).privacy
+    assert found is not None
+    assert (found, found.budget) == (spent, PRIVACY.epsilon)
+    with rig(tmp_path / "open") as life:
+        life.processor.shell.carry_out(life.core.note_strategy("'privacy': {'epsilon': 9.0}"), 0.0)
+        records = [entry.record for entry in life.store.entries(0)]
+    assert summarise(tmp_path / "open").privacy is None
+    (noted,) = [record for record in records if isinstance(record, StrategyRecord)]
+    assert "privacy" not in frames.unpack(pack(noted)), "an earlier version reads it"
 
 
 def test_it_survives_forgetting_and_readmission_beside_a_running_aggregator(tmp_path: Path) -> None:

@@ -159,7 +159,12 @@ def senders(count: int) -> list[Sender]:
 
 
 def helper_of(
-    directory: Path, devices: Sequence[Sender], least: int = 3, *, clock: Callable[[], float] | None = None
+    directory: Path,
+    devices: Sequence[Sender],
+    least: int = 3,
+    *,
+    clock: Callable[[], float] | None = None,
+    post_quantum: bool = False,
 ) -> MaskHelper:
     config = HelperConfig(
         connector=Twin().connect,
@@ -169,5 +174,6 @@ def helper_of(
         release_keys=[RELEASE.public],
         roster={device.name: device.key.public for device in devices},
         least=least,
+        post_quantum=post_quantum,
     )
     return MaskHelper(config, clock or (lambda: 1.7e9))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from midge.mask_helper.opening_keys import DAY, KEEP, VALID
-from midge.wire import chunks, masking, signing
+from midge.wire import chunks, masking, sealing, signing
 from midge.wire.errors import WireError
-from tests.masking.party import LINEAGE, Asker, Sender, delta, helper_of, opened, rejections, senders
+from tests.masking.party import HELPER, LINEAGE, Asker, Sender, delta, helper_of, opened, rejections, senders
 
 
 def test_a_sum_is_the_sum_and_its_members_are_named(tmp_path: Path) -> None:
@@ -20,6 +20,23 @@ def test_a_sum_is_the_sum_and_its_members_are_named(tmp_path: Path) -> None:
     (total,) = asker.sums(answers)
     assert total.tolist() == np.sum([delta(n) for n in range(4)], axis=0).tolist()
     assert {each.device for each in answers[-1][0].members} == {each.name for each in devices}
+
+
+def test_a_helper_that_changes_to_post_quantum_keys_sums_what_was_sealed_to_either(tmp_path: Path) -> None:
+    devices = senders(4)
+    classical = helper_of(tmp_path, devices, least=3)
+    early = [(each, each.send(classical, delta(n))) for n, each in enumerate(devices[:2])]
+    classical.close()
+    asker = Asker(helper_of(tmp_path, devices, least=3, post_quantum=True))
+    stated = signing.read_statement(asker.helper.statement(), "plant", [HELPER.public])
+    assert [len(key.key) for key in stated.keys] == [sealing.HYBRID_KEY, sealing.KEY]
+    assert len(asker.helper.statement()) < 4096, "the announcement's room for it"
+    late = [(each, each.send(asker.helper, delta(n))) for n, each in enumerate(devices[2:], 2)]
+    entries = [masking.parse_entry(sent.entry) for _, (sent, _) in early + late]
+    assert [len(entry.seed) for entry in entries] == 2 * [32 + sealing.OVERHEAD] + 2 * [32 + sealing.HYBRID_OVERHEAD]
+    answers = asker.ask([asker.hold(*each) for each in early + late], size=4)
+    (total,) = asker.sums(answers)
+    assert total.tolist() == np.sum([delta(n) for n in range(4)], axis=0).tolist()
 
 
 def test_fewer_than_k_min_devices_open_nothing_whatever_size_is_asked(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ class Settled(Message):
     weight: Finite = 0.0
     staleness: U63 = 0
     body: Annotated[bytes, Field(max_length=BODY_DIGEST)] = b""
-    """The first 8 bytes of the SHA-256 of the body that was judged, as it travelled: sealed, if it was. A device that
-    holds another body under this number was restored from a copy. Empty if not given."""
+    """What names the update that was judged: its `number`, or, if that is 0, the first 8 bytes of the SHA-256 of its
+    body as it travelled. A device with another one under this seq was restored from a copy. Empty if not given."""
 
 
 class Grant(Message):

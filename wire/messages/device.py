@@ -77,11 +77,25 @@ class Update(Outgoing):
     """The number of distinct devices that they are of."""
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """The sum of their weights in it."""
+    number: U63 = 0
+    """Random bits, drawn when the update was stored: they name it in a receipt. It can then be sealed again, to another
+    key, and a broker cannot confirm a guess of its content. 0 if it was sealed once, or not at all."""
+    key: Annotated[bytes, Field(max_length=8)] = b""
+    """Which of the aggregator's keys of the day it is sealed to (`wire.sealing.key_id`); empty: the announced key."""
 
     @property
     def digest(self) -> bytes:
-        """The digest that names it in a receipt."""
-        return self.sha256[:BODY_DIGEST]
+        """What names it in a receipt."""
+        return self.number.to_bytes(BODY_DIGEST, "big") if self.number else self.sha256[:BODY_DIGEST]
+
+    @property
+    def awaits_seal(self) -> bool:
+        """Whether, in an outbox, it must be sealed before it is sent."""
+        return self.number != 0 and not self.sealed
+
+    def named_by(self, digest: bytes) -> bool:
+        """Whether a receipt's `body` means this update: an earlier aggregator names the body as it came."""
+        return digest in (self.digest, self.sha256[:BODY_DIGEST])
 
 
 class Chunk(Outgoing):

@@ -13,7 +13,7 @@ Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Slices = Annotated[int, Field(ge=1, le=64)]
 Noise = Annotated[float, Field(ge=0, le=2.0**31, allow_inf_nan=False)]
 Honest = Annotated[int, Field(ge=0, le=4096)]
-SeedKey = Annotated[bytes, Field(min_length=32, max_length=32)]
+SeedKey = Annotated[bytes, Field(min_length=32, max_length=1216)]
 KeyId = Annotated[bytes, Field(min_length=8, max_length=8)]
 
 
@@ -77,7 +77,7 @@ class SealingKey(Message):
     """A key that devices seal seeds to, for a day."""
 
     key: SeedKey
-    """X25519, public."""
+    """Public: 32 bytes of X25519, or 1,216 of ML-KEM-768 and X25519."""
     since: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Seconds since 1970."""
     until: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -119,7 +119,7 @@ class Deposit(Message):
     """Number of devices that the aggregator wants in a sum; the helper's own minimum holds in any case."""
     groups: Annotated[int, Field(ge=1, le=256)] = 1
     """Number of sets that are dealt together, at random, once there are devices for all of them."""
-    seal_key: SeedKey
+    seal_key: Annotated[bytes, Field(min_length=32, max_length=32)]
     """What the answer is sealed to."""
     values: U32
     """Number of values of the model's vector."""

@@ -85,6 +85,10 @@ class AggregatorStatus(Message):
     where it was first sent."""
     vouch: Annotated[bytes, Field(max_length=2048)] = b""
     """The federation's statement of the gateway's keys: a `SiteCertificate` in its envelope."""
+    seal_key: Annotated[bytes, Field(max_length=1216)] = b""
+    """The public key of the day that devices seal to; trusted only if the status is signed."""
+    number: U63 = 0
+    """Counts these keys: within one `token`, a lower one is older."""
 
 
 class Claim(Message):
