@@ -32,7 +32,7 @@ from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, SessionSettings
 from midge.iot_client.session.states import Link
 from midge.iot_client.shell import DeviceShell
-from midge.iot_client.state.given import UNSENT, UNSETTLED
+from midge.iot_client.state.given import withdrawn
 from midge.iot_client.state.outbox import OutboxFull
 from midge.iot_client.training.fit import TrainingKilled
 from midge.iot_client.training.training_task import TrainingTask
@@ -209,7 +209,9 @@ class DeviceRuntime:
         unready = withheld or self._statistics.unready(announcement)
         parts.count_wear()
         if withheld and session.holding:
-            self._withhold()
+            parts.outbox.verdicts |= withdrawn(session.sent, parts.outbox.next_seq)
+            parts.tell("withheld", updates=session.holding)
+            self.put(ev.Withheld())
         blocked = withheld or session.unsuited or unready or why
         now, parts.waits = time.monotonic(), blocked or ""
         if bool(blocked) != bool(self._blocked):
@@ -227,13 +229,6 @@ class DeviceRuntime:
             parts.aliases.mute(muted is not None)
         if (why, muted, unready) != (session.hindered, session.muted, session.unready):
             self.put(ev.Hindered(why, muted, unready))
-
-    def _withhold(self) -> None:
-        """Withdraw what waits: the owner no longer consents. An update that was sent may count all the same."""
-        outbox, sent, held = self.parts.outbox, self.session.sent, self.session.holding
-        outbox.verdicts |= {seq: UNSETTLED if seq <= sent else UNSENT for seq in range(outbox.next_seq)}
-        self.parts.tell("withheld", updates=held)
-        self.put(ev.Withheld())
 
     def figures(self) -> dict[str, Any]:
         """Current figures of the device, as plain values (`iot_client.board.local_status`)."""

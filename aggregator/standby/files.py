@@ -15,8 +15,8 @@ _BESIDE = (
     rf"(?:{device_erasure.FOLDER}|{model_orders.FOLDER})/[A-Za-z0-9][A-Za-z0-9._-]*"
 )
 BESIDE = re.compile(_BESIDE)
-"""Files beside the database. Not the lock and the reserved space, which are each host's own, nor exported models. Nor the
-sealing keys of the day: what is sent here opens with the release key, and with them updates of yesterday would too."""
+"""Files beside the database. Not the lock and the reserved space, which are each host's own, nor exported models, nor
+the sealing keys of the day: a copy opens with the release key, and with them yesterday's updates would too."""
 ALL = re.compile(rf"{re.escape(DATABASE)}|{_BESIDE}")
 PROMOTE = "promote"
 """An operator's order to serve (`midge store promote`)."""

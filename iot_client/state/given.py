@@ -34,9 +34,14 @@ class GivenUpdate:
     seq: int
     base: int
     body: bytes
-    """The first 8 bytes of the SHA-256 of its body as it was sent."""
+    """What names it in a receipt (`Update.digest`)."""
     verdict: str
     """Empty if the receipt said only that it is settled."""
+
+
+def withdrawn(sent: int, following: int) -> dict[int, str]:
+    """In place of verdicts for all updates below `following`: those up to `sent` may count all the same."""
+    return {seq: UNSETTLED if seq <= sent else UNSENT for seq in range(following)}
 
 
 def settle(db: sqlite3.Connection, through: int, verdicts: dict[int, str], at: float) -> int:

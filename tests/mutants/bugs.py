@@ -27,7 +27,7 @@ from midge.iot_client.runtime import DeviceRuntime
 from midge.iot_client.session.timers import Timer
 from midge.iot_client.state.memory_outbox import AnyOutbox, MemoryOutbox
 from midge.iot_client.state.outbox import Outbox, _pack
-from midge.iot_client.state.outbox_files import INSERT, checksum
+from midge.iot_client.state.outbox_files import INSERT, checksum, enter
 from midge.storage.failpoints import failpoint
 from midge.wire import frames, messages
 from midge.wire.errors import WireError
@@ -248,7 +248,7 @@ def _renumber(outbox: AnyOutbox) -> None:
             row = update.model_copy(update={"seq": number, "first": outbox.next_seq})
             db.execute(INSERT, (number, _pack(row), body, checksum(_pack(row), body)))
         outbox.state = replace(outbox.state, next=outbox.next_seq + len(held))
-        outbox._keep(outbox.state)
+        enter(outbox._db, outbox.state)
 
 
 def outbox_in_two_transactions(patch: Patch) -> None:
@@ -261,7 +261,7 @@ def outbox_in_two_transactions(patch: Patch) -> None:
         failpoint("outbox.storing")
         state = replace(outbox.state, next=update.seq + 1, sent=max(outbox.sent, sent))
         with outbox._db:
-            outbox._keep(state)
+            enter(outbox._db, state)
         outbox.state = state
 
     patch(Outbox, "store", store)
