@@ -43,6 +43,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "post.acknowledged": "the broker has one more message of ours, and has acknowledged it",
         "frame.cleared": "a frame is off the broker, and the store still offers it",
         "frame.withdrawn": "the store no longer offers the frame",
+        "secret.replaced": "a key of the day is replaced, and the old one not overwritten",
         # an aggregator with a standby, and the standby
         "copy.sending": "a transaction is durable, and the standby does not have it",
         "copy.confirmed": "the standby has a transaction, and its receipts wait here",

@@ -28,6 +28,11 @@ ONCE = ("store.created", "recovery.replayed", "registered.stored", "alias.handed
 MORE_HITS = {"post.acknowledged": (5, 9, 17, 33), "publish.acknowledged": (3, 5, 8), "commit.within": (11,)}
 SITES = ("site.stored", "site.followed", "site.summed")
 """Of gateways (`tests/gateway/test_kills.py`)."""
+STANDBY = (
+    *("copy.sending", "copy.confirmed", "copy.syncing", "copy.synced", "copy.applied", "copy.settled"),
+    "standby.promoted",
+)
+"""Of an aggregator with a standby (`tests/federation/test_standby.py`)."""
 ELSEWHERE = {
     "history.within",
     "sum.opened",
@@ -35,10 +40,12 @@ ELSEWHERE = {
     "helper.writing",
     "helper.written",
     "helper.answered",
+    "secret.replaced",
     *SITES,
+    *STANDBY,
 }
-"""Of the history, which is rarely written (`tests/aggregator/test_history.py`), and of masks, which a ledger
-does not use (`tests/masking/test_kills.py`)."""
+"""Of the history, which is rarely written (`tests/aggregator/test_history.py`), of masks, which a ledger does not use
+(`tests/masking/test_kills.py`), and of keys of a day (`tests/security/test_forward_secrecy.py`)."""
 CHUNKED = ("update.offered", "chunks.handed_over")
 CLEARING = ("commit.after:25", "frame.cleared:1", "frame.cleared:2", "frame.withdrawn:1", "frame.withdrawn:2")
 """Frames that are no longer listed are taken back at the next connection; so the first life makes some to take back."""

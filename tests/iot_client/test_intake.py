@@ -122,7 +122,7 @@ async def test_a_source_of_no_use_is_told_in_the_log_the_events_and_the_status(
         assert figures["intake"] == event["sources"]
         running = {**figures, "waits": app._parts.waits}
         nothing: dict[str, Any] = {"outbox": "a", "identity": "0", "disk": 0, "held": [], "next": 1, "lost": 0}
-        nothing |= {"verified": {}, "predicts": None, "samples": None, "month": None, "hindered": []}
+        nothing |= {"verified": {}, "predicts": None, "samples": None, "month": None, "hindered": [], "consent": True}
         shown = lines({**nothing, "running": running})
         assert any(line.startswith("rows") and says in line for line in shown)
         assert says.rsplit(": ", maxsplit=1)[-1].split(" (", maxsplit=1)[0] in app._parts.waits, (
