@@ -36,7 +36,7 @@ def place(path: Path) -> str:
 def reached() -> frozenset[Path]:
     """Files outside docs/ to which pages lead, and the pages among them."""
     seen: set[Path] = set()
-    waiting = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
+    waiting = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("examples/*/README.md"), *DOCS.rglob("*.md")]
     while waiting:
         path = waiting.pop()
         if path in seen:

@@ -7,7 +7,7 @@ import pytest
 from tests.docs.scripts import ROOT, script
 
 MADE = (
-    "brokers", "compression", "configuration", "events", "fields", "performance",
+    "brokers", "comparison", "compression", "configuration", "events", "fields", "performance",
     "sensors", "session", "states", "strategies", "tree",
 )  # fmt: skip
 
