@@ -20,6 +20,11 @@ def test_the_generated_parts_of_a_page_are_those_of_the_code(name: str) -> None:
     assert script("marks").filled(text, page.parts()) == text, f"run: python docs/{name}.py"
 
 
+def test_the_readme_compares_by_the_results_that_are_kept() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert script("marks").filled(text, script("comparison").readme()) == text, "run: python docs/comparison.py"
+
+
 def test_the_picture_of_bytes_is_of_the_results_that_are_kept() -> None:
     compression = script("compression")
     assert compression.picture() in compression.PICTURE.read_text(), "run: python docs/compression.py"
