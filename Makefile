@@ -152,7 +152,8 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 # The pictures of the README, from a real run.
 pictures: install
 	rm -rf runs/pictures runs/.chromium
-	$(BIN)/midge demo --name pictures --target 0.93 --seconds 60 --picture docs/pictures/terminal.svg
+	$(BIN)/python docs/film.py
+	$(BIN)/midge demo --name pictures --target 0.93 --seconds 120
 	$(CHROMIUM) --screenshot=docs/pictures/report.png --window-size=1200,1180 file://$(CURDIR)/runs/pictures/report.html
 
 clean:

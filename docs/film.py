@@ -30,6 +30,8 @@ WIDTH, HEIGHT = 92, 26
 CELL, LINE = 8.4, 18
 KILL, RESTART = 7, 11
 """Frames at which the aggregator is killed and started again."""
+MORE = 14
+"""Frames after the first release that follows."""
 SECONDS = 0.5
 """Of a frame in the film; the last one stays longer."""
 LAST = 6
@@ -42,8 +44,9 @@ def filming(frames: list[Frame]) -> Callable[[Happenings], Showing]:
     console = Console(width=WIDTH, height=HEIGHT, file=StringIO(), force_terminal=True, color_system="truecolor")
 
     def live(happenings: Happenings) -> Showing:
-        async def showing(played: Demo, _: Callable[[], None]) -> None:
-            while True:
+        async def showing(played: Demo, end: Callable[[], None]) -> None:
+            before, more = 0, MORE
+            while more:
                 await asyncio.sleep(1)
                 moment = DemoMoment.of(played, happenings)
                 if not moment.curve:
@@ -51,8 +54,11 @@ def filming(frames: list[Frame]) -> Callable[[Happenings], Showing]:
                 frames.append(console.render_lines(draw(moment, WIDTH, HEIGHT), pad=False))
                 if len(frames) == KILL:
                     played.kill_aggregator()
+                    before = played.progress.version
                 if len(frames) == RESTART:
                     await played.restart_aggregator()
+                more -= len(frames) > RESTART and played.progress.version > before
+            end()
 
         return showing
 
@@ -74,7 +80,7 @@ def row(segments: Sequence[Segment], y: float) -> str:
         text, style = segment.text, segment.style or Style()
         if text.strip():
             before = len(text) - len(text.lstrip())
-            shown = text.strip()
+            shown = text.strip().replace(" ", "\N{NO-BREAK SPACE}")
             left, length = (x + before) * CELL + 12, len(shown) * CELL
             ink = colour(style)
             if style.reverse:
@@ -125,7 +131,7 @@ def film(frames: Sequence[Frame]) -> str:
 def main() -> None:
     """Run, and write the film."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=int, default=32)
+    parser.add_argument("--seconds", type=int, default=120)
     args = parser.parse_args()
     frames: list[Frame] = []
     demo.live = filming(frames)
