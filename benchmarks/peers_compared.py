@@ -10,7 +10,7 @@ DIR holds the harness of the other systems, PYTHON is the interpreter of an envi
 - `bytes`: bytes of an update through a counting proxy, with all overhead.
 - `killed`: the server is killed by SIGKILL under load, and started again after two seconds.
 
-`--store` keeps what was found beside what the other parts have found, for docs/comparison.md.
+`--store` keeps what was found beside what other parts have found, and other systems, for docs/comparison.md.
 """
 
 import argparse
@@ -334,6 +334,8 @@ def main() -> None:
     print(json.dumps(found))
     if args.store:
         stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        now = {row.get("system") for row in found["rows"]}
+        found["rows"] += [row for row in stored.get(args.part, {}).get("rows", []) if row.get("system") not in now]
         RESULTS.write_text(json.dumps({**stored, args.part: found}, indent=1) + "\n")
 
 

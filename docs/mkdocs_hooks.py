@@ -16,12 +16,14 @@ from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+sys.path.insert(0, str(Path(__file__).parent))
+import diagrams
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)")
 """A link's target without its anchor, in Markdown; not an address."""
 EXTERNAL = re.compile(r'(?:href|src)="(https?://[^"]+)"')
-PICTURE = re.compile(r"^```mermaid\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 
 _external: set[str] = set()
 _log = get_plugin_logger(__name__)
@@ -86,13 +88,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return markdown
     source = Path(page.file.abs_src_path)
 
+    def drawn(found: re.Match[str]) -> str:
+        picture = diagrams.picture(found[1])
+        where = posixpath.relpath(place(picture), posixpath.dirname(page.file.src_uri) or ".")
+        return f"![Diagram]({where})" if picture.exists() else found[0]
+
     def moved(found: re.Match[str]) -> str:
         target = (source.parent / found[1]).resolve()
         if not target.is_file() or not target.is_relative_to(ROOT):
             return found[1]
         return posixpath.relpath(place(target), posixpath.dirname(page.file.src_uri) or ".")
 
-    return LINK.sub(moved, markdown)
+    return diagrams.FENCE.sub(drawn, LINK.sub(moved, markdown))
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - MkDocs names them
