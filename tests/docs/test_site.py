@@ -112,7 +112,7 @@ def marked(name: str) -> Any:
     return pytest.param(name, marks=(pytest.mark.torch, needs.torch) if name in WITH_TORCH else ())
 
 
-@pytest.mark.parametrize("name", map(marked, PUBLIC))
+@pytest.mark.parametrize("name", [marked(each) for each in PUBLIC])
 def test_an_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen to fail on a name without an example, and on a renamed argument."""
     monkeypatch.chdir(tmp_path)
