@@ -127,7 +127,7 @@ def test_every_command_on_the_pages_exists(page: str, capsys: pytest.CaptureFixt
         words = line.split()
         assert words[0] in subparsers.choices, line
         with pytest.raises(SystemExit) as ended:
-            main([*words[: 2 if words[0] in ("store", "broker", "release-key") else 1], "--help"])
+            main([*words[: 2 if words[0] in ("store", "broker", "device", "release-key") else 1], "--help"])
         assert ended.value.code == 0, line
         shown = capsys.readouterr().out
         for option in re.findall(r"--[a-z-]+", line):
