@@ -18,6 +18,7 @@
 #   make home-assistant  a real Home Assistant shows a federation, and its switch pauses it; needs Python 3.13
 #   make upgrade         a rolling upgrade from an earlier version, with its real code: BASE=TAG or a commit
 #   make mutants         which tests catch which bug that is put in on purpose
+#   make docs            the pages as a site, build/site/index.html: a warning is an error, and no link leads nowhere
 #   make release         build dist/ and try it: its metadata, two devices and the demonstration from the installed wheel
 #   make install         .venv with everything, for work on Midge itself
 
@@ -30,7 +31,7 @@ ARGS ?= --target 0.93 --seconds 120
 CHROMIUM ?= chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
   --disable-component-update --disable-sync --user-data-dir=$(CURDIR)/runs/.chromium --hide-scrollbars
 
-.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench nightly micro brokers home-assistant upgrade release
+.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench nightly micro brokers home-assistant upgrade release docs
 .DELETE_ON_ERROR:
 
 ifdef TORCH
@@ -114,6 +115,9 @@ nightly: install
 	@! { test -x $(HOME_ASSISTANT)/bin/python || command -v $(HOME_ASSISTANT_PYTHON) >/dev/null; } || \
 	$(MAKE) home-assistant
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 release: install
 	@.ci/packages mosquitto
 	$(PIP) --constraint constraints.txt --editable '.[release]'
@@ -148,7 +152,8 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 # The pictures of the README, from a real run.
 pictures: install
 	rm -rf runs/pictures runs/.chromium
-	$(BIN)/midge demo --name pictures --target 0.93 --seconds 60 --picture docs/pictures/terminal.svg
+	$(BIN)/python docs/film.py
+	$(BIN)/midge demo --name pictures --target 0.93 --seconds 120
 	$(CHROMIUM) --screenshot=docs/pictures/report.png --window-size=1200,1180 file://$(CURDIR)/runs/pictures/report.html
 
 clean:

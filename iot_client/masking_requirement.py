@@ -15,6 +15,10 @@ class RequireSecure:
 
     Raises:
         ValueError: a number is out of range.
+
+    Examples:
+        >>> midge.RequireSecure(helper_key="helper.pub", k_min=10).colluding
+        0
     """
 
     helper_key: bytes | str | Path

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from midge.iot_client.training.numpy_models import MLP, Linear, Logistic
     from midge.iot_client.training.sample_trainer import SampleTrainer
     from midge.iot_client.training.subprocess_trainer import isolated
-    from midge.iot_client.training.torch_trainer import torch_trainer
+    from midge.iot_client.training.torch_trainer import torch_evaluator, torch_trainer
     from midge.public_aggregator import Aggregator
     from midge.public_device import Device
+    from midge.public_local import local
     from midge.sensor_fleet.advice.advice import advise
     from midge.sensor_fleet.simulation.simulate import simulate
     from midge.wire.messages import StrictPlan as Plan
@@ -91,6 +92,8 @@ _HOMES = {
     "sgd": "midge.aggregator.core.strategy",
     "simulate": "midge.sensor_fleet.simulation.simulate",
     "advise": "midge.sensor_fleet.advice.advice",
+    "local": "midge.public_local",
+    "torch_evaluator": "midge.iot_client.training.torch_trainer",
     "torch_trainer": "midge.iot_client.training.torch_trainer",
 }
 
@@ -133,11 +136,13 @@ __all__ = [
     "fedbuff",
     "hinge",
     "isolated",
+    "local",
     "polynomial",
     "private",
     "secure",
     "sgd",
     "simulate",
+    "torch_evaluator",
     "torch_trainer",
 ]
 

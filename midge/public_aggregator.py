@@ -49,6 +49,14 @@ class Aggregator(AggregatorService):
 
     Raises:
         ValueError: an address, a name, a model or a strategy that cannot be used.
+
+    Examples:
+        >>> aggregator = midge.Aggregator(
+        ...     "mqtt://localhost", federation="pumps", initial={"w": np.zeros(3, np.float32)}, store="pumps"
+        ... )
+        >>> aggregator.config.strategy.name
+        'balanced'
+        >>> aggregator.run()  # doctest: +SKIP
     """
 
     def __init__(

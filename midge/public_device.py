@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from midge.broker import connector
 from midge.broker.provisioning.held_credentials import HeldCredentials
@@ -26,7 +27,10 @@ from midge.iot_client.training.evaluation import Evaluate
 from midge.running import File, endpoint_of, run_script
 from midge.wire.lineage import State
 from midge.wire.moments import Moments
-from midge.wire.topics import DEFAULT_ROOT
+from midge.wire.topics import DEFAULT_ROOT, device_name
+
+BY_NAME: Final = "{name}.outbox"
+"""An outbox in the current folder, by the device's name."""
 
 
 class Device(DeviceService):
@@ -39,12 +43,22 @@ class Device(DeviceService):
         cafile: the certificate authority to trust, PEM; None uses the system's.
         certfile: our own certificate, PEM, if the broker requires one.
         keyfile: the key of that certificate.
+        outbox: the file that holds updates until they are settled, `NAME.outbox` in the current folder by default;
+            None keeps them in memory.
 
     All other arguments are the fields of `iot_client.config.DeviceConfig`, which describes them.
 
     Raises:
         ValueError: an address or a name that cannot be used.
         KeyUnusable: a key cannot be read.
+
+    Examples:
+        >>> def train(parameters, plan):
+        ...     return midge.Fit({"w": parameters["w"] + 0.1}, examples=10)
+        >>> device = midge.Device("mqtt://localhost", federation="pumps", name="pump-17", train=train)
+        >>> device.config.outbox
+        'pump-17.outbox'
+        >>> device.run()  # doctest: +SKIP
     """
 
     def __init__(
@@ -54,7 +68,7 @@ class Device(DeviceService):
         federation: str,
         name: str,
         train: Train,
-        outbox: str | Path | AnyOutbox | None,
+        outbox: str | Path | AnyOutbox | None = BY_NAME,
         user: str | None = None,
         password: str | None = None,
         cafile: File = None,
@@ -102,7 +116,7 @@ class Device(DeviceService):
                 federation=federation,
                 name=name,
                 train=train,
-                outbox=outbox,
+                outbox=BY_NAME.format(name=device_name(name)) if outbox == BY_NAME else outbox,
                 root=root,
                 moments=moments,
                 missing=missing,

@@ -33,7 +33,13 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """Count, mean and sum of squared deviations from the mean, each of shape (channels,)."""
+    """Count, mean and sum of squared deviations from the mean, each of shape (channels,).
+
+    Examples:
+        >>> one, other = midge.Moments.of([[1.0], [3.0]]), midge.Moments.of([[5.0]])
+        >>> one.merge(other).mean.tolist()
+        [3.0]
+    """
 
     count: Counts
     mean: Values

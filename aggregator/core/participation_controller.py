@@ -33,6 +33,10 @@ class Pace:
             from version to version, and ends with the first movement. 0 disables it.
         bytes_per_month: payload bytes of one device in a calendar month; None sets no limit.
         joules_per_month: energy of one device in a calendar month, by its own estimate; None sets no limit.
+
+    Examples:
+        >>> midge.balanced(pace=midge.Pace(updates_per_second=2.0)).pace.steered
+        True
     """
 
     share: float = 1.0

@@ -34,6 +34,12 @@ def balanced(
     this adds. In a step, a delta is scaled down to three times the fleet's reference norm, a median over devices. A
     device that has agreed with most devices may send deltas as long as those with which it did; one that always opposed
     them, or was always out of scale, counts less (`aggregator.core.standings`).
+
+    Examples:
+        >>> midge.balanced().name
+        'balanced'
+        >>> midge.balanced(plan=midge.Plan(learning_rate=0.05), pace=midge.Pace(interval=60.0)).plan.learning_rate
+        0.05
     """
     return Strategy(
         name="balanced",
@@ -69,6 +75,10 @@ def fedasync(
     While a device trains, n − 1 others mix in theirs: if α_τ·n is above about 2.5, each of them is a large part of the
     model, which then oscillates with the latest device. So α is bounded by the number of devices, unless
     `bounded=False`. With the polynomial s(τ) the bound takes effect from some 20 devices on.
+
+    Examples:
+        >>> midge.fedasync(alpha=0.9, staleness=midge.hinge()).rate
+        0.9
     """
     return Strategy(
         name="fedasync",
@@ -93,6 +103,10 @@ def fedbuff(
 
     x ← x + η · Σ s(τ_i)·Δ_i / K with s(τ) = 1/√(1+τ), as published; `normalise="weight"` divides by Σ s(τ_i)
     instead, so that the discounts are relative within a buffer. Several updates of one device share its weight.
+
+    Examples:
+        >>> midge.fedbuff(10, normalise="weight").buffer_size
+        10
     """
     if normalise == "none":
         raise ValueError('fedbuff(normalise=...) is "count", as published, or "weight".')
@@ -120,6 +134,10 @@ def fedavg(
     About `cohort` devices are drawn for each version; the first `buffer_size` updates make the step, or those that
     arrive within `deadline` seconds of the first (Bonawitz et al., arXiv:1902.01046). Updates of older versions are
     refused, so the work of later devices is lost. Updates are weighted by their rows.
+
+    Examples:
+        >>> midge.fedavg(cohort=13, buffer_size=10).pace.cohort
+        13
     """
     pace = others.pop("pace", None) or Pace(cohort=cohort)
     return Strategy(
@@ -146,6 +164,10 @@ def ca2fl(
     A cached delta expires after as many steps as twenty updates of each device take: that of a device which has left
     would push the model for ever. `calibration` below 1 is FedStale's interpolation (arXiv:2405.04171), without its
     known participation rates.
+
+    Examples:
+        >>> midge.ca2fl(calibration=0.5).calibration
+        0.5
     """
     return Strategy(
         name="ca2fl",
@@ -165,6 +187,10 @@ def fadas(buffer_size: int = 5, server_rate: float = 0.02, *, delay: int = 1, **
     x ← x + η_t·m / (√ŵ + ε) with AMSGrad's ŵ, and η_t = η / τ_max if the buffer's largest staleness τ_max is above
     `delay`. The rate is the length of a step in each coordinate: with 0.02, fleets of 2 to 50 devices that train for a
     second move by one unit in some twenty seconds.
+
+    Examples:
+        >>> midge.fadas().optimizer.kind
+        'amsgrad'
     """
     optimizer: Optimizer = adam(0.9, 0.99, 1e-8, amsgrad=True, delay=delay)
     return Strategy(
@@ -191,6 +217,10 @@ def private(
     Two federations are neighbours if the updates of one owner's devices are zeros in one of them (`Privacy`). What
     else would reveal the devices' data is off: statistics (`moments`) are refused, results on devices' own data are
     dropped, norms of the fleet change no rate, and `release_floor` counts names.
+
+    Examples:
+        >>> midge.private(midge.Privacy(clip=1.0, noise=4.0, epsilon=8.0)).buffer_size
+        20
     """
     plan = others.pop("plan", None) or Plan(codec="int8:256", feedback=False, evaluate=0)
     return Strategy(
@@ -247,6 +277,10 @@ def secure(
 
     Raises:
         ValueError: a field needs the values of one device.
+
+    Examples:
+        >>> midge.secure(k_min=5).plan.masking.least
+        5
     """
     plan = others.pop("plan", None) or Plan()
     if buffer_size is None:

@@ -51,6 +51,10 @@ class Privacy:
         owner_devices: number of devices that one owner has at most.
         honest: if the devices add the noise, the fewest in a sum that add their share and disclose it to none; with 0,
             the aggregator adds it. The preset `secure` sets it.
+
+    Examples:
+        >>> midge.Privacy(clip=1.0, noise=4.0, epsilon=8.0).contributions
+        44
     """
 
     clip: float

@@ -8,7 +8,12 @@ Kind = Literal["constant", "polynomial", "hinge", "relative"]
 
 @dataclass(frozen=True, slots=True)
 class Staleness:
-    """The weight s(τ) of an update that is τ steps old (FedAsync, arXiv:1903.03934, section 5.2)."""
+    """The weight s(τ) of an update that is τ steps old (FedAsync, arXiv:1903.03934, section 5.2).
+
+    Examples:
+        >>> midge.fedbuff(10, staleness=midge.Staleness("hinge", a=10.0, b=4.0)).staleness(4)
+        1.0
+    """
 
     kind: Kind
     a: float = 0.5
@@ -43,12 +48,22 @@ class Staleness:
 
 
 def constant() -> Staleness:
-    """s(τ) = 1."""
+    """s(τ) = 1.
+
+    Examples:
+        >>> midge.constant()(100)
+        1.0
+    """
     return Staleness("constant")
 
 
 def polynomial(a: float = 0.5, *, seconds: float | None = None) -> Staleness:
-    """s(τ) = (τ + 1)^−a; τ in steps, or in units of `seconds`."""
+    """s(τ) = (τ + 1)^−a; τ in steps, or in units of `seconds`.
+
+    Examples:
+        >>> midge.polynomial(0.5)(3)
+        0.5
+    """
     if a < 0:
         raise ValueError("polynomial(a): a must not be negative, or old updates would count more than new ones.")
     return Staleness("polynomial", a=a, seconds=seconds)
@@ -66,7 +81,12 @@ def relative(a: float = 0.5) -> Staleness:
 
 
 def hinge(a: float = 10.0, b: float = 4.0, *, seconds: float | None = None) -> Staleness:
-    """s(τ) = 1 if τ ≤ b, otherwise 1 / (a·(τ − b) + 1); τ in steps, or in units of `seconds`."""
+    """s(τ) = 1 if τ ≤ b, otherwise 1 / (a·(τ − b) + 1); τ in steps, or in units of `seconds`.
+
+    Examples:
+        >>> midge.hinge(a=10.0, b=4.0)(5)
+        0.09090909090909091
+    """
     if a < 0 or b < 0:
         raise ValueError("hinge(a, b): neither may be negative.")
     return Staleness("hinge", a=a, b=b, seconds=seconds)

@@ -79,14 +79,24 @@ def one_of(name: str, value: object, allowed: object) -> None:
 
 
 def sgd(momentum: float = 0.0) -> Optimizer:
-    """X ← x + η·m with m ← momentum·m + u. Momentum amplifies delayed updates too: keep η ≤ (1 − momentum) / 2."""
+    """X ← x + η·m with m ← momentum·m + u. Momentum amplifies delayed updates too: keep η ≤ (1 − momentum) / 2.
+
+    Examples:
+        >>> midge.fedbuff(10, 0.4, optimizer=midge.sgd(momentum=0.5)).optimizer.beta1
+        0.5
+    """
     return Optimizer("sgd", beta1=momentum)
 
 
 def adam(
     beta1: float = 0.9, beta2: float = 0.99, epsilon: float = 1e-3, *, amsgrad: bool = False, delay: int | None = None
 ) -> Optimizer:
-    """FedAdam; with `amsgrad` and `delay` FADAS: the rate decreases with a buffer's largest staleness above `delay`."""
+    """FedAdam; with `amsgrad` and `delay` FADAS: the rate decreases with a buffer's largest staleness above `delay`.
+
+    Examples:
+        >>> midge.fedbuff(10, 0.01, optimizer=midge.adam(beta2=0.999)).optimizer.kind
+        'adam'
+    """
     return Optimizer("amsgrad" if amsgrad else "adam", beta1, beta2, epsilon, delay)
 
 
@@ -120,7 +130,13 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """The rules for updates, steps and releases. Make one with a preset."""
+    """The rules for updates, steps and releases. Make one with a preset.
+
+    Examples:
+        >>> midge.balanced(combine="median")
+        Traceback (most recent call last):
+        ValueError: combine is one of 'mean', 'trimmed', 'centred', not 'median'.
+    """
 
     name: str
     staleness: Staleness

@@ -13,6 +13,10 @@ class RegistryPolicy:
 
     Raises:
         ValueError: a value is out of range.
+
+    Examples:
+        >>> midge.RegistryPolicy(every=86_400.0, share=0.2).keep
+        16
     """
 
     keep: int = 16

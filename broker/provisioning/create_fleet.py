@@ -93,7 +93,7 @@ def initialise(directory: Path, fleet: Fleet, names: list[str], now: datetime, *
     """
     require_cryptography()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        what = "a fleet: add to it with `midge device-add`" if (directory / REGISTER).exists() else "something"
+        what = "a fleet: add to it with `midge device add`" if (directory / REGISTER).exists() else "something"
         raise FleetError(f"{directory} holds {what}, or name another directory with --out.")
     try:
         _write_everything(directory, fleet, names, now, trust)

@@ -102,5 +102,5 @@ def _of_lists(data: bytes) -> Iterator[End]:
             yield End(
                 "The revocation list",
                 at,
-                "it ends everybody's access; write it again with `midge device-list --renew`.",
+                "it ends everybody's access; write it again with `midge device list --renew`.",
             )

@@ -19,10 +19,10 @@ _FOLDERS = """\
 """
 
 _MANAGING = """\
-    midge device-list   --fleet .
-    midge device-add    --fleet . pump-17
-    midge device-revoke --fleet . dev0007      # at once, connected or not
-    midge device-rotate --fleet . dev0008      # a new key; the old one is good until --finish
+    midge device list   --fleet .
+    midge device add    --fleet . pump-17
+    midge device revoke --fleet . dev0007      # at once, connected or not
+    midge device rotate --fleet . dev0008      # a new key; the old one is good until --finish
     midge broker renewals --fleet .            # now and then: devices renew their credentials by themselves
 """
 
@@ -51,7 +51,7 @@ Devices reach the broker at {fleet.broker} and show {how}.
 ## Devices
 
 {_MANAGING}
-`device-revoke` tells a broker on this machine itself (SIGHUP, by `{fleet.broker_directory}/{PID_FILE}`), and prints the
+`device revoke` tells a broker on this machine itself (SIGHUP, by `{fleet.broker_directory}/{PID_FILE}`), and prints the
 commands where it runs elsewhere.
 
 One identity has one connection: a second one with the same credentials puts the first off the broker. So a copied

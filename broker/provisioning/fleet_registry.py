@@ -147,7 +147,7 @@ def read_fleet(directory: Path, *, accept_older: bool = False) -> Fleet:
         raise FleetError(
             f"{path} is an older copy: {behind}. Devices added or revoked since are not in it. Restore the "
             "newest one. If there is none, accept this one and repeat the revocations since: "
-            f"midge device-list --fleet {directory} --renew --accept-older"
+            f"midge device list --fleet {directory} --renew --accept-older"
         )
     return fleet
 

@@ -163,7 +163,7 @@ def warnings(directory: Path, now: datetime) -> list[str]:
     for name, member in fleet.members.items():
         if member.ends is not None and member.revoked is None and (left := (member.ends - now).days) < NEAR:
             how = (
-                f"midge device-rotate {name}" if name not in RESERVED or name == AGGREGATOR else "midge broker renewals"
+                f"midge device rotate {name}" if name not in RESERVED or name == AGGREGATOR else "midge broker renewals"
             )
             said.append(f"The certificate of {name} runs out in {left} days: {how}.")
     return said
@@ -252,7 +252,7 @@ def _member(fleet: Fleet, name: str, *, reserved: bool = False) -> Member:
     others = {each: fleet.members[each] for each in _FOLDERS if each in fleet.members} if reserved else {}
     known = {**fleet.devices, **others}
     if name not in known:
-        raise FleetError(f"There is no device {name!r} in this fleet: `midge device-list` names them.")
+        raise FleetError(f"There is no device {name!r} in this fleet: `midge device list` names them.")
     return known[name]
 
 

@@ -82,7 +82,7 @@ log_dest stderr
 log_type error
 log_type warning
 
-# For `midge device-revoke`, which tells a running broker by SIGHUP.
+# For `midge device revoke`, which tells a running broker by SIGHUP.
 pid_file {here}/{PID_FILE}
 # The user that Mosquitto becomes if root starts it: one that may read the files above.
 user {fleet.broker_user}

@@ -1,7 +1,7 @@
 """Renewal in place of certificates beside the authority's key: the broker's, the operator's and similar.
 
 Their keys stay, so that only one file is replaced, atomically. A bundle whose working copy is elsewhere, such as an
-aggregator's on another machine, is carried there as `device-rotate` says.
+aggregator's on another machine, is carried there as `device rotate` says.
 """
 
 from dataclasses import replace

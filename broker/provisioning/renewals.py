@@ -115,7 +115,7 @@ class _AnswerBatch:
 
         if self._fleet.way == "passwords":
             if member.key is None:
-                raise AuthorityError("its bundle is of an earlier Midge: device-rotate makes one that can ask")
+                raise AuthorityError("its bundle is of an earlier Midge: device rotate makes one that can ask")
             return signing.read_public(bytes.fromhex(member.key))
         try:
             certificate = load_der_x509_certificate(request.certificate)

@@ -1,14 +1,12 @@
 """All of it on this machine: python examples/activity/run.py spsw_har.npz."""
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1]))
-
 from server import app
-from together import run
 from wearable import device, wearers
+
+import midge
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("data", type=Path)
@@ -18,9 +16,9 @@ parser.add_argument("--enough", type=float, default=2.0, help="an accuracy at wh
 args = parser.parse_args()
 
 training = {number: (x, y) for number, (x, y, test) in wearers(args.data).items() if not test}
-run(
+midge.local(
     lambda url, store: app(url, store, args.data),
     lambda url: [device(number, x, y, url) for number, (x, y) in list(training.items())[: args.wearables]],
-    args.seconds,
-    lambda found: found["accuracy"] >= args.enough,
+    seconds=args.seconds,
+    until=lambda found: found["accuracy"] >= args.enough,
 )

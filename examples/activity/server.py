@@ -16,13 +16,11 @@ def app(
     """For `SPSW=spsw_har.npz midge aggregate server:app`."""
     unseen = [(x, y) for x, y, test in wearers(data or os.environ["SPSW"]).values() if test]
     x, y = torch.from_numpy(np.concatenate([x for x, _ in unseen])), np.concatenate([y for _, y in unseen])
-    net = Net()
 
-    def evaluate(parameters) -> dict[str, float]:
+    @midge.torch_evaluator(Net())
+    def evaluate(net) -> dict[str, float]:
         """The share of windows whose activity is told right."""
-        net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in parameters.items()})
-        with torch.no_grad():
-            return {"accuracy": float(np.mean(net(x).argmax(1).numpy() == y))}
+        return {"accuracy": float(np.mean(net(x).argmax(1).numpy() == y))}
 
     return midge.Aggregator(
         url,

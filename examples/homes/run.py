@@ -3,18 +3,15 @@
 import argparse
 import asyncio
 import json
-import sys
 from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1]))
 
 import numpy as np
 from compare import alone, judged, picture
 from home import DAY, device
 from households import Household
 from server import app
-from together import run
 
+import midge
 from midge.broker import Endpoint, Options, connector
 
 
@@ -67,13 +64,13 @@ assistants: HomeAssistants
 
 
 def devices(url: str) -> list:
-    global assistants  # noqa: PLW0603 - `run` starts and ends them
+    global assistants  # noqa: PLW0603 - `local` starts and ends them
     homes = [device(f"home-{n}", url, url, f"{base(n)}/sensor/+/state", look_every=0.02) for n in range(args.homes)]
     assistants = HomeAssistants(url, households, homes, args.days)
     return [*homes, assistants]
 
 
-run(app, devices, args.seconds)
+midge.local(app, devices, seconds=args.seconds)
 found = judged(households, {"federated": assistants.forecasts, "alone": alone(households)})
 if args.picture:
     args.picture.write_text(picture(found))

@@ -6,11 +6,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1]))
-
 from plant import PLANTS
 from server import app
-from together import run
+
+import midge
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--processes", type=int, default=2, help="processes of each plant")
@@ -35,7 +34,7 @@ def start(url: str) -> list:
 
 with tempfile.TemporaryDirectory() as folder:
     try:
-        run(app, start, args.seconds, lambda found: found["accuracy"] >= args.enough)
+        midge.local(app, start, seconds=args.seconds, until=lambda found: found["accuracy"] >= args.enough)
     finally:
         for plant, each in enumerate(started):
             if each.poll() is not None:

@@ -5,6 +5,12 @@ read /sys and /proc of Linux, and use psutil if it is installed and there is not
 read blocks nothing, and logs that once: otherwise the device would never train.
 
 The text does not change with every reading, so that a log has one line for each change.
+
+Examples:
+    >>> samples = midge.Samples(None, ["speed"], label="power")
+    >>> fresh = midge.conditions.enough_new(samples, 32)  # for midge.Device(conditions=[fresh], ...)
+    >>> fresh()
+    'fewer than 32 rows are new since the last training'
 """
 
 import importlib

@@ -21,6 +21,13 @@ class Duty:
 
     Raises:
         ValueError: `awake` is longer than `every`.
+
+    Examples:
+        >>> midge.Duty(every=3600.0, awake=120.0).once
+        False
+        >>> midge.Duty(every=60.0, awake=120.0)
+        Traceback (most recent call last):
+        ValueError: A device that wakes every 60 s cannot be awake for 120 s of them.
     """
 
     every: float

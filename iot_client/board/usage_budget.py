@@ -37,6 +37,11 @@ class Costs:
         joules_per_month: energy; None sets no limit.
         watts: power of training above idle.
         joules_per_byte: energy to send or receive a byte.
+
+    Examples:
+        >>> costs = midge.Costs(bytes_per_month=50_000_000, watts=2.5, joules_per_byte=1e-5)
+        >>> costs.joules_per_month is None
+        True
     """
 
     bytes_per_month: int | None = None

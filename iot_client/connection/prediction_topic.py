@@ -18,6 +18,10 @@ class PredictionTopic:
 
     Raises:
         ValueError: it is not a topic, or the options contradict each other.
+
+    Examples:
+        >>> midge.PredictionTopic("plant/pump-17/power", alarm=95.0).every
+        1.0
     """
 
     topic: str

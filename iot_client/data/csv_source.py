@@ -53,6 +53,12 @@ class CsvRows:
         path: the file; it need not exist yet.
         classes: names of the classes if the label is one, in the order of the federation's model.
         options: its format, if detection fails.
+
+    Examples:
+        >>> samples = midge.Samples(None, ["speed", "heat"], label="power")
+        >>> rows = midge.CsvRows("pump.csv")  # for midge.Device(samples=samples, sources=[rows], ...)
+        >>> rows.path.name
+        'pump.csv'
     """
 
     def __init__(self, path: str | Path, *, classes: Sequence[str] = (), options: CsvOptions | None = None) -> None:

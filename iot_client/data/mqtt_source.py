@@ -50,6 +50,10 @@ class SensorTopic:
 
     Raises:
         ValueError: it is not a topic filter, or not a broker's URL.
+
+    Examples:
+        >>> midge.SensorTopic("mqtt://localhost", "zigbee2mqtt/pump-17").heard
+        0
     """
 
     def __init__(

@@ -73,6 +73,14 @@ class Samples:
     Raises:
         ValueError: there are no features, or one occurs twice, or a label is missing or superfluous.
         SamplesError: the file cannot be used, or holds other columns.
+
+    Examples:
+        >>> samples = midge.Samples(None, ["speed", "heat"], label="power")
+        >>> samples.observe({"speed": 1.2, "heat": 40.0, "power": 7.5})
+        True
+        >>> x, y = samples.arrays()
+        >>> x.shape, y.shape
+        ((1, 2), (1,))
     """
 
     def __init__(

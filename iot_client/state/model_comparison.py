@@ -31,6 +31,10 @@ class KeepRule:
 
     Raises:
         ValueError: a number is out of range.
+
+    Examples:
+        >>> midge.KeepRule(margin=0.2).rows
+        256
     """
 
     rows: int = 256

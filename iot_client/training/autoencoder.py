@@ -18,7 +18,13 @@ from midge.iot_client.training.numpy_models import MLP, Array, standardise
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A perceptron with a narrow layer that reconstructs its inputs, of shape (n, inputs)."""
+    """A perceptron with a narrow layer that reconstructs its inputs, of shape (n, inputs).
+
+    Examples:
+        >>> model = midge.Autoencoder(8, hidden=(3,))
+        >>> model.score(model.initial(seed=0), np.zeros((2, 8))).shape
+        (2,)
+    """
 
     inputs: int
     hidden: tuple[int, ...] = (16, 4, 16)

@@ -12,7 +12,12 @@ from midge.wire.schema import Parameters
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Results of an evaluation: finite numbers by name, and the number of rows."""
+    """Results of an evaluation: finite numbers by name, and the number of rows.
+
+    Examples:
+        >>> midge.Scores(examples=100, metrics={"accuracy": 0.93}).examples
+        100
+    """
 
     examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)

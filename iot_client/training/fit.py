@@ -46,7 +46,12 @@ class TrainingKilled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The result of a training."""
+    """The result of a training.
+
+    Examples:
+        >>> midge.Fit({"w": np.ones(3)}, examples=200, steps=10, metrics={"loss": 0.25}).metrics["loss"]
+        0.25
+    """
 
     parameters: Parameters
     """All tensors of the model after the training, by name."""
@@ -104,7 +109,12 @@ Trainer = Callable[[Parameters, TrainingPlan], Fit]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Hyperparameters of mini-batch SGD: the trainer's defaults, which the plan overrides."""
+    """Hyperparameters of mini-batch SGD: the trainer's defaults, which the plan overrides.
+
+    Examples:
+        >>> midge.Recipe(learning_rate=0.05).under(midge.Plan(local_steps=40)).local_steps
+        40
+    """
 
     learning_rate: float = 0.1
     batch_size: int = 16

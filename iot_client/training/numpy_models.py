@@ -211,6 +211,13 @@ class MLP(Network):
     Classification ends in softmax and cross-entropy, with integer labels from 0. Binary classification has one output,
     with the logistic function and cross-entropy, and labels 0 and 1. Regression has one output and the mean squared
     error of the normalised target; reconstruction has as many outputs as inputs, with the same loss.
+
+    Examples:
+        >>> model = midge.MLP(4, (8,), 3)
+        >>> parameters = model.initial(seed=0)
+        >>> fit = model.trainer(np.zeros((20, 4)), np.zeros(20, int))(parameters, midge.Plan())
+        >>> model.predict(fit.parameters, np.zeros((2, 4))).shape
+        (2, 3)
     """
 
     inputs: int = 64
@@ -296,14 +303,26 @@ class MLP(Network):
 
 @dataclass(frozen=True)
 class Linear(MLP):
-    """Softmax or linear regression: the perceptron without hidden layers."""
+    """Softmax or linear regression: the perceptron without hidden layers.
+
+    Examples:
+        >>> model = midge.Linear(2, outputs=1, task="regression")
+        >>> sorted(model.initial())
+        ['input_mean', 'input_scale', 'layers.0.bias', 'layers.0.weight', 'target_mean', 'target_scale']
+    """
 
     hidden: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Logistic(Linear):
-    """Logistic regression: two classes, labels 0 and 1, and one logit."""
+    """Logistic regression: two classes, labels 0 and 1, and one logit.
+
+    Examples:
+        >>> model = midge.Logistic(2)
+        >>> model.predict(model.initial(seed=0), np.zeros((5, 2))).shape
+        (5,)
+    """
 
     outputs: int = 1
     task: Task = "binary"

@@ -59,6 +59,14 @@ class SampleTrainer:
         model: the expected model: if the federation's differs, training ends with an error.
         recipe: hyperparameters that the plan does not set.
         seed: different for each device.
+
+    Examples:
+        >>> samples = midge.Samples(None, ["speed"], label="power")
+        >>> for speed in range(100):
+        ...     _ = samples.observe([speed / 100], speed / 50)
+        >>> model = midge.Linear(1, outputs=1, task="regression")
+        >>> midge.SampleTrainer(samples)(model.initial(), midge.Plan()).examples
+        100
     """
 
     def __init__(self, samples: Samples, *, model: Model = "auto", recipe: Recipe | None = None, seed: int = 0) -> None:

@@ -159,6 +159,11 @@ def isolated(train: Trainer, *, memory: int | None = None, nice: int = NICE) -> 
         train: a function of a module, or another picklable trainer.
         memory: most bytes of data of the process; None sets no limit.
         nice: added to its niceness.
+
+    Examples:
+        >>> trainer = midge.isolated(midge.Linear(2).trainer(np.zeros((4, 2)), np.zeros(4, int)), memory=2**30)
+        >>> trainer.killed
+        0
     """
     return Isolated(partial(_given, train), memory=memory, nice=nice)
 

@@ -11,7 +11,9 @@ trains them.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
+from functools import wraps
 from itertools import pairwise
 from math import isfinite
 from typing import Any, Generic, TypeVar
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan, whole
 from midge.iot_client.training.numpy_models import FROZEN, Task, normalisation
 from midge.iot_client.training.torch_state import StateError, arrays, load, narrow, read_state, roles, state, warn
@@ -40,10 +43,12 @@ __all__ = [
     "roles",
     "seeded_state",
     "state",
+    "torch_evaluator",
     "torch_trainer",
 ]
 
 M = TypeVar("M", bound=nn.Module)
+E = TypeVar("E", Mapping[str, float], Scores)
 Outcome = int | tuple[int, Mapping[str, float]] | Fit
 """Result of a user's training function: examples, examples and metrics, or a fit. Numbers may be NumPy's or torch's."""
 
@@ -152,6 +157,15 @@ def torch_trainer(
     The function gets the module, loaded and in training mode, and the plan. Parameters that fit one of the patterns
     `frozen` get no gradient. Warns if the module has a BatchNorm layer, which uses its running statistics for a batch
     of one row.
+
+    Examples:
+        >>> import torch
+        >>> @midge.torch_trainer(torch.nn.Linear(2, 1, bias=False))
+        ... def train(net, plan):
+        ...     net.weight.data += 1
+        ...     return 10
+        >>> train({"weight": np.zeros((1, 2))}, midge.Plan()).parameters["weight"].tolist()
+        [[1.0, 1.0]]
     """
     warn(module)
     fixed = {name for name, role in roles(module, frozen).items() if role == "frozen"}
@@ -163,6 +177,40 @@ def torch_trainer(
 
     def decorate(train: Callable[[M, TrainingPlan], Outcome]) -> TorchTrainer[M]:
         return TorchTrainer(module, train, frozen)
+
+    return decorate
+
+
+def torch_evaluator(
+    module: M,
+) -> Callable[[Callable[[M], E]], Callable[[Parameters], E]]:
+    """Make an evaluator from a function that evaluates this module, for `Aggregator(evaluate=…)` or a device's.
+
+    The function gets a copy of the module, loaded, in evaluation mode and without gradients. It returns metrics by
+    name for an aggregator or a simulation, and `Scores` for a device.
+
+    Raises:
+        StateError: at a call, if the parameters are not those of the module.
+
+    Examples:
+        >>> import torch
+        >>> @midge.torch_evaluator(torch.nn.Linear(2, 1, bias=False))
+        ... def evaluate(net):
+        ...     return {"output": float(net(torch.ones(1, 2)))}
+        >>> evaluate({"weight": np.array([[1.0, 2.0]])})
+        {'output': 3.0}
+    """
+    own = deepcopy(module)  # another thread may train the given one
+
+    def decorate(evaluate: Callable[[M], E]) -> Callable[[Parameters], E]:
+        @wraps(evaluate)
+        def evaluator(parameters: Parameters) -> E:
+            load(own, parameters)
+            own.eval()
+            with torch.no_grad():
+                return evaluate(own)
+
+        return evaluator
 
     return decorate
 

@@ -66,8 +66,11 @@ COMMANDS = (
     clean,
 )
 
-ALIASES = {"device conform": ["conform"]}
-"""Aliases of commands: `midge device VERB` acts on a device."""
+ALIASES = {
+    "device conform": ["conform"],
+    **{f"device {verb}": [f"device {verb}"] for verb in membership.VERBS + forgetting.VERBS},
+}
+"""Commands of two words: `midge device VERB` acts on a device. `device-add` and its like are older names."""
 
 
 def problems() -> tuple[type[Exception], ...]:

@@ -59,6 +59,9 @@ def _say_what_completes(parser: argparse.ArgumentParser, kinds: dict[str, Any]) 
     """Mark arguments that name files and folders, and the verbs of `midge device`; of all sub-commands."""
     for action in parser._actions:  # noqa: SLF001 - argparse shows them nowhere else
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for each in action._choices_actions:  # noqa: SLF001 - shells complete one word: `device-add`
+                action.choices.pop(each.dest if " " in each.dest else "", None)
+                each.dest = each.dest.replace(" ", "-")
             for name, inner in action.choices.items():
                 _say_what_completes(inner, kinds)
                 if name == "device" and inner.prog == "midge device":

@@ -7,6 +7,7 @@ from typing import Any
 
 from midge.broker.provisioning.bundles import Bundle
 from midge.broker.provisioning.held_credentials import SIGNING
+from midge.commands import forgetting, membership
 from midge.commands.apps import load_app
 from midge.commands.arguments import like
 from midge.commands.gateway import add_gateway, gateway, refuse_options
@@ -23,7 +24,7 @@ from midge.iot_client.masking_requirement import RequireSecure
 from midge.running import run_until_interrupted
 from midge.wire.plurals import counted
 
-VERBS = ("status", "verify", "doctor", "proof", "consent", "readmit", "conform")
+VERBS = ("status", "verify", "doctor", "proof", "consent", "conform", *membership.VERBS, *forgetting.VERBS)
 """What `midge device` does besides taking part."""
 
 
@@ -38,13 +39,15 @@ def register(subparsers: Subparsers) -> None:
         "       midge device status OUTBOX [options]\n       midge device verify OUTBOX [--accept-loss]\n"
         "       midge device doctor [options]\n       midge device proof SEQ [OUTBOX] [options]\n"
         "       midge device consent on|off|status [OUTBOX] [options]\n"
-        "       midge device readmit NAME --store DIR\n       midge device conform URL --device NAME [options]",
+        "       midge device conform URL --device NAME [options]\n"
+        "       midge device add|revoke|rotate NAME… [options], midge device list [options]\n"
+        "       midge device forget|readmit NAME --store DIR",
         description="Take part with the midge.Device that module:attribute names, or with rows from a file or a topic, "
         "until interrupted. `status` shows what an outbox holds and what the device has cost; `verify` "
         "looks for damage in it and in what lies beside it, and changes nothing; `doctor` looks at the board: clock, "
         "disk, versions, broker. `proof` proves that an update of this device is in a release. `consent off` is the "
         "owner's switch: nothing is trained on or sent until `consent on`; `consent status` says what was given, and "
-        "what can be taken back. `readmit` lets a device that was withdrawn into a federation again. `conform` tries a "
+        "what can be taken back. `conform` tries a "
         "device of any language by the rules of the protocol.",
     )
     parser.add_argument("app", metavar="MODULE:ATTRIBUTE", nargs="*", help="a midge.Device in a module of yours")
@@ -80,7 +83,6 @@ def register(subparsers: Subparsers) -> None:
         action="store_true",
         help="keep trying although the very first connection fails; later ones always are",
     )
-    parser.add_argument("--store", metavar="DIR", help="of readmit: the aggregator's store")
     parser.add_argument(
         "--accept-loss",
         action="store_true",
@@ -95,7 +97,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from midge.commands import device_proof, device_status, device_verify, doctor, dry_run, forgetting  # noqa: PLC0415 - not for those who take part
+    from midge.commands import device_proof, device_status, device_verify, doctor, dry_run  # noqa: PLC0415 - not for those who take part
 
     _read_settings(args)
     match args.app:
@@ -107,10 +109,6 @@ def run(args: argparse.Namespace) -> int:
             return device_verify.run(args, outbox)
         case ["verify"]:
             raise Problem("Say whose outbox to look at: midge device verify OUTBOX, such as pump-17.outbox.")
-        case ["readmit", name] if args.store is not None:
-            return forgetting.readmit(called(name), args.store)
-        case ["readmit", *_]:
-            raise Problem("Say which device and where: midge device readmit NAME --store DIR")
         case ["proof", seq, *named] if len(named) <= 1:
             return device_proof.run_proof(args, seq, named)
         case ["proof", *_]:

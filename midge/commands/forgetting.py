@@ -1,4 +1,4 @@
-"""`midge device-forget NAME --store DIR`: withdraw a device from a federation, and erase its data in the store.
+"""`midge device forget NAME --store DIR`: withdraw a device from a federation, and erase its data in the store.
 
 `midge device readmit NAME --store DIR` lets a withdrawn device take part again.
 """
@@ -11,22 +11,26 @@ from pathlib import Path
 from midge.commands.parts import Parser, Subparsers, called, existing_store, server_side, user_errors
 from midge.wire.plurals import counted
 
+VERBS = ("forget", "readmit")
+
 
 def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
-        "device-forget",
+        "device forget",
+        aliases=["device-forget"],
         help="withdraw a device: refuse it from now on, and erase its data in the aggregator's store",
         description="Refuse a device from now on and erase its name, its updates and its counters from the store, "
         "with or without a running aggregator. What it has already contributed to the model stays in it. It "
-        "comes back under this name only if device-readmit lets it.",
+        "comes back under this name only if `device readmit` lets it.",
     )
     _add_request(parser)
     parser.set_defaults(run=run)
     parser = subparsers.add_parser(
-        "device-readmit",
-        help="let a device that was withdrawn take part again (also: midge device readmit)",
+        "device readmit",
+        aliases=["device-readmit"],
+        help="let a device that was withdrawn take part again",
         description=(
-            "Let a device that device-forget withdrew take part again under its name, with or without a running "
+            "Let a device that `device forget` withdrew take part again under its name, with or without a running "
             "aggregator. Erased data stay erased: it begins as a new device."
         ),
     )

@@ -35,6 +35,8 @@ _STYLES = {
     "full": "bold red",
     "alarm": "bold red",
     "freeze": "cyan",
+    "local_steps": "cyan",
+    "serve": "green",
     "joined": "green",
     "left": "yellow",
     "vanished": "red",

@@ -1,4 +1,4 @@
-"""`midge device-add`, `device-revoke`, `device-rotate` and `device-list`: members of a fleet."""
+"""`midge device add`, `device revoke`, `device rotate` and `device list`: members of a fleet."""
 
 import argparse
 import asyncio
@@ -13,6 +13,8 @@ from midge.wire.plurals import counted
 if TYPE_CHECKING:
     from midge.broker.provisioning.manage_devices import Applied
 
+VERBS = ("add", "revoke", "rotate", "list")
+
 T = TypeVar("T")
 
 _HERE = "fleet"
@@ -21,16 +23,18 @@ _TAKES_EFFECT = 1.0
 
 
 def register(subparsers: Subparsers) -> None:
-    adding = _with_names(subparsers, "device-add", "add devices to a fleet, each with a bundle")
+    adding = _with_names(subparsers, "add", "add devices to a fleet, each with a bundle")
     adding.set_defaults(run=add)
-    revoking = _with_names(subparsers, "device-revoke", "revoke devices at once, connected or not")
+    revoking = _with_names(subparsers, "revoke", "revoke devices at once, connected or not")
     revoking.set_defaults(run=revoke)
-    rotating = _with_names(subparsers, "device-rotate", "give devices new keys; the old ones stay valid until --finish")
+    rotating = _with_names(subparsers, "rotate", "give devices new keys; the old ones stay valid until --finish")
     when = rotating.add_mutually_exclusive_group()
     when.add_argument("--now", action="store_true", help="revoke the old keys at once")
     when.add_argument("--finish", action="store_true", help="make nothing new; revoke the old keys")
     rotating.set_defaults(run=rotate)
-    listing = subparsers.add_parser("device-list", help="the devices of a fleet", description="List a fleet's devices.")
+    listing = subparsers.add_parser(
+        "device list", aliases=["device-list"], help="the devices of a fleet", description="List a fleet's devices."
+    )
     listing.add_argument("directory", nargs="?", metavar="FLEET", help="as --fleet")
     add_fleet(listing)
     listing.add_argument("--json", action="store_true", help="as one JSON object")
@@ -43,9 +47,12 @@ def register(subparsers: Subparsers) -> None:
     listing.set_defaults(run=show)
 
 
-def _with_names(subparsers: Subparsers, command: str, words: str) -> argparse.ArgumentParser:
+def _with_names(subparsers: Subparsers, verb: str, words: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        command, help=words, description=f"{words[0].upper()}{words[1:]}. A broker on this machine is notified."
+        f"device {verb}",
+        aliases=[f"device-{verb}"],
+        help=words,
+        description=f"{words[0].upper()}{words[1:]}. A broker on this machine is notified.",
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="devices; the fleet's directory may stand before them")
     add_fleet(parser)
@@ -126,7 +133,7 @@ def rotate(args: argparse.Namespace) -> int:
     for name in args.names:
         print(f"{name} has new keys: carry its bundle there.")
     if not args.now and not told.broker and not told.todo:
-        print(f"Then: midge device-rotate --fleet {directory} --finish {' '.join(args.names)}")
+        print(f"Then: midge device rotate --fleet {directory} --finish {' '.join(args.names)}")
     return tell(told, "")
 
 

@@ -60,7 +60,6 @@ LEFT_OUT: Final = {
     "help": "of the command line",
     "app": "app of [device]",
     "set": "of the command line",
-    "store": "of `midge device readmit`",
     "accept_loss": "of `midge device verify`",
     "dry_run": "tries a source, once",
     "listen": "goes with --dry-run",

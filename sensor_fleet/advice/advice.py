@@ -123,6 +123,10 @@ def advise(
 
     Raises:
         ValueError: an argument that cannot be used; the message says what to change.
+
+    Examples:
+        >>> advice = midge.advise("digits", model="linear", devices=5, days=0.5, seeds=1)  # doctest: +SKIP
+        >>> advice.write("advice.html")  # doctest: +SKIP
     """
     if seeds < 1 or processes < 2 or days <= 0 or data_days <= 0:
         raise ValueError("give at least 1 seed, 2 processes, and days above 0.")

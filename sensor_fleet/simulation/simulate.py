@@ -42,7 +42,7 @@ def simulate(
     strategy: Strategy | None = None,
     seed: int = 0,
     seconds: float = 100.0,
-    initial: Parameters | None = None,
+    initial: Any = None,
     roles: Mapping[str, str] | None = None,
     data: FleetData | None = None,
     recipe: Recipe | None = None,
@@ -77,7 +77,7 @@ def simulate(
         strategy: the aggregation strategy; by default the profile's, or `balanced()`.
         seed: of all randomness except that of the data.
         seconds: virtual duration.
-        initial: the initial model, unless `train` provides it.
+        initial: the initial model, as a dict of arrays or a torch module, unless `train` provides it.
         roles: of tensors that are not trained.
         data: the devices' rows. Those of a `sensor_fleet.sensors.Stream` arrive as virtual time passes: a device trains
             once enough of its rows are new, and the model is evaluated under the conditions of the time.
@@ -105,6 +105,16 @@ def simulate(
 
     Raises:
         ValueError: arguments that contradict each other or are out of range.
+
+    Examples:
+        >>> def train(parameters, plan):
+        ...     return midge.Fit({"w": 0.5 * (parameters["w"] + 1)}, examples=10)
+        >>> found = midge.simulate(
+        ...     train, devices=5, initial={"w": np.zeros(3)}, seconds=60.0,
+        ...     evaluate=lambda parameters: {"error": float(abs(1 - parameters["w"]).max())},
+        ... )
+        >>> bool(found.metrics["error"][-1] < 0.01)
+        True
     """
     began = time.perf_counter()
     if speed_up != 1 and (profile is None or isinstance(data, Stream)):
@@ -228,19 +238,24 @@ def _names(train: Any, devices: int | None, data: FleetData | None) -> Sequence[
     return names_of(count)
 
 
-def _initial(
-    train: Any, initial: Parameters | None, data: FleetData | None
-) -> tuple[dict[str, Any], Mapping[str, str]]:
+def _arrays(model: Any) -> tuple[dict[str, Any] | None, Mapping[str, str]]:
+    """Arrays by name of a dict or a torch module, and the roles of its tensors."""
+    if hasattr(model, "state_dict"):
+        from midge.iot_client.training.torch_state import state  # noqa: PLC0415 - torch is here, for there is a module
+
+        return state(model)
+    return None if model is None else {name: np.asarray(value) for name, value in model.items()}, {}
+
+
+def _initial(train: Any, initial: Any, data: FleetData | None) -> tuple[dict[str, Any], Mapping[str, str]]:
     """The initial model, normalised if it is a fleet model, and the roles that it declares."""
+    given, roles = _arrays(initial)
     if isinstance(train, FleetModel):
         if data is None:
             raise ValueError("a fleet model needs its data: data=…")
-        return initial_model(train, data, initial)
-    if initial is not None:
-        return {name: np.asarray(value) for name, value in initial.items()}, {}
-    module = getattr(train, "module", None)
-    if module is not None:
-        from midge.iot_client.training.torch_state import state  # noqa: PLC0415 - torch is here, for there is a module
-
-        return state(module)
-    raise ValueError("give the initial model: initial=…, a dict of arrays by name.")
+        return initial_model(train, data, given)
+    if given is None:
+        given, roles = _arrays(getattr(train, "module", None))
+    if given is not None:
+        return given, roles
+    raise ValueError("give the initial model: initial=…, a dict of arrays by name or a torch module.")

@@ -558,3 +558,17 @@ def test_a_lost_broker_is_told_once_and_so_is_its_return(tmp_path: Path) -> None
         text = log.read_text()
         assert text.count("Lost the broker") == 1 == text.count("The broker is back."), text
         assert "Nothing listens" not in text and "Trying again in" not in text, text
+
+
+@pytest.mark.parametrize("verb", ["add", "revoke", "rotate", "list", "forget", "readmit"])
+def test_what_acts_on_a_device_is_a_verb_of_it(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: `midge device add` was taken for a program of that name. `device-add` is the older name."""
+    for command in (["device", verb], [f"device-{verb}"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--help"])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: midge device {verb} ")
+
+
+def test_a_misspelled_verb_of_a_device_gets_a_suggestion(tell: Tell) -> None:
+    assert tell("device", "revok", "pump-1").endswith("did you mean revoke?")

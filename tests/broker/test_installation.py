@@ -125,7 +125,7 @@ def test_a_bundle_that_cannot_be_used(written: Path, tmp_path: Path) -> None:
 
 
 def test_a_directory_that_holds_something(written: Path, tmp_path: Path) -> None:
-    with pytest.raises(FleetError, match="device-add"):
+    with pytest.raises(FleetError, match="device add"):
         make_fleet(written)
     (tmp_path / "mine").touch()
     with pytest.raises(FleetError, match="another directory"):
@@ -254,7 +254,7 @@ class TestOnMosquitto:
 def test_what_runs_out_is_told(written: Path, tmp_path: Path) -> None:
     assert warnings(written, present()) == []
     late = warnings(written, present() + timedelta(days=320))
-    assert any("certificate of dev0001" in each and "device-rotate dev0001" in each for each in late)
+    assert any("certificate of dev0001" in each and "device rotate dev0001" in each for each in late)
     fleet = make_fleet(tmp_path / "fleet")
     write_fleet(tmp_path / "fleet", fleet.model_copy(update={"list_days": 30}))
     renew(tmp_path / "fleet")

@@ -7,7 +7,7 @@ import pytest
 from tests.docs.scripts import ROOT, script
 
 MADE = (
-    "brokers", "compression", "configuration", "events", "fields", "performance",
+    "brokers", "comparison", "compression", "configuration", "events", "fields", "performance",
     "sensors", "session", "states", "strategies", "tree",
 )  # fmt: skip
 
@@ -18,6 +18,11 @@ def test_the_generated_parts_of_a_page_are_those_of_the_code(name: str) -> None:
     page = script(name)
     text = page.PAGE.read_text()
     assert script("marks").filled(text, page.parts()) == text, f"run: python docs/{name}.py"
+
+
+def test_the_readme_compares_by_the_results_that_are_kept() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert script("marks").filled(text, script("comparison").readme()) == text, "run: python docs/comparison.py"
 
 
 def test_the_picture_of_bytes_is_of_the_results_that_are_kept() -> None:

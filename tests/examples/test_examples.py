@@ -37,6 +37,11 @@ def test_pumps_hear_what_is_worn() -> None:
     assert float(re.findall(r"auc ([0-9.]+)", last)[0]) >= 0.8
 
 
+def test_an_estimator_of_scikit_learn_learns_digits() -> None:
+    last = learns("partial_fit", "--enough", "0.8")
+    assert float(re.findall(r"accuracy ([0-9.]+)", last)[0]) >= 0.8
+
+
 @pytest.mark.data
 @pytest.mark.torch
 @needs.torch

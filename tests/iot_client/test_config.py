@@ -13,6 +13,7 @@ from midge.broker.embedded.in_memory import Twin
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.device import Device
 from midge.iot_client.training.fit import Fit
+from midge.public_device import BY_NAME
 from tests.federation.live import Log, aggregator, serving
 
 PLACE = {"url", "user", "password", "cafile", "certfile", "keyfile"}
@@ -34,7 +35,9 @@ def test_the_public_device_takes_each_field_with_the_same_default() -> None:
     taken = dict(inspect.signature(midge.Device).parameters)
     assert set(taken) - PLACE == {field.name for field in fields(DeviceConfig)} - {"connector"}
     for field in fields(DeviceConfig):
-        if field.name != "connector":
+        if field.name == "outbox":
+            assert taken["outbox"].default == BY_NAME
+        elif field.name != "connector":
             default = inspect.Parameter.empty if field.default is MISSING else field.default
             assert taken[field.name].default == default, field.name
             assert taken[field.name].annotation == field.type, field.name

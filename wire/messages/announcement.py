@@ -53,7 +53,15 @@ class Plan(Message, populate_by_name=True):
 
 
 class StrictPlan(Plan, extra="forbid"):
-    """A plan as a user writes it: an unknown name is an error. On the wire, unknown names are ignored."""
+    """A plan as a user writes it: an unknown name is an error. On the wire, unknown names are ignored.
+
+    Examples:
+        >>> midge.Plan(learning_rate=0.05, local_steps=20).codec
+        'uq:4|rice'
+        >>> midge.Plan(lr=0.05)
+        Traceback (most recent call last):
+        pydantic_core._pydantic_core.ValidationError: ...
+    """
 
 
 class FrameInfo(NamedTuple):
