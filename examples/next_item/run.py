@@ -2,15 +2,12 @@
 
 import argparse
 import json
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1]))
 
 import numpy as np
 from server import app
 from shop import device, hits, visits
-from together import run
+
+import midge
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--devices", type=int, default=30)
@@ -31,10 +28,10 @@ def devices(url: str) -> list:
     return boards
 
 
-found = run(
+found = midge.local(
     lambda url, store: app(url, store, evaluate=lambda parameters: {"hits": hits(parameters, test)}),
     devices,
-    args.seconds,
-    lambda metrics: metrics.get("hits", 0.0) >= args.hits,
+    seconds=args.seconds,
+    until=lambda metrics: metrics.get("hits", 0.0) >= args.hits,
 )
 print(json.dumps({**found, "bytes up": sum(each.bytes_up for each in boards) / max(1, len(boards))}))
