@@ -10,7 +10,7 @@
 #   make fuzz            give every decoder bytes that nobody thought of, for SECONDS=60
 #   make bench           measure all that docs/performance.md tells, in under 20 minutes, and write the page anew
 #   make nightly         soak 3,000 live devices for MINUTES=10, live a year in virtual time, and write the page anew;
-#                        `make brokers`, and `make home-assistant` where there is Python 3.13
+#                        the long tests, `make brokers`, and `make home-assistant` where there is Python 3.13
 #   make micro           the clients for microcontrollers under resets: 1,000 updates each, against Mosquitto; MICRO=--quick
 #                        for a tenth of it
 #   make brokers         the contract suite, the demonstration, kills and `midge clean` over Mosquitto, RabbitMQ, ejabberd,
@@ -47,8 +47,8 @@ LEFT_OUT := $(VENV)/.left-out
 test: install
 	@rm -f $(LEFT_OUT)
 	@code=0; set -x; \
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not alone' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) && \
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m alone --left-out=$(LEFT_OUT) $(PYTEST_ARGS) || code=$$?; \
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not alone and not nightly' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) && \
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'alone and not nightly' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) || code=$$?; \
 	{ set +x; } 2>/dev/null; $(BIN)/python -m tests.left_out $(LEFT_OUT); exit $$code
 
 lint: install
@@ -110,6 +110,7 @@ nightly: install
 	@code=0; $(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --store || code=$$?; \
 	$(BIN)/python -m benchmarks.soak_year --store || code=$$?; \
 	$(BIN)/python docs/performance.py; \
+	$(BIN)/pytest --numprocesses 2 -m nightly || code=$$?; \
 	$(MAKE) brokers BROKERS="--out benchmarks/results/brokers.json" || code=$$?; \
 	$(BIN)/python docs/brokers.py; exit $$code
 	@! { test -x $(HOME_ASSISTANT)/bin/python || command -v $(HOME_ASSISTANT_PYTHON) >/dev/null; } || \

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from midge.broker import connector
-from midge.broker.local.mosquitto import find_mosquitto
 from midge.broker.mqtt.connection import Options
 from midge.wire import messages
 from midge.wire.messages import Receipt
+from tests import needs
 from tests.federation.pair import PATIENCE, Pair, of, pair, two_brokers
 from tests.harness.ledger import Audit
 from tests.harness.processes import USER_ERROR
@@ -87,11 +87,13 @@ async def play_all(directory: Path, points: Sequence[str], scene: Callable[[Path
 
 
 @pytest.mark.timeout(1800)
-async def test_nothing_is_lost_wherever_the_one_that_serves_is_killed(tmp_path: Path) -> None:
-    wrong = await play_all(tmp_path, SERVING, killed)
+@pytest.mark.parametrize("points", [SERVING[2:8], pytest.param(SERVING[:2] + SERVING[8:], marks=pytest.mark.nightly)])
+async def test_nothing_is_lost_wherever_the_one_that_serves_is_killed(tmp_path: Path, points: Sequence[str]) -> None:
+    wrong = await play_all(tmp_path, points, killed)
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 async def test_nothing_is_lost_wherever_the_standby_is_killed(tmp_path: Path) -> None:
     wrong = await play_all(tmp_path, FOLLOWING, killed_while_it_follows)
@@ -127,8 +129,16 @@ async def tokens_at(cast: Pair) -> list[int]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("how", ["stopped", "cut off"])
-@pytest.mark.parametrize("returns", ["ends", "follows"])
+@pytest.mark.parametrize(
+    ("returns", "how"),
+    [
+        ("ends", "stopped"),
+        *(
+            pytest.param(*each, marks=pytest.mark.nightly)
+            for each in (("ends", "cut off"), ("follows", "stopped"), ("follows", "cut off"))
+        ),
+    ],
+)
 async def test_the_old_one_comes_back_and_decides_nothing(tmp_path: Path, how: str, returns: str) -> None:
     """It is suspended, or its network is, for longer than the standby waits; without --sync, the token alone counts."""
     async with pair(tmp_path / "f", sync=False, devices=DEVICES, updates=MANY, pace=0.4) as cast:
@@ -170,6 +180,7 @@ async def test_the_old_one_comes_back_and_decides_nothing(tmp_path: Path, how: s
     assert found.doubled == 0
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
 async def test_a_standby_that_is_cut_off_takes_nothing_over(tmp_path: Path, sync: bool) -> None:
@@ -190,6 +201,7 @@ async def test_a_standby_that_is_cut_off_takes_nothing_over(tmp_path: Path, sync
     assert found == Audit(DEVICES * MANY, 0, 0, DEVICES * MANY)
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 async def test_a_restarted_broker_moves_nothing(tmp_path: Path) -> None:
     async with pair(tmp_path / "f", sync=True, devices=DEVICES, updates=MANY, pace=0.5, takeover=PATIENT) as cast:
@@ -206,8 +218,9 @@ async def test_a_restarted_broker_moves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(find_mosquitto() is None, reason="bridges are Mosquitto's")
-@pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
+@pytest.mark.mosquitto
+@needs.mosquitto
+@pytest.mark.parametrize("sync", [pytest.param(False, marks=pytest.mark.nightly), True], ids=["async", "sync"])
 async def test_a_partition_in_which_the_old_one_still_reaches_devices(tmp_path: Path, sync: bool) -> None:
     """Two brokers with a bridge, which is cut: device 0 and the old one are on one side, the standby on the other."""
     (tmp_path / "brokers").mkdir()
