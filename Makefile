@@ -14,7 +14,7 @@
 #   make micro           the clients for microcontrollers under resets: 1,000 updates each, against Mosquitto; MICRO=--quick
 #                        for a tenth of it
 #   make brokers         the contract suite, the demonstration, kills and `midge clean` over Mosquitto, RabbitMQ, ejabberd,
-#                        aedes and rumqttd, and 5 MB under the limits of four hosted brokers; BROKERS=--quick for three
+#                        aedes and rumqttd, and 5 MB under the limits of four hosted brokers; BROKERS=--quick for two
 #   make home-assistant  a real Home Assistant shows a federation, and its switch pauses it; needs Python 3.13
 #   make upgrade         a rolling upgrade from an earlier version, with its real code: BASE=TAG or a commit
 #   make mutants         which tests catch which bug that is put in on purpose
@@ -77,9 +77,9 @@ micro: install
 AEDES := $(VENV)/node/node_modules/aedes
 brokers: install
 	@.ci/packages mosquitto
-	@.ci/packages node npm $(if $(findstring --quick,$(BROKERS)),,rabbitmq-server ejabberdctl) || true
+	@$(if $(findstring --quick,$(BROKERS)),,.ci/packages node npm rabbitmq-server ejabberdctl || true)
 	@$(BIN)/python -c 'import iotcore' 2>/dev/null || $(PIP) --constraint constraints.txt --editable '.[brokers]' || true
-	@test -d $(AEDES) || npm install --silent --no-audit --no-fund --prefix $(VENV)/node aedes@1.2.0 || true
+	@$(if $(findstring --quick,$(BROKERS)),,test -d $(AEDES) || npm install --silent --no-audit --no-fund --prefix $(VENV)/node aedes@1.2.0 || true)
 	@$(BIN)/python -m tests.brokers $(BROKERS)
 
 # In an environment of its own: it pins what it needs, and needs a newer Python than Midge does.

@@ -94,6 +94,7 @@ class Store(StoreDatabase):
         """
         proven = self._open(TABLES)
         try:
+            self._write_log_back()  # one that filled the disk is still there after the last process ended
             self._load(proven=proven)
         except BaseException:
             self.close()
@@ -201,7 +202,11 @@ class Store(StoreDatabase):
         """Release the reserved space: on a full disk SQLite refuses even to delete."""
         self._ballast.release()
         self._note(self._noted)  # releasing it may itself have failed for lack of room
-        with suppress(StoreError):  # SQLite's log may have filled the disk: it is written back at 1,000 pages only
+        self._write_log_back()
+
+    def _write_log_back(self) -> None:
+        """Empty SQLite's log, which it does by itself at 1,000 pages only: until then the log may fill the disk."""
+        with suppress(StoreError):
             self.query("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def has_room(self) -> bool:

@@ -66,7 +66,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    names = ("brief", "date", "duration", "energy", "measured", "percent", "score", "size", "times", "whole", "years")
-    found.filters |= {name: getattr(quantities, name) for name in names}
+    names = ("brief", "date", "duration", "energy", "measured", "percent", "score", "significant", "size", "times")
+    found.filters |= {name: getattr(quantities, name) for name in (*names, "whole", "years")}
     found.filters |= {"counted": counted, "number": finite_number, "mapping": mapping}
     return found

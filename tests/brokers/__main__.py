@@ -41,7 +41,7 @@ from tests.brokers.services import SERVICES, federate
 from tests.harness.chaos import Chaos, Play
 from tests.harness.processes import ROOT, address
 
-QUICK = ("mosquitto", "aedes", "rumqttd")
+QUICK = ("mosquitto", "rumqttd")
 KILLS = {"kill devices": 8, "kill aggregator": 3}
 AT_ONCE = 7
 """Filters in a SUBSCRIBE beside the marker: AWS IoT Core accepts eight."""
