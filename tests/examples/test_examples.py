@@ -67,7 +67,7 @@ def test_homes_forecast_better_together() -> None:
 @pytest.mark.torch
 @needs.torch
 def test_a_plant_goes_on_after_one_of_its_processes_was_killed() -> None:
-    """Seen to fail: without `--max-restarts`, and with one process that the others do not wait for."""
+    """Seen to fail: without `--max-restarts`, the processes never come back."""
     mark = f"plants-{os.getpid()}"
     command = [sys.executable, str(EXAMPLES / "plants" / "run.py"), "--seconds", "200"]
     with subprocess.Popen(command, env={**os.environ, "MARK": mark}, stdout=subprocess.PIPE, text=True) as running:
