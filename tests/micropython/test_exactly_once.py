@@ -11,6 +11,7 @@ from tests.harness.ledger import Audit, Books
 from tests.micropython.board import HEAP, PROGRAMS, code_bytes, compiled, run
 from tests.micropython.federation import Board, federation
 from tests.needs import micropython, mosquitto, mpy_cross
+from tests.waiting import eventually
 
 pytestmark = [micropython, mpy_cross, mosquitto]
 
@@ -80,9 +81,13 @@ async def test_a_device_that_sleeps_deeply_keeps_its_place(tmp_path: Path, code:
         assert last["counts"] == {"version": 6, "trained": 6, "settled": 6, "forgot": 6}, (
             "six trainings, and no snapshot"
         )
-        states = [event["state"] for event in life.aggregator.events("device")]
-        assert states.count("sleeping") == 6
-        assert "lost" not in states
+
+        def states() -> list[str]:
+            return [event["state"] for event in life.aggregator.events("device")]
+
+        # The board has ended once the broker has its last status; the aggregator may not.
+        await eventually("it has slept six times", lambda: states().count("sleeping") == 6)
+        assert "lost" not in states()
         assert await life.audit() == Audit(6, 0, 0, 6)
 
 
