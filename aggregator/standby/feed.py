@@ -247,7 +247,7 @@ class StandbyFeed:
         )
 
     def _words(self, state: str) -> str:
-        """What the operator should do, without figures: an alarm is told again when its words change."""
+        """What the operator should do, without figures: an alarm is reported again when its words change."""
         if state == "following" or not self.expected:
             return ""
         if state == "copying":
