@@ -230,7 +230,7 @@ midge.Device(f"mqtt://127.0.0.1:{port}", federation="killed", name=name, train=t
 
 
 async def accepted_in(log: Path, wanted: int) -> int:
-    """Wait for so many accepted updates, and return how many there are."""
+    """Wait for this number of accepted updates, and return how many there are."""
     until = time.monotonic() + LAST_RESORT
     found = 0
     while found < wanted and time.monotonic() < until:
