@@ -154,6 +154,7 @@ class FleetStatistics:
     def forget(self, device: str) -> None:
         """Remove everything about a device."""
         self._devices.pop(device, None)
+        self._heard.discard(device)
         self._computed.clear()
 
     def interval(self, devices: Iterable[str]) -> float | None:

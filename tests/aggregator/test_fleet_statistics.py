@@ -80,6 +80,16 @@ def test_a_restart_changes_no_reference(course: list[tuple[str, float]]) -> None
     assert again.norm(0.0) == restored.norm(0.0)
 
 
+def test_a_forgotten_device_is_in_no_checkpoint() -> None:
+    """Seen to fail: its name stayed among the devices heard in this turn."""
+    fleet = FleetStatistics()
+    for device in ("a", "b", "c", "pump-17"):
+        report(fleet, device, 1.0)
+    report(fleet, "pump-17", 1.0)
+    fleet.forget("pump-17")
+    assert "pump-17" not in str([fleet.dump(), fleet.dump_turn()])
+
+
 def test_the_norms_of_the_first_devices_are_forgotten_as_the_fleet_grows() -> None:
     """Seen to fail: an attacker that came first and alone made the least reference for the next five turns."""
     fleet = FleetStatistics()
