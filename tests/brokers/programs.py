@@ -69,7 +69,7 @@ def _rabbitmq() -> Program:
         (directory / "enabled_plugins").write_text("[rabbitmq_mqtt].\n")
         names = free_port()
         settings = {
-            "HOME": directory,  # where Erlang writes its cookie
+            "HOME": directory,  # where Erlang writes its cookie; a dump goes to the working directory, the same
             "ERL_EPMD_PORT": names,
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RUNNING_UNDER_SYSTEMD": "1",  # the script becomes the broker, instead of a parent that outlives nothing
@@ -88,7 +88,7 @@ def _rabbitmq() -> Program:
         words = [f"{name}={value}" for name, value in settings.items()]
         # Before it answers, the broker would start another one, which would stay.
         wait = "until epmd -names >/dev/null 2>&1; do sleep 0.05; done"
-        return ["env", *words, "sh", "-c", f'{daemon} & {wait}; exec "$0"', str(server)]
+        return ["env", "--chdir", str(directory), *words, "sh", "-c", f'{daemon} & {wait}; exec "$0"', str(server)]
 
     version = server.parents[1].name.rpartition("-")[2]
     return Program("rabbitmq", version, make, "started MQTT TCP listener", patience=SLOW)
@@ -127,7 +127,19 @@ def _ejabberd() -> Program:
             "EJABBERD_LOG_PATH": directory / "ejabberd.log",
         }
         words = [f"{name}={value}" for name, value in settings.items()]
-        return ["env", *words, "erl", "-noinput", "-mnesia", "dir", f'"{directory / "spool"}"', "-s", "ejabberd"]
+        return [
+            "env",
+            "--chdir",
+            str(directory),
+            *words,
+            "erl",
+            "-noinput",
+            "-mnesia",
+            "dir",
+            f'"{directory / "spool"}"',
+            "-s",
+            "ejabberd",
+        ]
 
     return Program("ejabberd", version, make, "", "midge@localhost", "any", patience=SLOW)
 
