@@ -13,6 +13,7 @@ from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.store.errors import StoreError
 from midge.broker.embedded.in_memory import Twin
 from midge.iot_client.state.outbox import Outbox, OutboxError
+from midge.iot_client.state.outbox_state import OutboxState
 from tests.aggregator.rig import journaled
 from tests.harness.ledger import Books, config
 
@@ -37,6 +38,12 @@ class Opened:
     def counts(self) -> list[int]:
         """The numbers of updates that are named in what was said."""
         return [int(number) for line in [self.refusal, *self.said] for number in _COUNT.findall(line)]
+
+    @property
+    def unused(self) -> bool:
+        """Whether it is an outbox that was just made: killed before its witness was written, it may be made again."""
+        _, following, held = self.content
+        return following == OutboxState(0).next and not held
 
     def lost_of(self, other: "Opened") -> int | None:
         """Updates that this outbox lacks of what another holds; None if it is no later life of the same one."""

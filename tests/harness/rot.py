@@ -270,6 +270,9 @@ def _compared(right: dict[str, Opened], found: dict[str, Opened]) -> tuple[Kind,
             continue
         if not name:
             return "silent", f"the store is another one: {_different(wanted.content, got.content)}; {got.said}"
+        if wanted.unused and got.unused:
+            kinds.append("same")
+            continue
         lost = got.lost_of(wanted)
         if lost is None or not got.said or (lost and lost not in got.counts):
             return "silent", f"{name} is another one; {lost} updates are lost: {got.said}"
