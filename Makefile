@@ -28,6 +28,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 ARGS ?= --target 0.93 --seconds 120
 
+# Tests and demonstrations start hundreds of processes: each module is compiled once, and not by each of them.
+unexport PYTHONDONTWRITEBYTECODE
+# Tests wait for about half of their time, so three workers keep two cores busy.
+WORKERS ?= 3
+
 CHROMIUM ?= chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
   --disable-component-update --disable-sync --user-data-dir=$(CURDIR)/runs/.chromium --hide-scrollbars
 
@@ -47,8 +52,8 @@ LEFT_OUT := $(VENV)/.left-out
 test: install
 	@rm -f $(LEFT_OUT)
 	@code=0; set -x; \
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not alone and not nightly' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) && \
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'alone and not nightly' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) || code=$$?; \
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile -m 'not alone and not nightly' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) && \
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile -m 'alone and not nightly' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) || code=$$?; \
 	{ set +x; } 2>/dev/null; $(BIN)/python -m tests.left_out $(LEFT_OUT); exit $$code
 
 lint: install
