@@ -1,7 +1,7 @@
 """Applies journaled decisions to the model: live, and again when a restart replays the journal."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.model.consensus import Consensus, direction, sketch
+from midge.aggregator.model.group_means import outlying
 from midge.aggregator.model.model import REGISTERED, Frame, Model
 from midge.aggregator.model.reducer import Contribution, distances
 from midge.aggregator.model.statistics import ChannelFinding, Names, Sent, examine, pooled
@@ -33,7 +34,7 @@ _CONSENSUS = "consensus"
 
 
 class Engine:
-    """The model, its store, and the decoded updates that wait for their step."""
+    """The model, its store, and the decoded updates and sums that wait for their step."""
 
     def __init__(self, model: Model, store: Store, consensus: Consensus | None = None) -> None:
         self.model = model
@@ -94,33 +95,23 @@ class Engine:
         """Apply a record's decision; the frames of a release are in the store when this returns."""
         match record:
             case rec.StepRecord(combine="masked"):
-                opened = Opened.read(self.store.body(record.lsn))
-                item = self.model.contribution(
-                    opened.delta(self.store.lineage, self.model.schema.size), None, opened.base, ""
-                )
                 # One sum in place of its updates, whose weights are in it.
-                self.model.apply(replace(record, updates=((0, 1.0),), combine="mean"), [item])
+                self.model.apply(replace(record, updates=((0, 1.0),), combine="mean"), [self._mean(record.lsn)])
             case rec.StepRecord(combine="groups"):
-                sums = [Opened.read(self.store.body(lsn)) for lsn in record.groups]
-                means = [
-                    self.model.contribution(one.delta(self.store.lineage, self.model.schema.size), None, one.base, "")
-                    for one in sums
-                ]
+                means = [self._waiting[lsn] if lsn in self._waiting else self._mean(lsn) for lsn in record.groups]
                 # Equal weights: a group of few devices must not have less protection than another.
                 weights = tuple((lsn, 1.0) for lsn in record.groups)
                 self.model.apply(replace(record, updates=weights, combine="trimmed"), means)
+                self._drop(record.groups)
             case rec.StepRecord():
                 kind = "<i4" if record.clip else "<f4"
                 noise = np.frombuffer(self.store.body(record.lsn), kind) if record.noise else None
                 self.model.apply(record, [self.contribution(lsn) for lsn, _ in record.updates], noise)
-                for lsn, _ in record.updates:
-                    self._waiting.pop(lsn, None)
+                self._drop(lsn for lsn, _ in record.updates)
             case rec.DropRecord():
-                for lsn in record.dropped:
-                    self._waiting.pop(lsn, None)
+                self._drop(record.dropped)
             case rec.SumRecord():
-                for lsn, _ in record.updates:
-                    self._waiting.pop(lsn, None)
+                self._drop(lsn for lsn, _ in record.updates)
             case rec.FollowRecord():
                 self.model.version = record.version
             case rec.FreezeRecord():
@@ -132,8 +123,7 @@ class Engine:
             case rec.RegisterRecord():
                 return [Frame(record.version, REGISTERED, self.store.body(record.lsn))]
             case rec.RollbackRecord():
-                for lsn in record.dropped:
-                    self._waiting.pop(lsn, None)
+                self._drop(record.dropped)
                 self.model.roll_back(self.store.body(record.lsn))
                 self._consensus = Consensus()
             case rec.ReleaseRecord():
@@ -146,6 +136,10 @@ class Engine:
             case _:
                 pass
         return []
+
+    def _drop(self, lsns: Iterable[int]) -> None:
+        for lsn in lsns:
+            self._waiting.pop(lsn, None)
 
     def forget(self, device: str) -> None:
         """Remove a device's cached delta and direction; its contribution to the model stays."""
@@ -203,6 +197,17 @@ class Engine:
         """The distance of these updates' deltas from the last combined delta, by lsn."""
         contributions = [self.contribution(lsn) for lsn in lsns]
         return tuple(zip(lsns, distances(contributions, self.model.server), strict=True))
+
+    def outlying(self, groups: Sequence[int]) -> list[int]:
+        """Those of these opened sums, by lsn, whose means lie far from the others. The means are kept for the step."""
+        means = {lsn: self._mean(lsn) for lsn in groups}
+        self._waiting |= means
+        return [groups[place] for place in outlying([mean.delta for mean in means.values()])]
+
+    def _mean(self, lsn: int) -> Contribution:
+        """The mean of the masked updates of an opened sum."""
+        opened = Opened.read(self.store.body(lsn))
+        return self.model.contribution(opened.delta(self.store.lineage, self.model.schema.size), None, opened.base, "")
 
     def _sent(self, lsn: int) -> Sent:
         """A device's statistics."""

@@ -14,7 +14,6 @@ from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.masked_sums import SumName
 from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.filter import Bodies
-from midge.aggregator.model.group_means import outlying
 from midge.aggregator.model.unmasking import Opened
 from midge.aggregator.processor import Processor
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
@@ -235,11 +234,10 @@ class HelperLink:
         core = processor.shell.core
         if not (groups := core.sums.complete(now)):
             return
-        sums = [Opened.read(engine.store.body(lsn)) for lsn in groups]
-        far = outlying([one.delta(engine.store.lineage, engine.model.schema.size) for one in sums])
+        outliers = engine.outlying(groups)
         before = set(core.suspects)
         failpoint("sum.combined")
-        processor.shell.carry_out(core.note(core.sums.group_step(groups, [groups[place] for place in far])), now)
+        processor.shell.carry_out(core.note(core.sums.group_step(groups, outliers)), now)
         core.sums.made(now)
         for device in sorted(set(core.suspects) - before):
             log.warning("Sums with updates of %s lie far from the others: its updates are held back.", device)

@@ -13,8 +13,9 @@ from benchmarks.learning_problems import Problem
 from benchmarks.learning_synchronous import Rounds, evaluated, run
 from benchmarks.learning_worlds import Conditions
 from midge.aggregator.core import presets
+from midge.aggregator.core.optimizers import sgd
 from midge.aggregator.core.staleness import constant
-from midge.aggregator.core.strategy import Strategy, sgd
+from midge.aggregator.core.strategy import Strategy
 from midge.sensor_fleet.simulation.simulate import simulate
 from midge.sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
 from midge.wire.messages import Plan

@@ -81,6 +81,7 @@ def site_strategy(*, weigh_examples: bool = False, robust: bool = True) -> Strat
         buffer_size=None,
         normalise="weight",
         weigh_examples=weigh_examples,
+        weigh_devices=robust,
         robust=robust,
         norm_limit=10.0 if robust else None,
         relays=True,

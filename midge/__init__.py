@@ -13,11 +13,12 @@ from midge.extras import how_to_get
 from midge.wire.inert import quieten_logs
 
 if TYPE_CHECKING:
+    from midge.aggregator.core.optimizers import adam, sgd
     from midge.aggregator.core.participation_controller import Pace
     from midge.aggregator.core.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private, secure
     from midge.aggregator.core.privacy import Privacy
     from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
-    from midge.aggregator.core.strategy import Strategy, adam, sgd
+    from midge.aggregator.core.strategy import Strategy
     from midge.aggregator.registry.policy import RegistryPolicy
     from midge.iot_client.board import conditions
     from midge.iot_client.board.duty_cycle import Duty
@@ -76,7 +77,7 @@ _HOMES = {
     "RegistryPolicy": "midge.aggregator.registry.policy",
     "Staleness": "midge.aggregator.core.staleness",
     "Strategy": "midge.aggregator.core.strategy",
-    "adam": "midge.aggregator.core.strategy",
+    "adam": "midge.aggregator.core.optimizers",
     "balanced": "midge.aggregator.core.presets",
     "ca2fl": "midge.aggregator.core.presets",
     "constant": "midge.aggregator.core.staleness",
@@ -89,7 +90,7 @@ _HOMES = {
     "private": "midge.aggregator.core.presets",
     "secure": "midge.aggregator.core.presets",
     "RequireSecure": "midge.iot_client.masking_requirement",
-    "sgd": "midge.aggregator.core.strategy",
+    "sgd": "midge.aggregator.core.optimizers",
     "simulate": "midge.sensor_fleet.simulation.simulate",
     "advise": "midge.sensor_fleet.advice.advice",
     "local": "midge.public_local",

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.strategy import Waiting
 
 _ADDED: list[Any] = [0.0, 0.0, 0, False, False, 0, 0, 0, 1.0, 0, None]
 """Values of a waiting update that checkpoints of earlier versions of Midge do not have."""
@@ -19,9 +18,17 @@ def names_of(device: str, devices: int) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Buffered(Waiting):
+class Buffered:
     """An accepted update that waits for its step, with the number (lsn) of its journal record."""
 
+    device: str
+    staleness: int
+    weight: float
+    scale: float = 1.0
+    norm: float = 0.0
+    """L2 norm of the delta as sent."""
+    agreement: float = 0.0
+    """Cosine of the delta with the consensus direction."""
     outbox: int = 0
     trivial: bool = False
     lsn: int = 0

@@ -6,10 +6,11 @@ Each takes the arguments of its paper; every other field of a `Strategy` can be 
 from dataclasses import replace
 from typing import Any
 
+from midge.aggregator.core.optimizers import Optimizer, adam
 from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import Staleness, constant, polynomial, relative
-from midge.aggregator.core.strategy import Form, Normalise, Optimizer, Strategy, adam
+from midge.aggregator.core.strategy import Form, Normalise, Strategy
 from midge.wire.masking import LEAST_RING, NOISY_LEVELS, ring_for
 from midge.wire.messages import Plan
 from midge.wire.messages.masking import Masking

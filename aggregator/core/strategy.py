@@ -14,9 +14,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
+from midge.aggregator.core.buffered import Buffered
 from midge.aggregator.core.gain_margin import SHARE
+from midge.aggregator.core.optimizers import Optimizer, one_of
 from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import Staleness
@@ -28,7 +30,6 @@ from midge.wire.messages import OUTBOX_LIMIT, Plan
 Form = Literal["delta", "mixing"]
 Normalise = Literal["none", "count", "weight"]
 Combine = Literal["mean", "trimmed", "centred"]
-Kind = Literal["sgd", "adam", "amsgrad"]
 
 GUARD = 1000.0
 """Most reference norms of an update in a step, under any strategy: ordinary training stays within ten, and a change of
@@ -45,61 +46,6 @@ GIVEN = 0.5 / SHARE
 """Largest configured rate, in multiples of the safe rate: half of the gain margin."""
 DEVICES_PER_UPDATE = 5
 """Devices for each update of a buffer whose K follows their number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Optimizer:
-    """The server's optimiser, applied to the combined delta u.
-
-    `sgd`: m ← β1·m + u; x ← x + η·m. `adam`: m ← β1·m + (1 − β1)·u, w ← β2·w + (1 − β2)·u², x ← x + η·m / (√w + ε),
-    without bias correction (FedAdam, arXiv:2003.00295); `amsgrad` divides by the largest w so far.
-    """
-
-    kind: Kind = "sgd"
-    beta1: float = 0.0
-    beta2: float = 0.99
-    epsilon: float = 1e-3
-    delay_limit: int | None = None
-    """If set, η is divided by the largest staleness in a buffer if that is above it (FADAS, arXiv:2407.18365)."""
-
-    def __post_init__(self) -> None:
-        one_of("the optimizer's kind", self.kind, Kind)
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.epsilon > 0):
-            raise ValueError("an optimizer needs beta1 and beta2 from 0 to below 1, and an epsilon above 0.")
-
-
-def one_of(name: str, value: object, allowed: object) -> None:
-    """Check that a value is one of a Literal's.
-
-    Raises:
-        ValueError: it is not; all allowed ones are named.
-    """
-    if value not in get_args(allowed):
-        raise ValueError(f"{name} is one of {', '.join(map(repr, get_args(allowed)))}, not {value!r}.")
-
-
-def sgd(momentum: float = 0.0) -> Optimizer:
-    """X ← x + η·m with m ← momentum·m + u. Momentum amplifies delayed updates too: keep η ≤ (1 − momentum) / 2.
-
-    Examples:
-        >>> midge.fedbuff(10, 0.4, optimizer=midge.sgd(momentum=0.5)).optimizer.beta1
-        0.5
-    """
-    return Optimizer("sgd", beta1=momentum)
-
-
-def adam(
-    beta1: float = 0.9, beta2: float = 0.99, epsilon: float = 1e-3, *, amsgrad: bool = False, delay: int | None = None
-) -> Optimizer:
-    """FedAdam; with `amsgrad` and `delay` FADAS: the rate decreases with a buffer's largest staleness above `delay`.
-
-    Examples:
-        >>> midge.fedbuff(10, 0.01, optimizer=midge.adam(beta2=0.999)).optimizer.kind
-        'adam'
-    """
-    return Optimizer("amsgrad" if amsgrad else "adam", beta1, beta2, epsilon, delay)
-
-
 FEWEST_GROUPS = 5
 """Fewest groups of a robust step: the median of five bears two that are wrong."""
 LATE_GROUPS = 3
@@ -107,25 +53,6 @@ LATE_GROUPS = 3
 which there are too few for more groups would wait for ever. The median of three bears one that is wrong."""
 _PAIR = 2
 """The floor of a release with which an attacker under two names can subtract what it sent, whatever that is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """The fields of an accepted update on which its weight in its step depends."""
-
-    device: str
-    staleness: int
-    weight: float
-    scale: float = 1.0
-    norm: float = 0.0
-    """L2 norm of the delta as sent."""
-    agreement: float = 0.0
-    """Cosine of the delta with the consensus direction."""
-
-    @property
-    def summed(self) -> bool:
-        """Whether it is a gateway's sum of updates."""
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +81,8 @@ class Strategy:
     """Seconds after which a step is made from an incomplete buffer; None waits for K."""
     weigh_examples: bool = False
     """Whether an update is weighted by its number of rows."""
+    weigh_devices: bool = True
+    """Whether the updates of one device in a step share the weight of one, so that no device counts more often."""
     fairness: float | None = None
     """Bound c of the participation correction r_i (`aggregator.core.participation_counts`); None disables it."""
     even_steps: bool = False
@@ -416,12 +345,9 @@ class Strategy:
         weight = self.staleness.weight(tau, age, usual)
         return weight * max(1, examples) if self.weigh_examples else weight
 
-    def weights(self, buffered: Sequence[Waiting]) -> list[float]:
-        """The weights of a step's updates; those of one device share its weight, those of a site are of its devices.
-
-        A gateway that is not robust sums updates as they are.
-        """
-        if self.single or (self.relays and not self.robust):
+    def weights(self, buffered: Sequence[Buffered]) -> list[float]:
+        """The weights of a step's updates; those of one device share its weight, those of a site are of its devices."""
+        if self.single or not self.weigh_devices:
             return [item.weight for item in buffered]
         shares = Counter(item.device for item in buffered)
         return [item.weight if item.summed and self.sums else item.weight / shares[item.device] for item in buffered]

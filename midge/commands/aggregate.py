@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midge.commands.apps import attribute, load_app
-from midge.commands.page import add_page, live_page
+from midge.commands.page import add_live_page, live_page
 from midge.commands.parts import Parser, Problem, Subparsers, read_config, server_side, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.settings import settings_file
@@ -79,7 +79,7 @@ def register(subparsers: Subparsers) -> None:
     )
     _add_standby(parser)
     add_log(parser)
-    add_page(parser)
+    add_live_page(parser)
     add_place(parser)
     parser.set_defaults(run=run)
 

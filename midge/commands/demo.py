@@ -16,8 +16,8 @@ from midge.broker import Connector, connector
 from midge.broker.mqtt.connection import Options
 from midge.commands.moments import DemoMoment, Happenings
 from midge.commands.numbers import refuse_impossible
-from midge.commands.page import add_page, live_page
-from midge.commands.parts import Problem, Subparsers, add_recipe, add_tls, read_endpoint, user_errors
+from midge.commands.page import add_live_page, live_page
+from midge.commands.parts import Problem, Subparsers, add_recipe, add_tls, read_endpoint, user_errors, write_errors
 from midge.commands.runs import run_folder
 from midge.commands.surroundings import add_world, read_world
 from midge.commands.watching import Showing, every_second, live, print_ending, print_json, print_words, watch
@@ -113,7 +113,7 @@ def register(subparsers: Subparsers) -> None:
     run_options.add_argument("--name", help="of the run: its folder below runs/ (default: the time)")
     run_options.add_argument("--picture", metavar="FILE.svg", help="draw the last moment of the live view as an image")
     run_options.add_argument("--json", action="store_true", help="JSON lines; the last one is the outcome")
-    add_page(parser)
+    add_live_page(parser)
     parser.add_argument(
         "--linger", type=float, default=0.0, metavar="SECONDS", help="keep the page after the end (default: 0)"
     )
@@ -228,7 +228,5 @@ def _showing(args: argparse.Namespace, happenings: Happenings, where: Mapping[st
 def _draw(moment: DemoMoment, path: str) -> None:
     from midge.commands.live import picture  # noqa: PLC0415 - an extra
 
-    try:
+    with write_errors(f"The picture {path}", "name another file"):
         picture(moment, path)
-    except OSError as error:
-        raise Problem(f"The picture {path} cannot be written ({error.strerror}): name another file.") from error

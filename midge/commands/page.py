@@ -20,7 +20,7 @@ _SHORTEST = 16
 """Characters of a token at least."""
 
 
-def add_page(parser: Parser, *, default: str | None = None) -> None:
+def add_live_page(parser: Parser, *, default: str | None = None) -> None:
     """Options of the page."""
     group = parser.add_argument_group("a live page")
     shown = "serve a live page there" if default is None else f"default: {default}"
@@ -44,7 +44,7 @@ def live_page(args: argparse.Namespace, topics: Topics, store: Path | None) -> I
     """The page that `--page` asks for, until the block ends.
 
     Args:
-        args: with the options of `add_page`, and `json`.
+        args: with the options of `add_live_page`, and `json`.
         topics: of the federation.
         store: the aggregator's, for actions; None makes the page read-only.
 

@@ -5,7 +5,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,20 @@ def user_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise Problem(plainly(error)) from error
+
+
+@contextmanager
+def write_errors(what: object, advice: str = "name a place that can") -> Iterator[None]:
+    """An OSError in the block is about a file that the user named."""
+    try:
+        yield
+    except OSError as error:
+        raise Problem(f"{what} cannot be written ({error.strerror}): {advice}.") from error
+
+
+def page_errors() -> AbstractContextManager[None]:
+    """The same of a page, which `--output` names."""
+    return write_errors("The page", "give another place with --output")
 
 
 def plainly(error: ValueError) -> str:
@@ -76,10 +90,8 @@ def add_page(parser: Parser, default: str) -> None:
 
 def write_page(path: str, page: str) -> Path:
     """Write a page where the option says."""
-    try:
+    with page_errors():
         Path(path).write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise Problem(f"The page cannot be written ({error.strerror}): give another place with --output.") from error
     return Path(path)
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from midge.commands.parts import Problem, Subparsers, server_side, user_errors
+from midge.commands.parts import Problem, Subparsers, page_errors, server_side, user_errors
 
 RUNS = Path("runs")
 
@@ -37,12 +37,10 @@ def run(args: argparse.Namespace) -> int:
 
         of_store = (directory / "store.db").is_file() and not holds_run(directory)
         write = _write_of_store if of_store else _write_of_run
-        with user_errors():
+        with user_errors(), page_errors():
             path, values = write(directory, Path(args.output) if args.output else None)
     except ModuleNotFoundError as error:
         raise Problem(f'The report needs {error.name}: pip install "midge[demo]"') from error
-    except OSError as error:
-        raise Problem(f"The page cannot be written ({error.strerror}): give another place with --output.") from error
     print(json.dumps({"report": str(path), **values}) if args.json else f"The report is in {path}.")
     return 0
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, server_side, user_errors
+from midge.commands.parts import Problem, Subparsers, server_side, user_errors, write_errors
 from midge.storage.files import PUBLIC, atomic_write
 
 _DAY = 86_400.0
@@ -56,13 +56,11 @@ def new(args: argparse.Namespace) -> int:
             raise Problem(
                 f"{file} is there already: name another file, or give it a successor with release-key succeed."
             )
-    try:
+    with write_errors(path):
         for file, kind in kinds.items():
             key = signing.new_key(kind)
             write_secret(file, key.pem())
             atomic_write(file.with_name(file.name + ".pub"), key.public_pem(), mode=PUBLIC)
-    except OSError as error:
-        raise Problem(f"{path} cannot be written ({error.strerror}): name a place that can.") from error
     print(f'{path} signs: midge.Aggregator(…, release_key="{path}"). Devices pin {path}.pub.')
     if both:
         print(f"{path}.p256 signs beside it: devices without Ed25519 pin {path}.p256.pub.")
@@ -73,10 +71,8 @@ def _secret(path: Path, text: bytes, write: Callable[[Path, bytes], None]) -> in
     """Write the secret that a device without public keys shares with its aggregator."""
     if path.exists():
         raise Problem(f"{path} is there already: name another file.")
-    try:
+    with write_errors(path):
         write(path, text)
-    except OSError as error:
-        raise Problem(f"{path} cannot be written ({error.strerror}): name a place that can.") from error
     print(
         f"{path} is a device's and the aggregator's: write it onto the board, and put it into device_keys as NAME.hmac."
     )

@@ -14,6 +14,7 @@ from midge.commands.parts import (
     read_config,
     server_side,
     user_errors,
+    write_errors,
 )
 from midge.commands.telling import add_log, in_words, printer
 from midge.running import run_until_interrupted
@@ -155,10 +156,8 @@ def make_certificate(args: argparse.Namespace) -> int:
             expires=time.time() + _DAY * args.days,
         )
     path = Path(args.out or f"{args.key}.site")
-    try:
+    with write_errors(path):
         atomic_write(path, signing.certify_site(release, certificate), mode=PUBLIC)
-    except OSError as error:
-        raise Problem(f"{path} cannot be written ({error.strerror}): name a place that can.") from error
     print(f"{path} certifies the gateway of {args.name}: midge gateway run --key {args.key} --certificate {path} …")
     return 0
 

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 
 from midge.broker import Connector
-from midge.commands.page import DEFAULT, add_page, live_page
+from midge.commands.page import DEFAULT, add_live_page, live_page
 from midge.commands.parts import Problem, Subparsers, add_federation, existing_store, read_endpoint, read_federation
 from midge.running import run_until_interrupted
 from midge.wire.topics import Topics
@@ -21,7 +21,7 @@ def register(subparsers: Subparsers) -> None:
         ),
     )
     add_federation(parser)
-    add_page(parser, default=DEFAULT)
+    add_live_page(parser, default=DEFAULT)
     parser.add_argument("--store", metavar="DIR", help="the aggregator's store, if it is on this machine: for actions")
     parser.set_defaults(run=run, json=False)
 

@@ -8,8 +8,9 @@ from typing import Any, Final
 from pydantic import Field
 
 from midge.aggregator.core import presets, staleness
+from midge.aggregator.core.optimizers import adam, sgd
 from midge.aggregator.core.privacy import Privacy
-from midge.aggregator.core.strategy import Strategy, adam, sgd
+from midge.aggregator.core.strategy import Strategy
 from midge.configuration.derived import Fields, meanings, of_dataclass, of_function, of_model, reworded, section, tagged
 from midge.wire.messages import StrictPlan
 
@@ -26,9 +27,9 @@ STALENESS: Final = {
     make.__name__: make for make in (staleness.constant, staleness.polynomial, staleness.hinge, staleness.relative)
 }
 OPTIMIZERS: Final = {make.__name__: make for make in (sgd, adam)}
-_ELSEWHERE: Final = ("name", "plan", "rate", "rho", "privacy", "relays")
-"""Not among a preset's keys: `rate` is `server_rate` or `alpha`, `rho` is `proximal` of [plan], privacy of one only,
-`relays` of gateways."""
+_ELSEWHERE: Final = ("name", "plan", "rate", "rho", "privacy", "weigh_devices", "relays")
+"""Not among a preset's keys: `rate` is `server_rate` or `alpha`, `rho` is `proximal` of [plan], `privacy` of one only;
+the last two are of gateways."""
 _SAME: Final = {"server_rate": "rate", "alpha": "rate"}
 """Arguments of presets, with the field of `Strategy` that they set."""
 _TEXTS: Final = {

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import midge
+from midge.aggregator.core.optimizers import adam, sgd
 from midge.aggregator.core.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.records import StepRecord
 from midge.aggregator.core.staleness import constant, hinge
-from midge.aggregator.core.strategy import Strategy, adam, sgd
+from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.model import averaging
 from midge.aggregator.model.averaging import Averaging
 from midge.aggregator.model.model import Model

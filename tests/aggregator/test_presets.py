@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midge.aggregator.core import events as ev
+from midge.aggregator.core.optimizers import Optimizer, adam, sgd
 from midge.aggregator.core.participation_counts import ParticipationCounter
 from midge.aggregator.core.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private
 from midge.aggregator.core.privacy import Privacy, spent
 from midge.aggregator.core.records import StepRecord
 from midge.aggregator.core.staleness import Staleness, constant, polynomial
-from midge.aggregator.core.strategy import Optimizer, Strategy, adam, sgd, trimmed_count
+from midge.aggregator.core.strategy import Strategy, trimmed_count
 from midge.aggregator.model.reducer import Cached, ServerState
 from midge.wire.messages import StrictPlan, Verdict
 from tests.aggregator.rig import Rig, rig

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from midge.aggregator.core import records as rec
+from midge.aggregator.core.optimizers import sgd
 from midge.aggregator.core.presets import fedbuff
 from midge.aggregator.core.registry import Registry
-from midge.aggregator.core.strategy import Strategy, sgd
+from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.model.model import REGISTERED
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.registry.keeper import RegistryKeeper

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from midge.aggregator.core.optimizers import adam, sgd
 from midge.aggregator.core.presets import balanced, ca2fl, fedasync, fedbuff, private
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.records import UpdateRecord
 from midge.aggregator.core.staleness import constant, polynomial
-from midge.aggregator.core.strategy import Strategy, adam, sgd
+from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.model.model import Frame
 from midge.aggregator.store.store import Checkpoint, Entry, Store, StoreError
 from midge.wire.messages import Moment, Verdict

@@ -158,7 +158,7 @@ def test_every_number_of_a_strategy_and_of_the_limits_is_a_key() -> None:
     strategies = kinds(model("aggregator"), "strategy")
     numbers = {field.name for field in dataclasses.fields(Strategy)}
     for name, table in strategies.items():
-        assert numbers - {"name", "plan", "rate", "privacy", "relays"} <= {*table.model_fields}, name
+        assert numbers - {"name", "plan", "rate", "privacy", "weigh_devices", "relays"} <= {*table.model_fields}, name
     (limits,) = kinds(model("aggregator"), "limits").values()
     assert [*limits.model_fields] == [field.name for field in dataclasses.fields(IngressLimits)]
 

@@ -23,6 +23,7 @@ from midge.wire.messages import (
 )
 from midge.wire.overview import DeviceRow, Overview
 from midge.wire.topics import Topics
+from tests.announced import announced
 
 LINEAGE = bytes(range(16))
 SLEEPS, LEFT, LOST, SILENT, REFUSED = 0.05, 0.08, 0.10, 0.11, 0.12
@@ -70,15 +71,10 @@ class SyntheticFederation:
         )
 
     def announcement(self) -> Announcement:
-        return Announcement(
+        return announced(
+            self.version,
             federation=self.topics.federation,
             lineage=LINEAGE,
-            generation=0,
-            version=self.version,
-            step=self.version,
-            phase="training",
-            schema_hash=bytes(16),
-            digest=bytes(16),
             chunk=262_144,
             plan=Plan(),
             issued=self.began,

@@ -28,6 +28,7 @@ from midge.wire.messages import (
     Update,
     Verdict,
 )
+from tests.announced import announced
 
 LINEAGE, OTHER = b"l" * 16, b"o" * 16
 OUTBOX = 7
@@ -36,18 +37,7 @@ OUTBOX = 7
 def announcement(version: int, *, lineage: bytes = LINEAGE, generation: int = 0, chunk: int = 1000) -> Announcement:
     frames = [FrameInfo(version=version, span=0, size=1000, parts=1)]
     frames += [FrameInfo(version=v, span=1, size=10, parts=1) for v in range(max(2, version - 3), version + 1)]
-    return Announcement(
-        federation="f",
-        lineage=lineage,
-        generation=generation,
-        version=version,
-        step=version,
-        phase="training",
-        schema_hash=bytes(16),
-        digest=bytes(16),
-        frames=tuple(frames),
-        chunk=chunk,
-    )
+    return announced(version, lineage=lineage, generation=generation, frames=tuple(frames), chunk=chunk)
 
 
 def status(state: AggregatorState = AggregatorState.READY, boot: int = 1) -> AggregatorStatus:

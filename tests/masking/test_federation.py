@@ -17,6 +17,7 @@ from midge.mask_helper.service import HelperService
 from midge.wire import codecs, masking, messages, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Plan, Update
+from tests.announced import announced
 from tests.federation.live import Log, aggregator, device, distance, overheard, serving
 
 STRATEGY = secure(
@@ -169,19 +170,7 @@ def _announcement(party: Party) -> Announcement:
         statement = helper.statement()
     finally:
         helper.close()
-    return Announcement(
-        federation="f",
-        lineage=bytes(16),
-        generation=0,
-        version=1,
-        step=0,
-        phase="training",
-        schema_hash=bytes(16),
-        digest=bytes(16),
-        plan=STRATEGY.plan,
-        seal_key=bytes(range(32)),
-        helper=statement,
-    )
+    return announced(plan=STRATEGY.plan, seal_key=bytes(range(32)), helper=statement)
 
 
 async def test_a_sum_that_is_too_long_is_scaled_down(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from midge.iot_client.state.outbox_state import FORMAT, UNSEALED
 from midge.storage.files import replace_secret
 from midge.wire import chunks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorState, AggregatorStatus, Announcement, DeviceState, Hello, Update, Verdict
+from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Hello, Update, Verdict
 from tests.aggregator.rig import TOPICS, rig
+from tests.announced import announced
 from tests.federation.live import Log, Service, aggregator, overheard, serving
 from tests.security.keys import write_keys
 from tests.security.test_federation import trusting
@@ -35,16 +36,6 @@ RELEASE = signing.new_key()
 NOW = 1_800_000_000.0
 UPDATE = Update(
     outbox=0, first=1, seq=1, lineage=bytes(16), generation=0, base=1, codec="float32", size=4, sha256=bytes(16)
-)
-ANNOUNCED = Announcement(
-    federation="f",
-    lineage=bytes(16),
-    generation=0,
-    version=1,
-    step=1,
-    phase="training",
-    schema_hash=bytes(16),
-    digest=bytes(16),
 )
 
 
@@ -365,7 +356,7 @@ def test_where_the_library_has_no_hybrid_keys_the_device_says_so_and_sends_nothi
     why = identity.objection()
     assert why is not None and "needs cryptography 50 or newer" in why
     hello = Hello(state=DeviceState.READY, outbox=1, capabilities={"cores": 4})
-    offered = ANNOUNCED.model_copy(update={"seal_key": sealing.public(bytes(range(32))), "hides": True})
+    offered = announced(seal_key=sealing.public(bytes(range(32))), hides=True)
     assert identity.hide(hello, offered) == sealing.withheld(hello)
     update = identity.to_be_sealed(UPDATE, offered)
     outbox.store(update, b"abcd")

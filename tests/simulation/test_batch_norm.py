@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import midge
-from midge.aggregator.core.strategy import Strategy, adam, sgd
+from midge.aggregator.core.optimizers import adam, sgd
+from midge.aggregator.core.strategy import Strategy
 from midge.iot_client.training.fit import Parameters, Trainer, TrainingPlan
 
 torch = pytest.importorskip("torch")

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from midge.wire import frames, messages
 from midge.wire.inputs import LONGEST, MOST, difference, sayable
 from midge.wire.messages import DeviceState, Hello
+from tests.announced import announced
 
 names = st.lists(st.text(max_size=80), max_size=300)
 
@@ -39,15 +40,7 @@ def test_what_does_not_travel() -> None:
 
 def test_the_largest_names_fit_an_announcement() -> None:
     longest = tuple(f"{number:03}" + "é" * (LONGEST - 3) for number in range(MOST))
-    full = messages.Announcement(
-        federation="f",
-        lineage=bytes(16),
-        generation=0,
-        version=1,
-        step=1,
-        phase="training",
-        schema_hash=bytes(16),
-        digest=bytes(16),
+    full = announced(
         features=longest,
         moments=tuple(messages.Moment(name="é" * 64, channels=2**24) for _ in range(16)),
         frames=tuple(

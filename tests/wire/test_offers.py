@@ -8,6 +8,7 @@ from midge.aggregator.model.step_merging import listed
 from midge.wire import frames, messages
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, FrameInfo
+from tests.announced import announced
 
 FRAMES = st.builds(
     FrameInfo,
@@ -18,23 +19,9 @@ FRAMES = st.builds(
 )
 
 
-def announcement(offered: tuple[FrameInfo, ...]) -> Announcement:
-    return Announcement(
-        federation="f",
-        lineage=bytes(16),
-        generation=0,
-        version=1000,
-        step=1000,
-        phase="training",
-        schema_hash=bytes(16),
-        digest=bytes(16),
-        frames=offered,
-    )
-
-
 @given(st.lists(FRAMES, max_size=60))
 def test_a_list_comes_back(offered: list[FrameInfo]) -> None:
-    back = messages.decode_announcement(messages.encode_announcement(announcement(tuple(offered))))
+    back = messages.decode_announcement(messages.encode_announcement(announced(1000, frames=tuple(offered))))
     assert sorted(back.frames) == sorted(offered)
 
 
@@ -45,8 +32,8 @@ def test_what_is_on_offer_takes_three_bytes_each() -> None:
         for span in (1, 2, 3, 4, 8, 16)
         if version % max(1, span // 4) == 0 and listed(version, span, 1000)
     )
-    without = len(messages.encode_announcement(announcement(())))
-    assert len(messages.encode_announcement(announcement(offered))) - without <= 10 + 3.3 * len(offered)
+    without = len(messages.encode_announcement(announced(1000, frames=())))
+    assert len(messages.encode_announcement(announced(1000, frames=offered))) - without <= 10 + 3.3 * len(offered)
 
 
 @pytest.mark.parametrize(
@@ -54,4 +41,4 @@ def test_what_is_on_offer_takes_three_bytes_each() -> None:
 )
 def test_what_is_no_list_is_refused(data: bytes) -> None:
     with pytest.raises(WireError):
-        frames.validate(Announcement, {**announcement(()).model_dump(), "frames": data})
+        frames.validate(Announcement, {**announced(1000, frames=()).model_dump(), "frames": data})
