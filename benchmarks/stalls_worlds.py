@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from benchmarks.liars import ATTACKS, Liars
 from midge.aggregator.core import presets
+from midge.aggregator.core.optimizers import sgd
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import constant, hinge
-from midge.aggregator.core.strategy import Strategy, sgd
+from midge.aggregator.core.strategy import Strategy
 from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.encoding import DecodedUpdate
