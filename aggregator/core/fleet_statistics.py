@@ -29,6 +29,8 @@ _SLOWEST = 32.0
 """Multiple of the median staleness over devices that counts at most for the slowest one."""
 _OWN = 9
 """Updates of one device that its own medians cover."""
+_OVERLAP = 2
+"""Trainings that an update's delay covers at most where devices train on while it travels; a longer one is a wait."""
 _ROUND_TRIPS = 5
 """Intervals of one device whose shortest measures its round trip: the others include waiting for other reasons."""
 _LONGEST = 366 * 86_400.0
@@ -46,6 +48,8 @@ class _Device:
     steps: int = 0
     agreement: float = 0.0
     staleness: deque[int] = field(default_factory=lambda: deque(maxlen=_OWN))
+    base: int | None = None
+    """The newest step that it trained from; None if unknown."""
     seconds: float = 0.0
     heard_at: float | None = None
     active_at: float | None = None
@@ -58,6 +62,20 @@ class _Device:
     """Steps and seconds of the newest training with the most steps."""
     shortest: tuple[int, float] = 0, 0.0
     """Steps and seconds of the newest training with the fewest steps."""
+
+    def delayed(self, staleness: int, base: int) -> None:
+        """Record the staleness of an update that was trained from a step of the model.
+
+        How far the next base is ahead shows how long the update before it was trained: what it waited for its link
+        beyond that is not usual for the device, however many updates waited with it. So has one whose base is no newer.
+        """
+        if self.base is not None:
+            if base <= self.base:
+                return
+            if self.staleness:
+                self.staleness[-1] = min(self.staleness[-1], _OVERLAP * (base - self.base))
+        self.staleness.append(staleness)
+        self.base = base
 
     def trained(self, steps: int, seconds: float) -> None:
         """Record the duration of a training."""
@@ -136,12 +154,12 @@ class FleetStatistics:
         """
         return self._active + min(max(now - self._last, 0.0), self._interval) if self._last > -math.inf else 0.0
 
-    def take(self, record: UpdateRecord) -> None:
-        """Record an accepted update."""
+    def take(self, record: UpdateRecord, step: int) -> None:
+        """Record an accepted update, which came after this number of steps."""
         known = self._devices.setdefault(record.device, _Device())
         known.norms.append(record.norm)
         known.examples, known.steps, known.agreement = record.examples, record.steps, record.agreement
-        known.staleness.append(record.staleness)
+        known.delayed(record.staleness, step - record.staleness)
         self.taken += 1
         self._heard.add(record.device)
         if 2 * len(self._heard) > len(self._devices):
@@ -278,7 +296,7 @@ class FleetStatistics:
     def dump(self) -> list[Any]:
         """Plain values for `load`."""
         return [
-            [name, list(known.norms), known.examples, known.steps, known.agreement, list(known.staleness)]
+            [name, list(known.norms), known.examples, known.steps, known.agreement, list(known.staleness), known.base]
             for name, known in self._devices.items()
         ]
 
@@ -289,8 +307,8 @@ class FleetStatistics:
     def load(self, state: Iterable[Any], turn: Sequence[Any] = ((), ())) -> None:
         """Restore from the results of `dump` and `dump_turn`."""
         self._devices = {
-            name: _Device(deque(norms, _OWN), examples, steps, agreement, deque(staleness, _OWN))
-            for name, norms, examples, steps, agreement, staleness in state
+            name: _Device(deque(norms, _OWN), examples, steps, agreement, deque(staleness, _OWN), *base)
+            for name, norms, examples, steps, agreement, staleness, *base in state
         }
         self._references, self._heard = deque(map(tuple, turn[0]), _TURNS), set(turn[1])
         self._computed.clear()

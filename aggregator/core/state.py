@@ -167,7 +167,7 @@ class CoreState:
             names = names_of(record.device, record.devices)
             for name in names:  # a site's delays are those of as many devices
                 self.margin.record(name, record.staleness, weight, record.base, len(self.heard) * len(names))
-            self.fleet.take(record)
+            self.fleet.take(record, self.step)
             self.standings.take(record.device, record.agreement, record.norm, record.reference)
             self.buffer.append(Buffered.of(record))
 

@@ -31,7 +31,7 @@ class Fleet:
         for name in self.names:
             said = (claims or {}).get(name, seconds)
             self.statistics.heard(name, said, self.now, age=seconds + round_trip, steps=steps)
-            self.statistics.take(_update(name, steps))
+            self.statistics.take(_update(name, steps), 0)
 
 
 @pytest.mark.parametrize(("round_trip", "steps"), [(0.001, FEWEST), (0.2, round(ROUND_TRIPS * 0.2 * 20)), (2.0, None)])
