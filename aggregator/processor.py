@@ -233,6 +233,7 @@ class Processor:
         match record:
             case rec.StepRecord():
                 self._observed.notices.step(record, senders, self._core.growth.damping, now)
+                self._observed.notices.mixing(self._core.strategy, self._core.steering.live)
                 failpoint("step.applied")
             case rec.ReleaseRecord():
                 failpoint("release.computed")

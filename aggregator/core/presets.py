@@ -70,12 +70,13 @@ def fedasync(
     """Every update is a step (FedAsync, Xie, Koyejo, Gupta, arXiv:1903.03934).
 
     As published (Algorithm 1): x ← (1 − α_τ)·x + α_τ·(p_v + Δ) with α_τ = α·s(τ), and the local term (ρ/2)·|x − x_v|²
-    in the devices' training. There is no clipping, no correction for rare devices and no average. The form `delta` is
-    x ← x + α_τ·Δ, which does not pull x back towards the base of the update.
+    in the devices' training. There is no clipping (but of what the model's grid cannot follow), no correction for rare
+    devices and no average. The form `delta` is x ← x + α_τ·Δ, which does not pull x back towards the update's base.
 
     While a device trains, n − 1 others mix in theirs: if α_τ·n is above about 2.5, each of them is a large part of the
-    model, which then oscillates with the latest device. So α is bounded by the number of devices, unless
-    `bounded=False`. With the polynomial s(τ) the bound takes effect from some 20 devices on.
+    model, which then oscillates with the latest device. So α is bounded by the number of devices, and a warning says
+    so; with `bounded=False` only the warning is left. With the polynomial s(τ) the bound takes effect from some 20
+    devices on.
 
     Examples:
         >>> midge.fedasync(alpha=0.9, staleness=midge.hinge()).rate

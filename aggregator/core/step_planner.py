@@ -156,11 +156,11 @@ class StepPlanner:
 
     def bounded(self, item: Buffered, now: float) -> float:
         """The factor of a delta in a step now: its own scale, times what brings it within the fleet's norms."""
-        times = self._strategy.norm_bound
-        if times == math.inf:
-            return item.scale
+        times, length = self._strategy.norm_bound, item.norm * item.scale
+        if times == math.inf:  # only what the model's grid can follow
+            return item.scale * min(1.0, self._bounds.step / length) if length else item.scale
         state, robust = self._state, self._strategy.robust
-        length, reference = item.norm * item.scale, state.fleet.norm(now)
+        reference = state.fleet.norm(now)
         bound = times * reference
         if robust:
             bound = state.standings.longest(item.device, bound, reference)

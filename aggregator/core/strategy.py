@@ -330,6 +330,8 @@ class Strategy:
         """Most reference norms of a delta in a step."""
         if self.privacy is not None:
             return math.inf  # it has a bound of its own, which does not depend on data
+        if self.form == "mixing":
+            return self.norm_limit or math.inf  # Algorithm 1 of its paper has none
         return min(self.clip or math.inf, self.norm_limit or math.inf, GUARD)
 
     @property
@@ -377,8 +379,7 @@ class Strategy:
         if self.rate is not None and (self.adaptive or not self.bounded):
             return self.rate
         if self.form == "mixing":
-            # Mixing pulls x back to p_v, so it is stable at any rate; what is bounded is each device's share of x.
-            return min(self.rate or 1.0, MIXED / (max(live, 1) * self.staleness(max(live - 1, 0))))
+            return min(self.rate or 1.0, self.mixing_limit(live))
         if safe is not None:
             return safe if self.rate is None else min(self.rate, GIVEN * safe)
         busy = self.pace.concurrency or self.pace.cohort or live * self.pace.share
@@ -386,6 +387,13 @@ class Strategy:
         bound = min(1.0, reach * max(self.size(live), size) / max(busy, 1.0)) * (1 - self.momentum)
         bound = min(bound, early)
         return bound if self.rate is None else min(self.rate, bound)
+
+    def mixing_limit(self, live: int) -> float:
+        """The largest α at which `live` devices in turn do not swing the model, with the weight of that staleness.
+
+        Mixing pulls x back to p_v, so it is stable at any rate; what is limited is each device's share of x.
+        """
+        return MIXED / (max(live, 1) * self.staleness(max(live - 1, 0)))
 
     def divisor(self, size: int) -> float:
         """A fixed divisor of the step's sum; 0 if it follows from the updates."""

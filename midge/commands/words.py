@@ -49,6 +49,9 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"The model's parts are {much} from now on, for the online devices."
         case {"event": "damped", "damping": damping}:
             return f"Updates grow from round to round: the server's rate is damped to {damping:.3g} of what it was."
+        case {"event": "alpha", "rate": rate, "limit": limit, "devices": devices, "bounded": bounded}:
+            then = f"it is lowered to {limit:.2g}" if bounded else f"{limit:.2g} would not (bounded=False)"
+            return f"An alpha of {rate:g} lets {devices} devices swing the model: {then}."
         case {"event": "undamped", "damping": damping}:
             return f"Updates no longer grow: the server's rate is at {damping:.3g} of what it was."
         case {"event": "local_steps", "steps": None}:

@@ -17,7 +17,7 @@ from midge.aggregator.core.records import StepRecord
 from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
 from midge.aggregator.core.strategy import Normalise, Strategy
 from midge.wire.messages import Verdict
-from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, rig
+from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, hello, rig
 
 PARAMETERS = {"a": np.array([1, -2, 3], np.float32), "b": np.array([[0.5, 8]], np.float32)}
 PLACES = {0: slice(0, 3), 1: slice(3, 5)}
@@ -127,6 +127,43 @@ def test_fedasync(history: list[Sent], alpha: float, staleness: Staleness, mixin
             followed.assert_model(x)
             followed.look()
         followed.life.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("pqrs"), st.tuples(*[st.floats(-60, 60, width=32)] * 5)), max_size=12),
+    st.sampled_from([polynomial(0.5), hinge(2, 1), constant()]),
+)
+def test_fedasync_is_its_algorithm_to_the_last_bit(
+    history: list[tuple[str, tuple[float, ...]]], staleness: Staleness
+) -> None:
+    """Seen to fail with devices online: the first three updates were one step, and large deltas were clipped."""
+    x = np.array([1, -2, 3, 0.5, 8], np.float32)
+    with tempfile.TemporaryDirectory() as directory:
+        followed = Followed(Path(directory), fedasync(staleness=staleness))
+        for device in "pqrs":
+            followed.life.hear(hello(device))
+        for device, values in history:
+            base, tau, _ = followed.send(Sent(device, values, 3, None))
+            alpha = np.float32(0.6) * np.float32(paper_weight(staleness, tau))
+            trained = followed.published[base].astype(np.float32) + np.array(values, np.float32)
+            x = (np.float32(1) - alpha) * x + alpha * trained
+            followed.steps += 1
+            np.testing.assert_array_equal(followed.life.model.x, x)
+            followed.look()
+        followed.life.close()
+
+
+def test_an_alpha_that_swings_the_model_is_reported(tmp_path: Path) -> None:
+    for number, bounded in enumerate((True, False)):
+        with rig(tmp_path / str(number), fedasync(bounded=bounded), parameters=PARAMETERS) as life:
+            for place in range(40):
+                life.hear(hello(f"d{place}"))
+            for place in range(5):
+                life.send(f"d{place}", 1, (0.1,) * 5)
+            (found,) = [fields for event, fields in life.told if event == "alpha"]
+            assert (found["rate"], found["devices"], found["bounded"]) == (0.6, 40, bounded)
+            assert found["limit"] == pytest.approx(2.5 / (40 * 40**-0.5))
 
 
 @settings(max_examples=60, deadline=None)

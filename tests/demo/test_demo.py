@@ -74,6 +74,13 @@ def test_a_calm_demo_reaches_its_target(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "runs" / "it" / "result.json").read_text()) == last
 
 
+@pytest.mark.parametrize("options", [("--strategy", "fedasync"), ("--secure",)], ids=["fedasync", "secure"])
+def test_other_ways_reach_the_target_of_the_demo(tmp_path: Path, options: tuple[str, ...]) -> None:
+    code, last = demo(tmp_path, *options, "--target", "0.93", "--seconds", "120")
+    assert code == 0 and last["accuracy"] >= 0.93, last
+    assert (last["release_floor"], last["helper"]["sums"] > 0) == (5, True) if "--secure" in options else True
+
+
 def test_an_unkind_world_is_survived(tmp_path: Path) -> None:
     unkind = ["--online", "3", "--offline", "0.5", "--leave", "0.3", "--late", "0.3", "--turnover", "4"]
     run = tmp_path / "runs" / "it"
