@@ -22,6 +22,7 @@ from midge.aggregator.standby.files import ALONE
 from midge.aggregator.standby.gate import PublicationGate
 from midge.aggregator.standby.session import FeedSession
 from midge.broker.mqtt.connection import Connection, ConnectionLost, Delivery, PublishRefused, SubscribeRefused
+from midge.broker.mqtt.waiting import happened
 from midge.storage.changes import TooMuchChanged
 from midge.storage.failpoints import failpoint
 from midge.wire import frames
@@ -323,9 +324,7 @@ class StandbyFeed:
                 log.warning("%s No standby can follow.", error)
                 return
             self._sent.set()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(BEAT):
-                    await self._news.wait()
+            await happened(self._news, BEAT)
 
     async def _next(self, session: FeedSession | None) -> Any:
         if session is None:
