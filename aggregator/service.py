@@ -365,7 +365,7 @@ class Aggregator:
         if now < self._pause_seen + 1:
             return
         self._pause_seen = now
-        if (why := paused(self._config.directory) or self.feed.hold) != self._paused:
+        if (why := paused(self._config.directory) or self.feed.progress.hold) != self._paused:
             self._paused = why
             self.pause(why)
 
