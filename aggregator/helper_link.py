@@ -22,7 +22,7 @@ from midge.aggregator.publish.publish_queue import Post
 from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
 from midge.storage.key_files import read_key
-from midge.wire import chunks, frames, masking, messages, sealing, signing
+from midge.wire import chunks, envelopes, frames, masking, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages.masking import Dealt, Deposit, Piece, Ticket
 from midge.wire.topics import Topics
@@ -109,7 +109,7 @@ class HelperLink:
         """Announce the helper's keys, if they are new."""
         if not payload or payload == self._issuer.helper:
             return
-        signing.read_statement(payload, self._topics.federation, [self._key])
+        envelopes.read_statement(payload, self._topics.federation, [self._key])
         self._issuer.helper = payload
         processor.announce()
 
