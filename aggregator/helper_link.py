@@ -71,7 +71,6 @@ class HelperLink:
         self._number = 0
         self._asked: tuple[float, int, tuple[int, ...]] | None = None
         """When the unanswered deposit was sent, its number, and its updates."""
-        self._heard_at: float | None = None
         self._since: float | None = None
         """Since when an answer is owed."""
         self._again_at = float("-inf")
@@ -151,7 +150,7 @@ class HelperLink:
         return dealt, body
 
     def _answered(self, dealt: Dealt, body: memoryview, engine: Engine, processor: Processor, now: float) -> None:
-        self._heard_at, self._since = now, None
+        self._since = None
         if self._told_away:
             self._told_away = False
             self._outlet.tell("helper_back")
