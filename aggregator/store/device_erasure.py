@@ -182,6 +182,7 @@ class Names:
         for device in devices:
             alias = self.alias(device)
             with self._store.transaction() as db:
+                # A filter only: the name may also be part of another one, so each record that has it is read.
                 rows = db.execute(
                     "SELECT kind, record FROM journal WHERE instr(record, ?)", (device.encode(),)
                 ).fetchall()
