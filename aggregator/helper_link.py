@@ -22,7 +22,7 @@ from midge.aggregator.publish.publish_queue import Post
 from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
 from midge.storage.key_files import read_key
-from midge.wire import chunks, frames, masking, messages, sealing, signing
+from midge.wire import chunks, envelopes, frames, masking, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages.masking import Dealt, Deposit, Piece, Ticket
 from midge.wire.topics import Topics
@@ -71,7 +71,6 @@ class HelperLink:
         self._number = 0
         self._asked: tuple[float, int, tuple[int, ...]] | None = None
         """When the unanswered deposit was sent, its number, and its updates."""
-        self._heard_at: float | None = None
         self._since: float | None = None
         """Since when an answer is owed."""
         self._again_at = float("-inf")
@@ -109,7 +108,7 @@ class HelperLink:
         """Announce the helper's keys, if they are new."""
         if not payload or payload == self._issuer.helper:
             return
-        signing.read_statement(payload, self._topics.federation, [self._key])
+        envelopes.read_statement(payload, self._topics.federation, [self._key])
         self._issuer.helper = payload
         processor.announce()
 
@@ -151,7 +150,7 @@ class HelperLink:
         return dealt, body
 
     def _answered(self, dealt: Dealt, body: memoryview, engine: Engine, processor: Processor, now: float) -> None:
-        self._heard_at, self._since = now, None
+        self._since = None
         if self._told_away:
             self._told_away = False
             self._outlet.tell("helper_back")

@@ -43,6 +43,7 @@ from midge.broker.mqtt.connection import (
 )
 from midge.broker.mqtt.message_size import TriedTooMuch
 from midge.broker.mqtt.retained import read_retained
+from midge.broker.mqtt.waiting import batches, happened
 from midge.storage.failpoints import failpoint
 from midge.wire.messages import AggregatorState, Health, Hello
 from midge.wire.overview import Overview
@@ -242,9 +243,7 @@ class Aggregator:
                     raise
                 log.log(logging.INFO if begun else logging.WARNING, "%s Trying again in about %.0f s.", error, pause)
                 self.tell("disconnected", why=str(error), refused=isinstance(error, BrokerRefused))
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - spreads load
-                        await self._stop.wait()
+                await happened(self._stop, pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
                 pause = min(2 * pause, self.feed.longest_pause)
 
     async def _look_around(self, connection: Connection, *, begun: bool) -> None:
@@ -304,29 +303,16 @@ class Aggregator:
 
     async def _read(self, connection: Connection) -> None:
         """Pass on batches of deliveries, and the time."""
-        deliveries = aiter(connection.messages())
-        stopping = asyncio.create_task(self._stop.wait())
-        arriving: asyncio.Task[Delivery] | None = None
-        try:
+        async with batches(connection, self._stop) as batch:
             while not self._stop.is_set():
                 patience, since = self._patience(), time.monotonic()
-                arriving = arriving or asyncio.create_task(anext(deliveries))  # type: ignore[arg-type]
-                await asyncio.wait({arriving, stopping}, timeout=patience, return_when="FIRST_COMPLETED")
-                batch: list[Delivery] = []
-                if arriving.done():
-                    batch = [arriving.result(), *connection.waiting()]
-                    arriving = None
+                deliveries = await batch(patience)
                 self._see_it_ran(since + patience, self.feed.standing)
-                if (sifted := await self._contention.sift(connection, batch, time.monotonic())) is not None:
+                if (sifted := await self._contention.sift(connection, deliveries, time.monotonic())) is not None:
                     since = time.monotonic()
                     self._process(connection, sifted)
                     # Before anything of it is sent: that is another task's, which has not run meanwhile.
                     self._see_it_ran(since, self.feed.busy)
-        finally:
-            left = [task for task in (stopping, arriving) if task is not None]
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
 
     def _see_it_ran(self, since: float, most: float) -> None:
         """Connect again if this process stood still: another one may have taken over, so look before anything is sent.
@@ -379,7 +365,7 @@ class Aggregator:
         if now < self._pause_seen + 1:
             return
         self._pause_seen = now
-        if (why := paused(self._config.directory) or self.feed.hold) != self._paused:
+        if (why := paused(self._config.directory) or self.feed.progress.hold) != self._paused:
             self._paused = why
             self.pause(why)
 

@@ -28,7 +28,6 @@ One JSON line, progress to stderr; exit code 1 if a row does not pass.
 
 import argparse
 import asyncio
-import getpass
 import json
 import os
 import sys
@@ -49,15 +48,14 @@ sys.path.insert(0, str(ROOT))  # for tests.harness
 
 from benchmarks.hostile_attacks import ATTACKS, Attacker, attack  # noqa: E402
 from benchmarks.hostile_fleet import at  # noqa: E402
-from benchmarks.neighbour_processes import Part, first, may_go_first, stock_mosquitto  # noqa: E402
+from benchmarks.neighbour_processes import Part, may_go_first, mosquitto, stock_mosquitto  # noqa: E402
 from midge.broker import connector  # noqa: E402
-from midge.broker.local.mosquitto import find_mosquitto  # noqa: E402
-from midge.broker.local.process import Child, free_port  # noqa: E402
-from midge.broker.mqtt.connection import BrokerUnreachable, Options  # noqa: E402
-from midge.broker.provisioning.create_fleet import device_names, initialise  # noqa: E402
-from midge.broker.provisioning.fleet_registry import Fleet, present  # noqa: E402
+from midge.broker.local.process import free_port  # noqa: E402
+from midge.broker.mqtt.connection import Options  # noqa: E402
+from midge.broker.provisioning.create_fleet import device_names  # noqa: E402
 from midge.wire import messages  # noqa: E402
 from midge.wire.schema import Schema  # noqa: E402
+from tests.broker.fleets import make_fleet  # noqa: E402
 from tests.harness.proxy import Proxy, Weather  # noqa: E402
 
 Row = dict[str, Any]
@@ -294,40 +292,24 @@ async def recovered(scene: Scene) -> tuple[Counted, float | None]:
 @asynccontextmanager
 async def generated(directory: Path) -> AsyncIterator[tuple[int, int]]:
     """The fleet of `midge broker init` and its broker: a port and a process."""
-    binary, port = find_mosquitto(), free_port()
-    if binary is None:
-        raise BrokerUnreachable("This benchmark needs Mosquitto: apt-get install mosquitto.")
-    make_fleet(directory / "fleet", port)
+    port = free_port()
+    make(directory / "fleet", port)
     configuration = directory / "fleet" / "broker" / "mosquitto.conf"
-    child = Child(first([str(binary), "-c", str(configuration)]), directory / "mosquitto.log", ready="")
-    try:
-        if not await child.serves("127.0.0.1", port):
-            raise BrokerUnreachable(f"Mosquitto ended as it started: {child.log_tail()}")
-        yield port, child._process.pid  # noqa: SLF001 - to see what it uses
-    finally:
-        await child.stop()
+    async with mosquitto(configuration, port, directory / "mosquitto.log") as process:
+        yield port, process
 
 
 @asynccontextmanager
 async def without_acl(directory: Path) -> AsyncIterator[tuple[int, int]]:
     """The same fleet on a broker without access control."""
-    make_fleet(directory / "fleet", 8883)
+    make(directory / "fleet", 8883)
     async with stock_mosquitto(directory) as found:
         yield found
 
 
-def make_fleet(directory: Path, port: int) -> None:
+def make(directory: Path, port: int) -> None:
     """Honest devices, and a separate malicious one for each attack, since strikes would carry over."""
-    fleet = Fleet(
-        name="bench",
-        hosts=["localhost"],
-        port=port,
-        broker=f"mqtts://localhost:{port}",
-        broker_directory=str((directory / "broker").resolve()),
-        broker_user=getpass.getuser(),
-        days=365,
-    )
-    initialise(directory, fleet, device_names(HONEST + len(ATTACKS)), present())
+    make_fleet(directory, name="bench", port=port, names=device_names(HONEST + len(ATTACKS)))
 
 
 async def on(broker: str, sizes: Sizes, wanted: list[str]) -> list[Row]:

@@ -31,9 +31,6 @@ async def stock_mosquitto(directory: Path) -> AsyncIterator[tuple[int, int]]:
     Raises:
         BrokerUnreachable: it is not installed, or does not start.
     """
-    binary = find_mosquitto()
-    if binary is None:
-        raise BrokerUnreachable("This benchmark needs Mosquitto: apt-get install mosquitto.")
     port = free_port()
     lines = [f"listener {port} 127.0.0.1", "allow_anonymous true", "persistence false", "set_tcp_nodelay true"]
     lines += ["log_dest stderr", "connection_messages false"]
@@ -41,11 +38,25 @@ async def stock_mosquitto(directory: Path) -> AsyncIterator[tuple[int, int]]:
         lines.append("user root")
     path = directory / "mosquitto.conf"
     path.write_text("\n".join(lines) + "\n")
-    child = Child(first([str(binary), "-c", str(path)]), directory / "mosquitto.log", ready=" running")
+    async with mosquitto(path, port, directory / "mosquitto.log", ready=" running") as process:
+        yield port, process
+
+
+@asynccontextmanager
+async def mosquitto(configuration: Path, port: int, log: Path, *, ready: str = "") -> AsyncIterator[int]:
+    """A Mosquitto with this configuration, which serves a port; its process.
+
+    Raises:
+        BrokerUnreachable: it is not installed, or does not start.
+    """
+    binary = find_mosquitto()
+    if binary is None:
+        raise BrokerUnreachable("This benchmark needs Mosquitto: apt-get install mosquitto.")
+    child = Child(first([str(binary), "-c", str(configuration)]), log, ready=ready)
     try:
         if not await child.serves("127.0.0.1", port):
             raise BrokerUnreachable(f"Mosquitto ended as it started: {child.log_tail()}")
-        yield port, child._process.pid  # noqa: SLF001 - to see what it uses
+        yield child._process.pid  # noqa: SLF001 - to see what it uses
     finally:
         await child.stop()
 

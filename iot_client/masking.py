@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from midge.iot_client.masking_requirement import RequireSecure
 from midge.iot_client.training import residual
 from midge.iot_client.training.update_encoder import EncodedUpdate, Unfit
-from midge.wire import masking, sealing, signing
+from midge.wire import envelopes, masking, sealing
 from midge.wire.errors import WireError
 from midge.wire.masking import SealTo
 from midge.wire.messages import Announcement, Update
@@ -72,7 +72,7 @@ class Masker:
         return None
 
     def _stated(self, announcement: Announcement) -> HelperStatement:
-        return signing.read_statement(announcement.helper, self._federation, [self._key])
+        return envelopes.read_statement(announcement.helper, self._federation, [self._key])
 
     def mask(
         self, delta: Vector, update: Update, announcement: Announcement, schema: Schema, left: bytes | None

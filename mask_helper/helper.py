@@ -20,7 +20,7 @@ from midge.mask_helper.ledger import Ledger
 from midge.mask_helper.opening_keys import OpeningKeys
 from midge.storage.failpoints import failpoint
 from midge.storage.files import make_folder
-from midge.wire import chunks, frames, masking, sealing, signing
+from midge.wire import chunks, envelopes, frames, masking, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import decode
 from midge.wire.messages.masking import Dealt, Deposit, HelperStatement, Piece, Rejected, SumMember, Ticket
@@ -78,7 +78,7 @@ class MaskHelper:
     def statement(self) -> bytes:
         """The signed statement of the current keys, to be retained."""
         config = self._config
-        return signing.sign_statement(
+        return envelopes.sign_statement(
             config.key,
             HelperStatement(
                 federation=config.federation,

@@ -4,10 +4,10 @@ import asyncio
 import logging
 import secrets
 import time
-from contextlib import suppress
 from typing import Any
 
 from midge.broker.mqtt.connection import BrokerError, Connection, Delivery, Options
+from midge.broker.mqtt.waiting import batches, happened
 from midge.mask_helper.config import HelperConfig
 from midge.mask_helper.helper import PIECE, TICKETS, MaskHelper
 from midge.wire.errors import WireError
@@ -57,9 +57,7 @@ class HelperService:
                         raise
                     log.info("%s Trying again in about %.0f s.", error, pause)
                     self._tell("disconnected", why=str(error), refused=False)
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(pause):
-                            await self._stop.wait()
+                    await happened(self._stop, pause)
                     pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
             helper.close()
@@ -69,23 +67,13 @@ class HelperService:
         await connection.subscribe(topics.deposit)
         helper.roll()
         await connection.publish(topics.helper, helper.statement(), retain=True)
-        deliveries = aiter(connection.messages())
-        stopping = asyncio.create_task(self._stop.wait())
-        arriving: asyncio.Task[Delivery] | None = None
-        try:
+        async with batches(connection, self._stop) as batch:
             while not self._stop.is_set():
-                arriving = arriving or asyncio.create_task(anext(deliveries))  # type: ignore[arg-type]
-                await asyncio.wait({arriving, stopping}, timeout=_TEND, return_when="FIRST_COMPLETED")
+                deliveries = await batch(_TEND)
                 if helper.roll():
                     await connection.publish(topics.helper, helper.statement(), retain=True)
-                if arriving.done():
-                    delivery, arriving = arriving.result(), None
+                for delivery in deliveries:
                     await self._take(connection, helper, delivery)
-        finally:
-            left = [task for task in (stopping, arriving) if task is not None]
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
 
     async def _take(self, connection: Connection, helper: MaskHelper, delivery: Delivery) -> None:
         try:

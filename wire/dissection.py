@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from midge.wire import chunks, frames, lineage, messages, moments, names, overview, sealing, signing, steps
+from midge.wire import chunks, envelopes, frames, lineage, messages, moments, names, overview, sealing, signing, steps
 from midge.wire.errors import WireError
 from midge.wire.kinds import KINDS, OF_FEDERATION, PURPOSES, SENTENCES
 from midge.wire.messages import Message
@@ -209,7 +209,7 @@ def _look_into_envelope(found: Dissection, envelope: messages.Envelope, around: 
     purpose = {"succession": signing.SUCCESSION, "alias": signing.ALIAS}.get(announced.kind, signing.ANNOUNCEMENT)
     federation = str(announced.fields.get("federation") or around.hint.federation)
     public = [key for key in around.keys if isinstance(key, PublicKey)]
-    by = signing.signed_by(envelope, purpose, federation, public)
+    by = envelopes.signed_by(envelope, purpose, federation, public)
     found.signature = f"valid, by the key {by.id.hex()}" if by else f"NOT by a key that was given, but {ids}"
     if by is None:
         found.wrong.append("none of the keys has signed it")

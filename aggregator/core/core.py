@@ -218,7 +218,7 @@ class AggregatorCore(CoreView):
         if update.seq <= outbox.hi:
             return [self._repeat(device, update, outbox)]
         if update.seq <= outbox.claimed:
-            return []
+            return []  # all its chunks are here, and it is being decoded: its receipt follows
         if update.seq != outbox.hi + 1:
             return [ev.Reply(device, update.outbox, outbox.hi)]
         # A large update is refused by its header, before its chunks are sent.

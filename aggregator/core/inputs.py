@@ -45,7 +45,7 @@ class Inputs:
         claim = sayable(names)
         if self.names or not self._learning:
             return False
-        self._claims.pop(device, None)
+        self._claims.pop(device, None)  # a device must not agree with itself
         if not claim or self._width not in (None, len(claim)):
             return False
         if claim in self._claims.values():

@@ -1,7 +1,7 @@
 """The registry: versions of the model that were registered for use, and the names that stand for them.
 
 What is in here follows from the journal alone. A registered version is kept whole in the store, as a frame beside the
-published ones; here is what is known about it. `decide` says what an order becomes, without doing it.
+published ones; here is what is known about it. What an order becomes is decided in `registry_decisions`.
 """
 
 from collections.abc import Iterable, Mapping

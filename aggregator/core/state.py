@@ -176,8 +176,8 @@ class CoreState:
         if record.dealt:
             self.groups.count(record)
         weights = dict(record.updates)
-        self.applied += sum(item.count for item in self.buffer if item.lsn in weights)
         taken = [item for item in self.buffer if item.lsn in weights]
+        self.applied += sum(item.count for item in taken)
         self.buffer = [item for item in self.buffer if item.lsn not in weights]
         if not record.noise:
             self.ledger.bare = record.step
@@ -197,9 +197,7 @@ class CoreState:
         self.versions.clear()  # what was trained in the generation before is refused
         self.releases.clear()
         self.counts["rolled_back"] += len(record.dropped)
-        dropped = set(record.dropped)
-        self.buffer = [item for item in self.buffer if item.lsn not in dropped]
-        self.groups.keep(self.buffer)
+        self._remove(set(record.dropped))
         self.contributors.clear()
         self.trivial.clear()
         known = self.registry.versions.get(record.to)
@@ -207,12 +205,16 @@ class CoreState:
 
     def _drop(self, dropped: set[int], why: str) -> None:
         self.counts[why] += len(dropped)
-        self.buffer = [item for item in self.buffer if item.lsn not in dropped]
-        self.groups.keep(self.buffer)
+        self._remove(dropped)
         # The digest goes with the statistics: sent again after a readmission, they count as new.
         for device in [name for name, lsn in self.statistics.items() if lsn in dropped]:
             del self.statistics[device]
             self.digests.pop(device, None)
+
+    def _remove(self, dropped: set[int]) -> None:
+        """Remove updates that are in no step, and opened sums of which none is left."""
+        self.buffer = [item for item in self.buffer if item.lsn not in dropped]
+        self.groups.keep(self.buffer)
 
     def weigh_work(self) -> bool:
         """Recompute the number of local steps, if the strategy steers it.

@@ -192,12 +192,12 @@ class StepPlanner:
             ledger = self._state.ledger
             affords = [ledger.affords(privacy, item.device, item.outbox) for item in updates]
             weights = [weight if known else 0.0 for weight, known in zip(weights, affords, strict=True)]
-        # The stalest update decides: an adaptive rate falls with the longest delay in a buffer.
         sums = [item for item in updates if item.accepted]
         if sums and not strategy.sums:  # a site counts as one device
             scales = [scale / item.mass for scale, item in zip(scales, updates, strict=True)]
             sums = []
         size = sum(item.count for item in updates) if sums else 0
+        # The stalest update decides: an adaptive rate falls with the longest delay in a buffer.
         stalest = max(item.staleness for item in updates)
         rate = strategy.step_rate(stalest, live, self._safe_rate(size), self._early_rate, size)
         return rec.StepRecord(

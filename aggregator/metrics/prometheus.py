@@ -141,7 +141,7 @@ class Exposition:
     def _standby(self) -> Iterable[Metric]:
         """How far the standby is; nothing where none is meant to be."""
         state = self._aggregator.feed.state(time.monotonic())
-        if state is None or not self._aggregator.feed.expected:
+        if state is None or not self._aggregator.feed.progress.expected:
             return
         for name, text, value in (
             ("midge_standby", "1 if a standby follows this store", float(state.state == "following")),

@@ -14,7 +14,7 @@ from pathlib import Path
 from midge.aggregator.ingress.sealing_keys import SealingKeys
 from midge.aggregator.publish.dating import Dating
 from midge.storage.files import PRIVATE, atomic_rename, atomic_write
-from midge.wire import frames, messages, sealing, signing
+from midge.wire import envelopes, frames, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import (
     AggregatorStatus,
@@ -126,7 +126,7 @@ def succeed(path: Path, federation: str, since: float) -> ReleaseKeys:
     new = signing.new_key(old.public.kind)
     number = len(now.chain) + 1
     succession = Succession(federation=federation, number=number, key=new.public.raw, since=since)
-    chain = (*now.chain, signing.sign_succession(old, succession))
+    chain = (*now.chain, envelopes.sign_succession(old, succession))
     write_secret(path.with_name(f"{path.name}.{number}"), old.pem())
     write_secret(path.with_name(path.name + ".new"), new.pem())
     write_secret(path.with_name(path.name + ".chain"), frames.pack(list(chain)))
@@ -226,7 +226,7 @@ class AnnouncementSigner:
             dated = dated.model_copy(update={"seal_key": key, "confides": True, "hides": True, "helper": helper})
         chain, companion = self._keys.chain_at(issued), self._keys.companion
         federation = self._topics.federation
-        signed = signing.sign_announcement(self._signer, federation, dated, chain, companion=companion)
+        signed = envelopes.sign_announcement(self._signer, federation, dated, chain, companion=companion)
         return self._record_announced(dated.channel, signed)
 
     def _alias(self, alias: ModelAlias, issued: float) -> bytes:
@@ -235,7 +235,7 @@ class AnnouncementSigner:
         if self._keys is None:
             return messages.encode_announcement(alias)
         key = self._keys.at(issued)
-        return signing.sign_alias([key] if self._keys.companion is None else [key, self._keys.companion], alias)
+        return envelopes.sign_alias([key] if self._keys.companion is None else [key, self._keys.companion], alias)
 
     def _record_announced(self, channel: Channel, payload: bytes) -> bytes:
         self.announced[channel] = payload
@@ -334,7 +334,7 @@ class AnnouncementSigner:
             return True
         envelope, _ = messages.decode(Envelope, payload)
         public = [key.public for _, key in self._keys.keys]
-        return signing.signed_by(envelope, signing.ANNOUNCEMENT, self._topics.federation, public) is not None
+        return envelopes.signed_by(envelope, signing.ANNOUNCEMENT, self._topics.federation, public) is not None
 
 
 def _order(announcement: Announcement) -> tuple[bytes, int, int]:

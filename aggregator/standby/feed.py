@@ -1,4 +1,4 @@
-"""The aggregator's side of a standby: ships each transaction of its store, and knows how far the standby is.
+"""The aggregator's side of a standby: sends it each transaction of the store (`aggregator.standby.progress`).
 
 The standby asks for a session and says what its files are. It gets what differs as one transaction, and from then on
 each one of the store. What is lost on the way is sent again; a standby that is too far behind gets a new copy. Without
@@ -11,7 +11,6 @@ import math
 import sqlite3
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -20,8 +19,10 @@ from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.standby.files import ALONE
 from midge.aggregator.standby.gate import PublicationGate
+from midge.aggregator.standby.progress import StandbyProgress
 from midge.aggregator.standby.session import FeedSession
 from midge.broker.mqtt.connection import Connection, ConnectionLost, Delivery, PublishRefused, SubscribeRefused
+from midge.broker.mqtt.waiting import happened
 from midge.storage.changes import TooMuchChanged
 from midge.storage.failpoints import failpoint
 from midge.wire import frames
@@ -32,13 +33,10 @@ log = logging.getLogger("aggregator")
 
 BEAT = 1.0
 """Seconds between two heartbeats."""
-AWAY = 5.0
-"""Seconds without a message of the standby until it is away."""
 _AGAIN = 3.0
 """Seconds without progress after which what is on the way is sent again."""
 _LOOK = 2.0
 """Seconds between two looks for files that changed without a transaction."""
-_MOST_PENDING = 10_000
 _MOST_MANIFEST = 64 * 2**20
 """Bytes of the description of a standby's files."""
 _PATIENT = 30.0
@@ -57,47 +55,30 @@ class StandbyFeed:
     """
 
     def __init__(self, federation: FederationRuntime, gate: PublicationGate, tell: Callable[..., None]) -> None:
-        self._federation, self._gate, self._tell = federation, gate, tell
-        self._policy, self._topics = federation.config.standby, federation.config.topics
-        policy = self._policy
+        self._federation, self._gate, self._topics = federation, gate, federation.config.topics
         self._link = link_of(federation.issuer)
         """Seals messages; None without a release key: then no standby can follow."""
+        mark = federation.store.directory / ALONE
+        self.progress = StandbyProgress(federation.config.standby, gate, mark, lambda: federation.store.decided, tell)
         self._session: FeedSession | None = None
         self._asked = 0
         """The session that was asked for last, whose description of files arrives."""
         self._described = bytearray()
         self._parts = 0
-        self._heard = self._since = time.monotonic()
-        self.expected = policy.follow or policy.sync
-        """Whether there is meant to be a standby."""
-        self._progress = self._looked = 0.0
+        self._advanced = self._looked = 0.0
         self._beats = 0
         self._again = False
         self._news, self._sent = asyncio.Event(), asyncio.Event()
-        self._pending: deque[tuple[int, float, int]] = deque()
-        """Transactions that the standby does not have: when each was committed, and the updates before it."""
-        self._state = "none"
-        self._mark = federation.store.directory / ALONE
-        self._alone = self._mark.exists()
-        """Whether receipts do not wait, because there is no standby to wait for."""
-        gate.closed = policy.sync and not self._alone
-        gate.committed, gate.confirmed = 1, 0
         if self._link is not None:
             federation.store.on_commit(self._committed)
-            federation.more_alarms = self.alarms
+            federation.more_alarms = self.progress.alarms
 
     # ------------------------------------------------------------------- the store
 
-    @property
-    def _updates(self) -> int:
-        return self._federation.store.decided
-
     def _committed(self) -> None:
         """Ship a transaction of the store."""
-        self._gate.committed += 1
-        if len(self._pending) < _MOST_PENDING:
-            self._pending.append((self._gate.committed, time.monotonic(), self._updates))
-        self._ship(lambda: self._gate.committed)
+        transaction = self.progress.advance()
+        self._ship(lambda: transaction)
 
     def _ship(self, transaction: Callable[[], int]) -> None:
         session = self._session
@@ -117,16 +98,20 @@ class StandbyFeed:
     def _end(self, why: str) -> None:
         if self._session is not None:
             log.warning("The standby %s needs a new copy: %s.", self._session.name, why)
-            self._session.close()
-            self._session = None
+            self._forget()
             self._news.set()
 
     def close(self) -> None:
         """Stop following the store."""
         self._federation.store.on_commit(None)
         if self._session is not None:
-            self._session.close()
-            self._session = None
+            self._forget()
+
+    def _forget(self) -> None:
+        assert self._session is not None
+        self._session.close()
+        self._session = None
+        self.progress.end()
 
     # ------------------------------------------------------------------- the standby
 
@@ -149,22 +134,12 @@ class StandbyFeed:
             case ("have", int(arrived), int(transaction), bool(gap)) if (
                 self._session and number == self._session.number
             ):
-                self._heard, self.expected = now, True
+                self.progress.heard(now)
                 if self._session.arrived(arrived):
-                    self._progress = now
+                    self._advanced = now
                 self._again |= gap
                 self._news.set()
-                if transaction > self._gate.confirmed:
-                    self._confirm(transaction)
-
-    def _confirm(self, transaction: int) -> None:
-        failpoint("copy.confirmed")
-        self._gate.confirmed = transaction
-        while self._pending and self._pending[0][0] <= transaction:
-            self._pending.popleft()
-        if not self._pending and transaction < self._gate.committed:
-            self._pending.append((self._gate.committed, time.monotonic(), self._updates))
-        self._gate.look()
+                self.progress.confirm(transaction)
 
     def _hear_request(
         self, number: int, who: tuple[int, str, float], piece: tuple[int, bool, bytes], now: float
@@ -173,7 +148,7 @@ class StandbyFeed:
         if session is not None:
             ours = session.standby == who[0]
             # Another one follows already; or this is an old request, sent again.
-            if (not ours and now - self._heard < AWAY) or (ours and number <= session.number):
+            if (not ours and not self.progress.away(now)) or (ours and number <= session.number):
                 return
         if part == 0:
             self._asked, self._parts, self._described = number, 0, bytearray()
@@ -192,82 +167,20 @@ class StandbyFeed:
         most = max(1024, self._federation.shelf.chunk - OVERHEAD)
         self._session = FeedSession(number, *who, self._federation.store.directory, most)
         self._session.begin(self._gate.committed, known)
-        self._heard = self._progress = now
-        self.expected = True
-        self._gate.confirmed = 0  # this may be another host than the one that had it
+        self._advanced = now
+        self.progress.begin(self._session.name, now)
         self._news.set()
-
-    # ------------------------------------------------------------------- the state
 
     def _look(self, now: float) -> None:
         if self._session is not None and now - self._looked >= _LOOK:
             self._looked = now
-            self._ship(self._extra)
-        state = self._judged(now)
-        if self._policy.alone_after is not None and state != "following" and not self._alone:
-            if now - max(self._heard, self._since) > self._policy.alone_after:
-                self._alone = True
-                log.warning("The standby is away: receipts no longer wait for it.")
-        elif state == "following" and self._alone:
-            self._alone = False
-            self._mark.unlink(missing_ok=True)
-        self._gate.closed = self._policy.sync and not self._alone
-        self._gate.look()
-        if state != self._state and (state != "none" or self.expected):
-            self._state = state
-            self._tell("standby", state=state, why=self._words(state))
-
-    def _extra(self) -> int:
-        """The number of a transaction that is none of the store's: files have changed, such as an operator's orders."""
-        self._gate.committed += 1
-        self._pending.append((self._gate.committed, time.monotonic(), self._updates))
-        return self._gate.committed
-
-    def _judged(self, now: float) -> str:
-        if self._session is None:
-            return "none"
-        if now - self._heard > AWAY:
-            return "away"
-        return "following" if self._gate.confirmed else "copying"
+            # A transaction that is none of the store's: files have changed, such as an operator's orders.
+            self._ship(self.progress.advance)
+        self.progress.look(now)
 
     def state(self, now: float) -> StandbyState | None:
         """How far the standby is; None if there can be none."""
-        if self._link is None:
-            return None
-        session, (_, at, updates) = self._session, self._pending[0] if self._pending else (0, now, self._updates)
-        state = self._judged(now)
-        return StandbyState(
-            state=state,
-            name="" if session is None else session.name,
-            waits=self._policy.sync and not self._alone,
-            seconds=max(0.0, now - at),
-            number=self._gate.committed + 1 - self._pending[0][0] if self._pending else 0,
-            updates=max(0, self._updates - updates),
-            why=self._words(state)[:400],
-        )
-
-    def _words(self, state: str) -> str:
-        """What the operator should do, without figures: an alarm is reported again when its words change."""
-        if state == "following" or not self.expected:
-            return ""
-        if state == "copying":
-            return "The standby makes its copy of the store."
-        waits = "receipts wait for it" if self._gate.closed else "what is receipted is on this host only"
-        return f"No standby follows this store, so {waits}: start it again."
-
-    def alarms(self) -> tuple[str, ...]:
-        """What the operator should do about the standby."""
-        now = time.monotonic()
-        state = self._judged(now)
-        why = self._words(state)
-        return (why,) if why and state != "copying" and now - self._since > AWAY else ()
-
-    @property
-    def hold(self) -> str | None:
-        """Why no updates are accepted; None if they are."""
-        if not self._gate.closed or self._judged(time.monotonic()) == "following":
-            return None
-        return "receipts wait for the standby, which is away or makes its copy"
+        return None if self._link is None else self.progress.state(now)
 
     @property
     def longest_pause(self) -> float:
@@ -303,8 +216,8 @@ class StandbyFeed:
         while True:
             self._news.clear()
             session, now = self._session, time.monotonic()
-            if session is not None and session.on_the_way and now - self._progress > _AGAIN:
-                self._again, self._progress = True, now
+            if session is not None and session.on_the_way and now - self._advanced > _AGAIN:
+                self._again, self._advanced = True, now
             try:
                 if session is not None and self._again:
                     self._again = False
@@ -313,7 +226,7 @@ class StandbyFeed:
                 if (piece := await self._next(session)) is not None and session is not None:
                     await self._publish(connection, session.number, ["piece", *piece])
                     continue
-                if now >= beat and self.expected:
+                if now >= beat and self.progress.expected:
                     beat = now + BEAT
                     number = 0 if session is None else session.number
                     self._beats += 1
@@ -323,9 +236,7 @@ class StandbyFeed:
                 log.warning("%s No standby can follow.", error)
                 return
             self._sent.set()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(BEAT):
-                    await self._news.wait()
+            await happened(self._news, BEAT)
 
     async def _next(self, session: FeedSession | None) -> Any:
         if session is None:

@@ -30,6 +30,7 @@ from midge.aggregator.standby.files import (
 from midge.aggregator.store.consistency import DATABASE
 from midge.aggregator.store.errors import StoreError, StoreInUse
 from midge.broker.mqtt.connection import BrokerError, Connection, Delivery, Options
+from midge.broker.mqtt.waiting import batches, happened
 from midge.storage.changes import manifest
 from midge.storage.database import Database, DiskFull, InUse, Unwritable
 from midge.storage.failpoints import failpoint
@@ -142,32 +143,18 @@ class Follower:
             except BrokerError as error:
                 log.info("%s Trying again in about %.0f s.", error, pause)
                 self._tell("disconnected", why=str(error), refused=False)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await self._stop.wait()
+                await happened(self._stop, pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         return False
 
     async def _read(self, connection: Connection) -> bool:
         """Follow on one connection; return whether to serve now."""
-        deliveries = aiter(connection.messages())
-        arriving: asyncio.Task[Delivery] | None = None
-        stopping = asyncio.create_task(self._stop.wait())
-        try:
+        async with batches(connection, self._stop) as batch:
             while not self._stop.is_set():
-                arriving = arriving or asyncio.create_task(anext(deliveries))  # type: ignore[arg-type]
-                await asyncio.wait({arriving, stopping}, timeout=_SAY, return_when=asyncio.FIRST_COMPLETED)
-                if arriving.done():
-                    batch = [arriving.result(), *connection.waiting()]
-                    arriving = None
-                    await self._take(connection, batch)
+                if deliveries := await batch(_SAY):
+                    await self._take(connection, deliveries)
                 if await self._look(connection):
                     return True
-        finally:
-            left = [task for task in (arriving, stopping) if task is not None]
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
         return False
 
     # ------------------------------------------------------------------- from the aggregator

@@ -9,10 +9,8 @@ rewritten, so that no free page holds erased data.
 Its contributions to the published model stay: a sum cannot be unlearned by deleting a summand.
 """
 
-import getpass
 import json
 import logging
-import os
 import time
 import zlib
 from collections import Counter
@@ -28,6 +26,7 @@ from midge.aggregator.engine import Engine
 from midge.aggregator.store.audit_log import AUDIT, append, load_key, verify
 from midge.aggregator.store.errors import StoreDamaged, what_to_do
 from midge.aggregator.store.ledger import GONE
+from midge.aggregator.store.model_orders import operator_name
 from midge.aggregator.store.store import Entry, Store, StoreError
 from midge.storage.files import atomic_write, make_folder
 from midge.wire.pseudonyms import keyed_hash, pseudonym
@@ -73,7 +72,7 @@ def ask(directory: Path, device: str, *, readmit: bool = False) -> Path:
     folder = directory / FOLDER
     make_folder(folder, 0o700)
     path = folder / check_name(device, "device name")
-    atomic_write(path, json.dumps({"by": _user(), "at": time.time(), "readmit": readmit}).encode())
+    atomic_write(path, json.dumps({"by": operator_name(), "at": time.time(), "readmit": readmit}).encode())
     return path
 
 
@@ -92,13 +91,6 @@ def asked(directory: Path) -> Iterator[Request]:
 def done(directory: Path, device: str) -> None:
     """Remove the file of a request that is done."""
     (directory / FOLDER / device).unlink(missing_ok=True)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return f"uid {os.getuid()}"
 
 
 class Names:
@@ -182,6 +174,7 @@ class Names:
         for device in devices:
             alias = self.alias(device)
             with self._store.transaction() as db:
+                # A filter only: the name may also be part of another one, so each record that has it is read.
                 rows = db.execute(
                     "SELECT kind, record FROM journal WHERE instr(record, ?)", (device.encode(),)
                 ).fetchall()

@@ -33,7 +33,8 @@ _WORDS = 300
 Verb = Literal["register", "try", "promote", "withdraw", "rollback"]
 
 
-def _user() -> str:
+def operator_name() -> str:
+    """Who runs this process, by the operating system."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -58,7 +59,7 @@ class ModelOrder:
     attempt: bool = False
     """Whether a version becomes the candidate as soon as it is registered."""
     why: str = ""
-    by: str = field(default_factory=_user)
+    by: str = field(default_factory=operator_name)
     at: float = field(default_factory=time.time)
     """Seconds since 1970."""
     name: str = field(default_factory=lambda: secrets.token_hex(8))

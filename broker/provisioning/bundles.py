@@ -11,7 +11,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -160,8 +159,3 @@ def write_private(path: Path, content: bytes) -> None:
     When this returns it survives a power cut: a release key or an authority's key cannot be made again.
     """
     atomic_write(path, content, mode=PRIVATE)
-
-
-def as_json(value: Any) -> bytes:
-    """Indented JSON."""
-    return (json.dumps(value, indent=2) + "\n").encode()

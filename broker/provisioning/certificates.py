@@ -246,20 +246,6 @@ def revocation_list(
     return built.sign(authority._key, hashes.SHA256()).public_bytes(Encoding.PEM)  # noqa: SLF001
 
 
-def list_ends(crl: bytes) -> datetime:
-    """When a revocation list expires.
-
-    Raises:
-        AuthorityError: it does not say.
-    """
-    from cryptography.x509 import load_pem_x509_crl  # noqa: PLC0415
-
-    ends = load_pem_x509_crl(crl).next_update_utc
-    if ends is None:
-        raise AuthorityError("The revocation list does not say when it runs out.")
-    return ends
-
-
 def make_release_key() -> tuple[bytes, bytes]:
     """Make an Ed25519 pair (RFC 8032) that signs announcements: private and public key, PEM."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415

@@ -10,12 +10,12 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from midge.broker import Connector, connector
 from midge.broker.mqtt.connection import BrokerError, Connection, Delivery, Options
+from midge.broker.mqtt.waiting import batches, happened
 from midge.broker.provisioning import manage_devices, renewals
 from midge.broker.provisioning.bundles import read_bundle
 from midge.broker.provisioning.fleet_registry import ISSUER, Fleet, FleetError, present, read_fleet
@@ -74,19 +74,13 @@ class IssuingService:
                 if not before:
                     raise
                 self._emit("disconnected", why=str(error), refused=False)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await self._stop.wait()
+                await happened(self._stop, pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _answer(self, connection: Connection) -> None:
         await connection.subscribe(self._topics.renewals)
-        trusted = b""
-        deliveries = aiter(connection.messages())
-        stopping = asyncio.create_task(self._stop.wait())
-        arriving: asyncio.Task[Delivery] | None = None
-        tended = float("-inf")
-        try:
+        trusted, tended = b"", float("-inf")
+        async with batches(connection, self._stop) as batch:
             while not self._stop.is_set():
                 if time.monotonic() >= tended + _TEND:
                     tended = time.monotonic()
@@ -95,19 +89,9 @@ class IssuingService:
                 if (newest := renewals.whom_to_trust(self._directory)) != trusted:
                     await connection.publish(self._topics.authorities, newest, retain=True)
                     trusted = newest
-                arriving = arriving or asyncio.create_task(anext(deliveries))  # type: ignore[arg-type]
-                await asyncio.wait({arriving, stopping}, timeout=5.0, return_when="FIRST_COMPLETED")
-                if not arriving.done():
-                    continue
-                await asyncio.sleep(_BATCH)
-                batch = [arriving.result(), *connection.waiting()]
-                arriving = None
-                await self._take(connection, batch)
-        finally:
-            left = [task for task in (stopping, arriving) if task is not None]
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+                if found := await batch(5.0):
+                    await asyncio.sleep(_BATCH)
+                    await self._take(connection, [*found, *connection.waiting()])
 
     async def _take(self, connection: Connection, batch: list[Delivery]) -> None:
         newest = {delivery.topic.rsplit("/", 1)[-1]: delivery.payload for delivery in batch}

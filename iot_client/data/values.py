@@ -104,9 +104,8 @@ class NumberStyle:
     """Values with the same unit before it is removed."""
 
     def __init__(self) -> None:
-        self.commas = self.points = self.comma_groups = self.point_groups = self.plain = 0
+        self.commas = self.points = self.plain = 0
         self._units: Counter[str] = Counter()
-        self._bare = 0
 
     def see(self, text: str) -> None:
         """Learn from a value."""
@@ -114,13 +113,9 @@ class NumberStyle:
         if (found := _UNIT.fullmatch(text)) and not missing(text):
             text = found[1]
             self._units[found[2].strip()] += 1
-        elif any(map(str.isdigit, text)):
-            self._bare += 1
-        if _ONE_GROUP.fullmatch(text):
-            self.comma_groups += 1
-        elif _ONE_POINT_GROUP.fullmatch(text):
-            self.point_groups += 1
-        elif _COMMA.fullmatch(text) or (_GROUPS.fullmatch(text) and text.count(",") == 1):
+        if _ONE_GROUP.fullmatch(text) or _ONE_POINT_GROUP.fullmatch(text):
+            return  # ambiguous: the mark may be a decimal one, or separate thousands
+        if _COMMA.fullmatch(text) or (_GROUPS.fullmatch(text) and text.count(",") == 1):
             self.commas += 1
         elif _POINT.fullmatch(text) or (_GROUPS.fullmatch(text) and text.count(".") == 1):
             self.points += 1

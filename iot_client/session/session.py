@@ -200,9 +200,9 @@ class DeviceSession:
     @property
     def deadline(self) -> float | None:
         """The next time at which `tick` has something to do."""
+        # Nothing can be fetched or sent: timers that go on are looked at once there is a connection.
         if self.link is Link.DOWN:
             return None
-        # Timers of the work count only while the link is ready: nothing can be fetched or sent before.
         timers = (self._greeting, self._sending.resend, self._reread, *self._cycle.timers)
         return min((timer.due for timer in timers if timer.due is not None), default=None)
 
@@ -236,6 +236,7 @@ class DeviceSession:
             case Killed():
                 cycle.training_killed(now)
             case Withheld():
+                # All of them, or they would be sent once the owner consents again. `first` tells that they are gone.
                 return self._sending.forget(self.next - 1)
             case LinkMeasured(chunk):
                 self._situation.link_chunk = chunk  # chunks in flight keep their size
@@ -286,6 +287,7 @@ class DeviceSession:
         self._situation.follow("connected")
         self._announced_here = False
         self._situation.packet = chunk
+        # Drawn even if it is not used: otherwise the setting would change all later random numbers of a simulation.
         after = self._jitter()
         if self._settings.rereads:
             self._reread.start(now, after, reread(self.announcement))
@@ -335,6 +337,7 @@ class DeviceSession:
         Sent again here, it would count twice.
         """
         self._site, sent = status.name, self._sending.sent
+        # Renewed before the site is noted: if the device ends in between, it comes here again, with nothing sent.
         renewed = [self._sending.renew((), ())] if sent else []
         return [*renewed, NoteSite(status.name), *self._aggregator_seen(status, now)]
 
@@ -372,6 +375,7 @@ class DeviceSession:
             again = [] if sending.held_back else sending.send_again(now)
             return actions + again + self._cycle.begin_next(now)
         actions += sending.grant(receipt.grants, now)
+        # It settles and grants nothing: an update came out of order, because one before it was lost.
         if sending.held and not (receipt.settled or receipt.grants or sending.held_back):
             sending.send_again_soon(now)
             return actions
@@ -395,6 +399,7 @@ class DeviceSession:
         if known is not None and announcement.epoch > known.epoch:
             self._fence = 0  # the operator's command, which overrides what was known before
         self._situation.announcement = announcement
+        # It is tried at once. Not `stop`: the back-off goes on until a fetch succeeds.
         self._cycle.refetch.due = None
         self._cycle.pause(announcement, now)
         waiting = self._sending.send(now) if known is None else []  # for a key to seal to

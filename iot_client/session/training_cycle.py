@@ -111,6 +111,7 @@ class TrainingCycle:
         if self.refused.is_due(now):
             self.trained = None
         again = self.refetch.is_due(now)
+        # Not `stop`: a back-off goes on until what it waits for succeeds.
         for timer in self.timers:
             if timer.is_due(now):
                 timer.due = None
@@ -181,10 +182,10 @@ class TrainingCycle:
     # ----------------------------------------------------------------------- fetching
 
     def _fetch(self, announcement: Announcement, now: float) -> list[Action]:
-        base = self.base
-        have = base.version if base is not None and base.lineage == announcement.lineage else None
-        if base is not None and base.generation != announcement.generation:
-            have = None
+        base, have = self.base, None
+        # No step leads from a model of another generation, although its versions have lower numbers.
+        if base is not None and (base.lineage, base.generation) == (announcement.lineage, announcement.generation):
+            have = base.version
         way = route(announcement.frames, have, announcement.version)
         if way is None:
             self.refetch.start(now, self._jitter())
@@ -211,6 +212,7 @@ class TrainingCycle:
         spread = self._situation.spread(size + self._update_size, messages, share)
         if spread == 0:
             return True
+        # Drawn once for a fetch: drawn again for each version, a device could be overtaken for ever.
         since, chance = self._fetch_slot = self._fetch_slot or (now, self._jitter())
         if now >= since + chance * spread:
             return True

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 
-from midge.wire import clocks, frames, messages, signing
+from midge.wire import clocks, envelopes, frames, messages, signing
 from midge.wire.errors import WireError
 from midge.wire.lineage import logged
 from midge.wire.messages import (
@@ -146,7 +146,7 @@ class Trust:
             return _read(payload)
         envelope, _ = messages.decode(Envelope, payload)
         keys, number = self._followed(envelope)
-        signer = signing.signed_by(envelope, signing.ANNOUNCEMENT, self._federation, keys)
+        signer = envelopes.signed_by(envelope, signing.ANNOUNCEMENT, self._federation, keys)
         if signer is None:
             raise BadSignature("the announcement is not signed by a key that this device trusts")
         announcement, _ = messages.decode(Announcement, envelope.body)
@@ -164,7 +164,7 @@ class Trust:
             chain = [] if self._beside(envelope) else envelope.chain
             for count, link in enumerate(chain, start=1):
                 if count > number:
-                    succession = signing.read_succession(link, self._federation, keys)
+                    succession = envelopes.read_succession(link, self._federation, keys)
                     if succession.number != count:
                         raise Untrusted(f"link {count} of the chain of keys says that it is number {succession.number}")
                     if succession.since > announcement.issued:
@@ -178,7 +178,7 @@ class Trust:
             return False
         first, _ = messages.decode(Envelope, envelope.chain[0])
         ours = {key.id for key in self._keys}
-        return signing.signers(envelope) & ours != set() and not signing.signers(first) & ours
+        return envelopes.signers(envelope) & ours != set() and not envelopes.signers(first) & ours
 
     def _check(self, announcement: Announcement, time: float) -> None:
         newest = self.newest
@@ -256,7 +256,7 @@ class Trust:
         alias, envelope = messages.decode_alias(payload)
         if not self.pinned:
             return alias
-        if signing.signed_by(envelope, signing.ALIAS, self._federation, self._keys) is None:
+        if envelopes.signed_by(envelope, signing.ALIAS, self._federation, self._keys) is None:
             raise BadSignature(f"the name {alias.name} is not signed by a key that this device trusts")
         if alias.federation != self._federation or self.newest.lineage not in {b"", alias.lineage}:
             raise Untrusted(f"the name {alias.name} is of another federation or lineage")
@@ -296,7 +296,7 @@ class Trust:
             return status
         keys, certificate = self._keys, None
         if status.vouch:
-            certificate = signing.read_certificate(status.vouch, self._federation, self._keys)
+            certificate = envelopes.read_certificate(status.vouch, self._federation, self._keys)
             if 0 < certificate.expires < self.newest.issued:
                 raise Untrusted(f"the certificate of the site {certificate.name} has expired: midge gateway certify")
             keys = [signing.read_public(certificate.key)]

@@ -68,7 +68,8 @@ class Outbox:
         """Damage found in its files when it was opened, and the resulting loss, as text; empty if none."""
         self.pending: dict[str, bytes] = {}
         """Values to store, by name. Written with the next update: a transaction of its own would wear the flash."""
-        self.verdicts: dict[int, str] = {}  # of receipts, by seq, to be remembered with the updates that are removed
+        self.verdicts: dict[int, str] = {}
+        """Verdicts of receipts, by seq, to be remembered with the updates that are removed."""
         self._written = 0
 
     @property
@@ -157,6 +158,7 @@ class Outbox:
                 known = files_.agreed
                 assert known is not None
                 self.state = known.state
+                # Settled by the state: the power failed after it was recorded, and before they were deleted.
                 self._db.execute("DELETE FROM updates WHERE seq < ?", (self.state.first,))
                 self._db.commit()
             if noted.note is None and found is not None:

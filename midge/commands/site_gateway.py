@@ -142,7 +142,7 @@ def serve(args: argparse.Namespace) -> int:
 def make_certificate(args: argparse.Namespace) -> int:
     with server_side():
         from midge.aggregator.publish.announcement_signer import load_release_keys  # noqa: PLC0415 - an extra
-    from midge.wire import sealing, signing  # noqa: PLC0415
+    from midge.wire import envelopes, sealing, signing  # noqa: PLC0415
     from midge.wire.messages import SiteCertificate  # noqa: PLC0415
 
     with user_errors():
@@ -157,7 +157,7 @@ def make_certificate(args: argparse.Namespace) -> int:
         )
     path = Path(args.out or f"{args.key}.site")
     with write_errors(path):
-        atomic_write(path, signing.certify_site(release, certificate), mode=PUBLIC)
+        atomic_write(path, envelopes.certify_site(release, certificate), mode=PUBLIC)
     print(f"{path} certifies the gateway of {args.name}: midge gateway run --key {args.key} --certificate {path} …")
     return 0
 

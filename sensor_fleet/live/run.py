@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from midge.broker import Endpoint, connector
 from midge.broker.local.mosquitto import find_mosquitto
+from midge.broker.mqtt.waiting import happened
 from midge.iot_client.training.fit import Fit, TrainingPlan
 from midge.sensor_fleet.data import FleetData
 from midge.sensor_fleet.fleet_run import FleetRun, held, sign_of, value_of
@@ -209,9 +210,7 @@ class LiveRun:
             while members.context.origin is None:
                 met, expected = members.gathered
                 self._report(members, f"{met:,} of {expected:,} devices are connected")
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_REPORT_EVERY):
-                        await members.begun.wait()
+                await happened(members.begun, _REPORT_EVERY)
             await self._evaluate_until_the_end(
                 members, watching, None if self._aggregates and not self._streams else evaluate
             )

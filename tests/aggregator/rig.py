@@ -62,6 +62,22 @@ class QuickStore(Store):
         return self
 
 
+def update_of(core: AggregatorCore, seq: int, body: bytes, **fields: Any) -> Update:
+    """The header of an update that was trained from the newest version; `fields` override it."""
+    usual = {
+        "outbox": 1,
+        "first": seq,
+        "seq": seq,
+        "lineage": core.lineage,
+        "generation": core.generation,
+        "base": core.version,
+        "codec": "float32",
+        "size": len(body),
+        "sha256": hashlib.sha256(body).digest(),
+    }
+    return Update(**{**usual, **fields})
+
+
 class Rig:
     """One life of an aggregator over a store."""
 
@@ -165,20 +181,8 @@ class Rig:
         body = fields.pop("body", None)
         if body is None:
             body = codecs.encode_delta(np.asarray(delta, np.float32), schema, codec, tensors)
-        header = {
-            "outbox": 1,
-            "first": seq,
-            "seq": seq,
-            "lineage": self.core.lineage,
-            "generation": self.core.generation,
-            "base": self.core.version,
-            "schema_hash": schema.hash,
-            "codec": codec,
-            "size": len(body),
-            "sha256": hashlib.sha256(body).digest(),
-            **fields,
-        }
-        return TOPICS.update(device), frames.encode(Update(**header), b"" if "kind" in fields else body)
+        header = update_of(self.core, seq, body, **{"schema_hash": schema.hash, "codec": codec, **fields})
+        return TOPICS.update(device), frames.encode(header, b"" if "kind" in fields else body)
 
     def hear(self, *messages_: tuple[str, bytes], now: float = 0.0, retain: bool = False) -> list[Receipt]:
         """Take messages in as one batch; the receipts that it made."""

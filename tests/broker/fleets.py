@@ -24,9 +24,16 @@ needs_mosquitto = [
 NAMES = ["dev0001", "dev0002", "dev0003"]
 
 
-def make_fleet(directory: Path, *, way: Way = "certificates", port: int = 8883, names: list[str] = NAMES) -> Fleet:
+def make_fleet(
+    directory: Path,
+    *,
+    name: str = "plant",
+    way: Way = "certificates",
+    port: int = 8883,
+    names: list[str] = NAMES,
+) -> Fleet:
     fleet = Fleet(
-        name="plant",
+        name=name,
         way=way,
         hosts=["localhost"],
         port=port,

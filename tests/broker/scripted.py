@@ -1,7 +1,7 @@
 """A server that says what a test tells it to: for what real brokers cannot be made to do."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from midge.broker.embedded import packets
@@ -59,13 +59,3 @@ async def scripted(answer: Answer) -> AsyncIterator[ScriptedServer]:
         for writer in script.writers:
             writer.close()
         await server.wait_closed()
-
-
-def first_of(answers: Iterable[tuple[type[Packet], Callable[[Packet], bytes | None]]]) -> Answer:
-    """Answer by the type of the packet; nothing where the script has nothing."""
-    table = dict(answers)
-
-    def answer(packet: Packet) -> bytes | None:
-        return table[type(packet)](packet) if type(packet) in table else b""
-
-    return answer

@@ -5,13 +5,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.x509 import load_pem_x509_crl
 
 from midge.broker.provisioning.certificates import (
     Authority,
     Issued,
     SecurityMissing,
     issue,
-    list_ends,
     make_authority,
     make_release_key,
     make_request,
@@ -122,7 +122,8 @@ def test_the_revocation_list(authority: Authority, tmp_path: Path) -> None:
 
     assert "OK" in verify("g", NOW) and "OK" in verify("g", datetime(1970, 1, 2, tzinfo=UTC))
     assert "certificate revoked" in verify("b", NOW)
-    assert list_ends(crl) > NOW + timedelta(days=19 * 365)
+    ends = load_pem_x509_crl(crl).next_update_utc
+    assert ends is not None and ends > NOW + timedelta(days=19 * 365)
     (tmp_path / "crl").write_bytes(revocation_list(authority, {}, 8, NOW, days=5))
     assert "CRL has expired" in verify("g", NOW + timedelta(days=6))
 

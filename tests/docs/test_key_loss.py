@@ -13,7 +13,7 @@ from midge.broker.provisioning.bundles import read_bundle
 from midge.broker.provisioning.fleet_registry import Way, read_fleet
 from midge.broker.provisioning.held_credentials import HeldCredentials
 from midge.broker.provisioning.renewals import answer, whom_to_trust
-from midge.wire import signing
+from midge.wire import envelopes, signing
 from tests.broker.fleets import needs_mosquitto, running_fleet, serving
 from tests.broker.test_renewing import lets_in
 from tests.docs.scripts import ROOT
@@ -170,7 +170,7 @@ def test_the_release_key(plant: Plant) -> None:
     succeed, restore = commands("The release key")
     plant.run(succeed)
     keys = load_release_keys(path)
-    assert signing.read_succession(keys.chain[0], "plant", [old]).key == keys.keys[-1][1].public.raw
+    assert envelopes.read_succession(keys.chain[0], "plant", [old]).key == keys.keys[-1][1].public.raw
     plant.drill("")
     for file in path.parent.glob("release.key*"):
         file.unlink()

@@ -16,7 +16,7 @@ from midge.gateway.service import Gateway
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.device import Device
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
-from midge.wire import sealing, signing
+from midge.wire import envelopes, sealing, signing
 from midge.wire.messages import Plan, SiteCertificate
 from midge.wire.topics import Topics
 from tests.aggregator.rig import EVERYTHING_COUNTS
@@ -116,7 +116,7 @@ def keys(tmp_path: Path) -> tuple[Path, Path, bytes]:
     (tmp_path / "site.key").write_bytes(own.pem())
     seal_key = sealing.public(sealing.derive(own))
     certificate = SiteCertificate(federation="f", name="site", key=own.public.raw, seal_key=seal_key)
-    return tmp_path / "release.key", tmp_path / "site.key", signing.certify_site(release, certificate)
+    return tmp_path / "release.key", tmp_path / "site.key", envelopes.certify_site(release, certificate)
 
 
 async def test_a_device_that_pins_the_release_key_takes_receipts_of_a_certified_gateway(tmp_path: Path) -> None:

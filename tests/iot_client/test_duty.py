@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 from midge.broker.embedded.in_memory import Twin
 from midge.iot_client.board.duty_cycle import SPREAD, Duty, DutyCycle
-from midge.iot_client.config import DeviceConfig
 from midge.iot_client.connection import connection_loop
 from midge.iot_client.device import Device
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, SessionSettings, Work
 from midge.wire import messages
 from midge.wire.messages import DeviceState, Hello
-from tests.federation.live import Log, aggregator, approach, clients, device, serving, status
+from tests.federation.live import Log, aggregator, clients, device, serving, status
 from tests.iot_client.test_session import Driver, accepted, announcement, made, receipt
 from tests.iot_client.test_session import status as aggregator_status
 
@@ -136,18 +135,7 @@ def test_an_outbox_that_is_full_in_bytes_holds_training_back_until_something_is_
 
 
 def sleeper(twin: Twin, name: str, log: Log, duty: Duty, **options: Any) -> Device:
-    return Device(
-        DeviceConfig(
-            connector=twin.connect,
-            federation="f",
-            name=name,
-            train=approach,
-            outbox=None,
-            on_event=log,
-            duty=duty,
-            **options,
-        )
-    )
+    return device(twin, name, log, duty=duty, **options)
 
 
 async def test_devices_wake_train_once_wait_for_their_receipts_and_sleep(

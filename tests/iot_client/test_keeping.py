@@ -26,7 +26,7 @@ from midge.wire.schema import Schema, Tensor
 LINEAGE = b"1" * 16
 SCHEMA = Schema([Tensor("w", (1,), "float32", "trained")])
 RULE = KeepRule(rows=64, margin=0.0, alpha=0.05)
-GOOD, SAME, BAD = 1.0, 1.0, 4.0
+GOOD, BAD = 1.0, 4.0
 
 
 def model(version: int, w: float, **fields: Any) -> VerifiedModel:

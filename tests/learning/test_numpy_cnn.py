@@ -9,6 +9,7 @@ from midge.iot_client.training.fit import Recipe
 from midge.iot_client.training.numpy_cnn import CNN
 from midge.wire.messages import Plan
 from tests import needs
+from tests.learning.finite_differences import gradients
 
 GREY = CNN((8, 8), 3, width=4)
 ODD = CNN((9, 11, 3), 4, width=4)
@@ -36,17 +37,8 @@ def problem(net: CNN, rows: int = 40) -> tuple[dict[str, np.ndarray], np.ndarray
 def test_gradients_are_those_of_finite_differences(net: CNN) -> None:
     """In float64, of places of which two maxima are not near each other."""
     parameters, x, y = problem(net, 6)
-    parameters = {name: array.astype(np.float64) for name, array in parameters.items()}
-    _, gradients = net.loss_and_gradients(parameters, x, y)
-    assert set(gradients) == {name for name in parameters if name.startswith("layers.")}
-    for name, gradient in gradients.items():
-        place = np.unravel_index(np.argmax(np.abs(gradient)), gradient.shape)
-        losses = []
-        for change in (1e-4, -1e-4):
-            moved = parameters | {name: parameters[name].copy()}
-            moved[name][place] += change
-            losses.append(net.loss_and_gradients(moved, x, y)[0])
-        assert (losses[0] - losses[1]) / 2e-4 == pytest.approx(float(gradient[place]), rel=2e-2, abs=1e-4)
+    for found, expected in gradients(net, parameters, x, y, change=1e-4):
+        assert found == pytest.approx(expected, rel=2e-2, abs=1e-4)
 
 
 @pytest.mark.torch

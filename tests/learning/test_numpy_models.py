@@ -6,6 +6,7 @@ import pytest
 from midge.iot_client.training.fit import Fit, Recipe
 from midge.iot_client.training.numpy_models import FROZEN, MLP, Linear, Task, standardise
 from midge.wire.messages import Plan
+from tests.learning.finite_differences import gradients
 
 ROWS = 40
 
@@ -34,18 +35,8 @@ REGRESSION = MLP(inputs=5, hidden=(7,), outputs=1, task="regression")
 
 @pytest.mark.parametrize("model", [SMALL, REGRESSION, Linear(5, outputs=2), MLP(5, (4, 3), 2, channels=1)])
 def test_gradients_are_those_of_finite_differences(model: MLP) -> None:
-    parameters = {name: array.astype(np.float64) for name, array in parameters_of(model).items()}
-    x, y = problem(model)
-    _, gradients = model.loss_and_gradients(parameters, x, y)
-    assert set(gradients) == {name for name in parameters if name.startswith("layers.")}
-    for name, gradient in gradients.items():
-        place = np.unravel_index(np.argmax(np.abs(gradient)), gradient.shape)
-        losses = []
-        for change in (1e-3, -1e-3):
-            moved = parameters | {name: parameters[name].copy()}
-            moved[name][place] += change
-            losses.append(model.loss_and_gradients(moved, x, y)[0])
-        assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(float(gradient[place]), rel=2e-2)
+    for found, expected in gradients(model, parameters_of(model), *problem(model), change=1e-3):
+        assert found == pytest.approx(expected, rel=2e-2)
 
 
 @pytest.mark.parametrize("model", [SMALL, REGRESSION])

@@ -10,7 +10,7 @@ import numpy as np
 from midge.broker.embedded.in_memory import Twin
 from midge.mask_helper.config import HelperConfig
 from midge.mask_helper.helper import MaskHelper
-from midge.wire import chunks, frames, masking, messages, sealing, signing
+from midge.wire import chunks, envelopes, frames, masking, messages, sealing, signing
 from midge.wire.chunks import checksum
 from midge.wire.masking import SealTo
 from midge.wire.messages import Update
@@ -53,7 +53,7 @@ class Sender:
     ) -> tuple[Update, bytes]:
         """A masked and signed update, and its body."""
         self.seq += 1
-        stated = signing.read_statement(helper.statement(), FEDERATION, [HELPER.public])
+        stated = envelopes.read_statement(helper.statement(), FEDERATION, [HELPER.public])
         update = Update(
             outbox=self.outbox,
             first=1,

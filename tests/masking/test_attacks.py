@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from midge.mask_helper.opening_keys import DAY, KEEP, VALID
-from midge.wire import chunks, masking, sealing, signing
+from midge.wire import chunks, envelopes, masking, sealing, signing
 from midge.wire.errors import WireError
 from tests.masking.party import HELPER, LINEAGE, Asker, Sender, delta, helper_of, opened, rejections, senders
 
@@ -28,7 +28,7 @@ def test_a_helper_that_changes_to_post_quantum_keys_sums_what_was_sealed_to_eith
     early = [(each, each.send(classical, delta(n))) for n, each in enumerate(devices[:2])]
     classical.close()
     asker = Asker(helper_of(tmp_path, devices, least=3, post_quantum=True))
-    stated = signing.read_statement(asker.helper.statement(), "plant", [HELPER.public])
+    stated = envelopes.read_statement(asker.helper.statement(), "plant", [HELPER.public])
     assert [len(key.key) for key in stated.keys] == [sealing.HYBRID_KEY, sealing.KEY]
     assert len(asker.helper.statement()) < 4096, "the announcement's room for it"
     late = [(each, each.send(asker.helper, delta(n))) for n, each in enumerate(devices[2:], 2)]

@@ -1,6 +1,5 @@
 """One device's budget in messages, bytes and work, and the room that names which cost nothing cannot take."""
 
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -22,8 +21,8 @@ from midge.aggregator.store.audit_log import AUDIT
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Delivery
 from midge.wire import codecs, frames, messages
-from midge.wire.messages import Fetch, Part, Receipt, Settled, Update, Verdict
-from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, QuickStore, hello, receipts
+from midge.wire.messages import Fetch, Part, Receipt, Settled, Verdict
+from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, QuickStore, hello, receipts, update_of
 
 SIZE = 200_000
 LARGE = {"x": np.random.default_rng(0).normal(size=SIZE).astype(np.float32)}
@@ -67,19 +66,7 @@ class Life:
     def update(self, device: str, seq: int, **fields: Any) -> tuple[str, bytes]:
         schema = self.federation.config.schema
         body = codecs.encode_delta(np.ones(schema.size, np.float32), schema, "float32")
-        header = {
-            "outbox": 1,
-            "first": seq,
-            "seq": seq,
-            "lineage": self.core.lineage,
-            "generation": self.core.generation,
-            "base": self.core.version,
-            "codec": "float32",
-            "size": len(body),
-            "sha256": hashlib.sha256(body).digest(),
-            **fields,
-        }
-        return TOPICS.update(device), frames.encode(Update(**header), body)
+        return TOPICS.update(device), frames.encode(update_of(self.core, seq, body, **fields), body)
 
     def send(self, device: str, seq: int, now: float, **fields: Any) -> Settled:
         (receipt,) = self.hear(self.update(device, seq, **fields), now=now)

@@ -11,7 +11,7 @@ from midge.aggregator.ingress.authentication import Credentials
 from midge.broker.embedded.in_memory import Twin
 from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit
-from midge.wire import frames, messages, sealing, signing
+from midge.wire import envelopes, frames, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import DeviceState, Hello, Report, Statistics
 from midge.wire.moments import Moments
@@ -77,12 +77,12 @@ async def test_the_broker_reads_nothing_of_what_devices_tell_of_themselves(
         statistics_deadline=0.5,
     )
     if not reads:
-        signed = signing.sign_announcement
+        signed = envelopes.sign_announcement
 
         def of_before(key: Any, federation: str, announcement: Any, chain: Any = (), **_: Any) -> bytes:
             return signed(key, federation, announcement.model_copy(update={"hides": False}), chain)
 
-        monkeypatch.setattr(signing, "sign_announcement", of_before)
+        monkeypatch.setattr(envelopes, "sign_announcement", of_before)
     wanted: list[bool] = []
     conditions = [lambda: "cellar is flooded" if wanted else None]
     devices = [talkative(twin, name, log, release_key=public, conditions=conditions) for name in "ab"]

@@ -11,32 +11,20 @@ from midge.aggregator.publish.announcement_signer import load_release_keys, succ
 from midge.aggregator.service import Aggregator
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Options
-from midge.iot_client.config import DeviceConfig
 from midge.iot_client.device import Device
 from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.outbox import Outbox
 from midge.wire import frames, messages, signing
 from midge.wire.messages import Envelope, Receipt, Settled, Update, Verdict
 from midge.wire.signing import KeyUnusable
-from tests.federation.live import Log, aggregator, approach, distance, overheard, serving
+from tests.federation.live import Log, aggregator, device, distance, overheard, serving
 from tests.security.keys import write_keys
 
 pytestmark = pytest.mark.virtual
 
 
 def trusting(twin: Twin, name: str, log: Log, pinned: Path, outbox: Path | None = None, **arguments: Any) -> Device:
-    return Device(
-        DeviceConfig(
-            connector=twin.connect,
-            federation="f",
-            name=name,
-            train=approach,
-            outbox=outbox,
-            on_event=log,
-            release_key=pinned,
-            **arguments,
-        )
-    )
+    return device(twin, name, log, outbox, release_key=pinned, **arguments)
 
 
 def retained(twin: Twin) -> bytes:

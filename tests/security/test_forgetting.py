@@ -24,10 +24,10 @@ from midge.aggregator.store.store import Store
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Delivery
 from midge.wire import codecs, frames
-from midge.wire.messages import Receipt, Settled, Update, Verdict
+from midge.wire.messages import Receipt, Settled, Verdict
 from midge.wire.pseudonyms import LENGTH, pseudonym
 from midge.wire.topics import check_name
-from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, QuickStore, hello, receipts
+from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, QuickStore, hello, receipts, update_of
 from tests.federation.live import Log, aggregator, device, serving
 
 pytestmark = pytest.mark.virtual
@@ -75,21 +75,8 @@ class Keeping:
         return receipts(self.posts[before:])
 
     def update(self, name: str, seq: int, delta: Any = MARK) -> tuple[str, bytes]:
-        core = self.federation.core
         body = codecs.encode_delta(np.asarray(delta, np.float32), self.federation.engine.model.schema, "float32")
-        header = Update(
-            outbox=7,
-            first=seq,
-            seq=seq,
-            lineage=core.lineage,
-            generation=core.generation,
-            base=core.version,
-            schema_hash=core.schema_hash,
-            codec="float32",
-            size=len(body),
-            sha256=hashlib.sha256(body).digest(),
-        )
-        return TOPICS.update(name), frames.encode(header, body)
+        return TOPICS.update(name), frames.encode(update_of(self.federation.core, seq, body, outbox=7), body)
 
     def send(self, name: str, seq: int, delta: Any = MARK) -> Settled:
         (receipt,) = self.hear(self.update(name, seq, delta))

@@ -1,6 +1,5 @@
 """Numbers from outside: none stops a process, and none in the journal keeps a store from opening again."""
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,9 +19,10 @@ from midge.aggregator.store.store import Entry, Store
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Delivery, Options
 from midge.wire import frames, messages
-from midge.wire.messages import Announcement, DeviceState, Hello, Report, Statistics, Update
+from midge.wire.messages import Announcement, DeviceState, Hello, Report, Statistics
 from midge.wire.moments import MAX_COUNT, MAX_VALUE, Moments
 from midge.wire.topics import Topics
+from tests.aggregator.rig import update_of
 from tests.federation.live import INITIAL, STRATEGY, Log, aggregator, device, serving
 from tests.security.keys import write_keys
 
@@ -47,20 +47,8 @@ class Federation:
         self.runtime.process([Delivery(topic, payload, 1, False)], now)
 
     def update(self, name: str, seq: int, delta: Sequence[float], now: float = 1.0, **fields: Any) -> None:
-        core, body = self.runtime.core, np.asarray(delta, "<f4").tobytes()
-        header = {
-            "outbox": 1,
-            "first": seq,
-            "seq": seq,
-            "lineage": core.lineage,
-            "generation": core.generation,
-            "base": core.version,
-            "codec": "float32",
-            "size": len(body),
-            "sha256": hashlib.sha256(body).digest(),
-            **fields,
-        }
-        self.hear(TOPICS.update(name), frames.encode(Update(**header), body), now)
+        body = np.asarray(delta, "<f4").tobytes()
+        self.hear(TOPICS.update(name), frames.encode(update_of(self.runtime.core, seq, body, **fields), body), now)
 
     def close(self) -> None:
         """As SIGKILL ends it: everything is replayed by the next life."""

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midge.iot_client.connection.identity import Identity
-from midge.wire import frames, messages, sealing, signing
+from midge.wire import envelopes, frames, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Chunk, Hello, Receipt, Statistics, Update
 from midge.wire.signing import BadSignature, KeyUnusable
@@ -210,8 +210,8 @@ def test_a_seal_belongs_to_a_device_and_a_base_and_not_to_a_number() -> None:
 
 def test_an_unsigned_link_leads_nowhere() -> None:
     succession = messages.Succession(federation="f", number=1, key=OTHER.public.raw, since=0.0)
-    link = signing.sign_succession(KEY, succession)
-    assert signing.read_succession(link, "f", [KEY.public]) == succession
+    link = envelopes.sign_succession(KEY, succession)
+    assert envelopes.read_succession(link, "f", [KEY.public]) == succession
     for federation, keys in (("f", [OTHER.public]), ("g", [KEY.public])):
         with pytest.raises(BadSignature):
-            signing.read_succession(link, federation, keys)
+            envelopes.read_succession(link, federation, keys)

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner, ReleaseKeys
 from midge.iot_client.session.trust import EVERY, Trust, Untrusted
-from midge.wire import frames, messages, signing
+from midge.wire import envelopes, frames, messages, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Envelope, Receipt, Settled, Succession, Verdict
 from midge.wire.signing import BadSignature
@@ -66,12 +66,14 @@ FORGED = {
     "signatures that are none": changed(signed(6), signatures=(1, b"", (), (KEY.public.id,), (KEY.public.id, 3))),
     "a chain that another key made": changed(
         signed(6, OTHER),
-        chain=(signing.sign_succession(OTHER, Succession(federation="f", number=1, key=OTHER.public.raw, since=0.0)),),
+        chain=(
+            envelopes.sign_succession(OTHER, Succession(federation="f", number=1, key=OTHER.public.raw, since=0.0)),
+        ),
     ),
     "of another federation": AnnouncementSigner(Topics("g"), ReleaseKeys(((0.0, KEY),)), clock=Clock(NOW)).announcement(
         announced(6)
     ),
-    "of another federation, said of ours": signing.sign_announcement(KEY, "f", announced(6, federation="g")),
+    "of another federation, said of ours": envelopes.sign_announcement(KEY, "f", announced(6, federation="g")),
     "of the other channel": signed(6, channel="serve"),
 }
 
@@ -88,7 +90,7 @@ def test_what_is_forged_is_refused_and_changes_nothing(payload: bytes) -> None:
 REPLAYED = {
     "an older version": signed(4),
     "another model under the same version": signed(5, digest=bytes(16)),
-    "a version that does not follow on ours": signing.sign_announcement(
+    "a version that does not follow on ours": envelopes.sign_announcement(
         KEY, "f", announced(6, epoch=5, parent=b"x" * 16)
     ),
     "an older generation": signed(9, generation=0),
@@ -152,7 +154,7 @@ def test_another_pinned_key_begins_anew() -> None:
 def succession(*since: float) -> tuple[list[signing.PrivateKey], list[bytes], ReleaseKeys]:
     keys = [KEY, *(signing.new_key() for _ in since)]
     chain = [
-        signing.sign_succession(old, Succession(federation="f", number=number, key=new.public.raw, since=when))
+        envelopes.sign_succession(old, Succession(federation="f", number=number, key=new.public.raw, since=when))
         for number, (old, new, when) in enumerate(zip(keys, keys[1:], since, strict=False), start=1)
     ]
     release = ReleaseKeys(tuple(zip((0.0, *since), keys, strict=True)), tuple(chain), tuple(since))
@@ -184,7 +186,7 @@ def test_the_old_key_is_refused_from_when_the_new_one_signs() -> None:
     keys, chain, _ = succession(NOW + 10)
     early = announced(9, issued=NOW + 11, expires=NOW + 1000, epoch=5)
     with pytest.raises(BadSignature):
-        trust().announcement(signing.sign_announcement(keys[0], "f", early, chain), NOW, 1.0)
+        trust().announcement(envelopes.sign_announcement(keys[0], "f", early, chain), NOW, 1.0)
 
 
 def test_a_chain_that_is_out_of_order_is_refused() -> None:
@@ -192,7 +194,7 @@ def test_a_chain_that_is_out_of_order_is_refused() -> None:
     announcement = announced(3, issued=NOW, epoch=5)
     for wrong in (chain[1:], [chain[1], chain[0]], [b"", *chain]):
         with pytest.raises(WireError):
-            trust().announcement(signing.sign_announcement(keys[2], "f", announcement, wrong), NOW, 1.0)
+            trust().announcement(envelopes.sign_announcement(keys[2], "f", announcement, wrong), NOW, 1.0)
 
 
 # -------------------------------------------------------------------- receipts

@@ -16,7 +16,20 @@ import numpy.typing as npt
 
 from midge.iot_client.training import residual
 from midge.iot_client.training.update_encoder import encode
-from midge.wire import chunks, codecs, frames, lineage, messages, offers, participation, sharing, signing, steps, topics
+from midge.wire import (
+    chunks,
+    codecs,
+    envelopes,
+    frames,
+    lineage,
+    messages,
+    offers,
+    participation,
+    sharing,
+    signing,
+    steps,
+    topics,
+)
 from midge.wire.lineage import State
 from midge.wire.messages import Announcement, DeviceState, FrameInfo, Hello, Receipt, Succession
 from midge.wire.schema import Schema, Tensor
@@ -248,11 +261,11 @@ def keys() -> Iterator[Record]:
 
     old = signing.PrivateKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
     new = signing.PrivateKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32, 64))))
-    link = signing.sign_succession(
+    link = envelopes.sign_succession(
         old, Succession(federation="pumps", number=1, key=new.public.raw, since=1_767_225_600.0)
     )
     announced: Announcement = ANNOUNCEMENT
-    envelope = signing.sign_announcement(new, "pumps", announced, [link])
+    envelope = envelopes.sign_announcement(new, "pumps", announced, [link])
     inner, _ = messages.decode(messages.Envelope, envelope)
     for name, key, purpose, data, carried in (
         ("succession", old, signing.SUCCESSION, messages.decode(messages.Envelope, link)[0], link),

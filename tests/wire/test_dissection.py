@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midge.__main__ import main
-from midge.wire import chunks, frames, signing
+from midge.wire import chunks, envelopes, frames, signing
 from midge.wire.dissection import dissect
 from midge.wire.kinds import KINDS
 from midge.wire.messages import Chunk, DeviceState, Fetch, Hello, Part, Update
@@ -145,7 +145,7 @@ def test_signatures_are_verified_with_the_keys_that_are_given() -> None:
     shared = signing.sign_frame(secret, signing.DEVICE, "f/d", head)
     assert dissect(shared, hint("midge/1/f/status/d"), [key.public, secret]).signature == "valid, by the shared secret"
     assert not dissect(shared, hint("midge/1/f/status/d"), [signing.MacKey(bytes(32))]).ok
-    envelope = signing.sign_announcement(key, "pumps", ANNOUNCEMENT)
+    envelope = envelopes.sign_announcement(key, "pumps", ANNOUNCEMENT)
     assert dissect(envelope, None, [secret, key.public]).signature.startswith("valid")
     assert not dissect(envelope, None, [other.public]).ok
 

@@ -26,7 +26,6 @@ SCHEMA = Schema(
     ]
 )
 FROZEN = SCHEMA.freeze({"count": np.array([3, -1])})
-FINE = SCHEMA.fine
 LARGEST = 2**31 - 1
 VERSIONS = 24
 
