@@ -82,7 +82,7 @@ class DeliveryReader:
         try:
             match origin.sort:
                 case "update":
-                    self._roster.waits.pop(origin.device, None)
+                    self.follow(self._roster.trains(origin.device), now)
                     found = self._ingress.update(origin.device, delivery.payload, now, self._core.hi)
                     if isinstance(found, ev.Arrived):
                         self._claimed(found)

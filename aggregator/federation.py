@@ -390,16 +390,22 @@ def _situation(core: AggregatorCore, roster: Roster, own: Sequence[str]) -> Flee
     waits = roster.waits
     there = [name for name, hello in roster.devices.items() if hello.state.live]
     able = [name for name in there if name not in waits]
+    obstacle = core.obstacle
+    given = core.settled if obstacle is not None and obstacle.updates else set(able)
     present = [hello for hello in roster.devices.values() if hello.state.live or hello.state is DeviceState.SLEEPING]
     return FleetSituation(
         full=core.full,
         paused=core.paused,
         frozen=core.frozen,
-        obstacle=core.obstacle,
+        obstacle=obstacle,
         able=len(able),
         waiting=next(iter(waits.values()), ""),
         there=len(there),
         interval=core.interval(able),
+        training=core.usual_training,
+        version=core.version,
+        scheduled=core.scheduled,
+        idle=[name for name in able if name not in given],
         rest=core.steering.rest,
         unlike=core.unlike,
         own=own,

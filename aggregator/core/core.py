@@ -31,6 +31,7 @@ from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Form, Strategy
+from midge.aggregator.core.turn import Turn
 from midge.aggregator.core.update_admission import MOST, Bounds, Conditions, UpdateAdmission
 from midge.aggregator.core.view import REANNOUNCE, CoreView
 from midge.aggregator.model.statistics import FACTOR
@@ -76,15 +77,11 @@ class AggregatorCore(CoreView):
         self._state = CoreState(strategy, self.steering, self.bounds.devices, frozen=not moments)
         self._conditions = Conditions()
         self._admission = UpdateAdmission(
-            strategy,
-            self._state,
-            self._conditions,
-            lineage=lineage,
-            schema_hash=schema_hash,
-            bounds=self.bounds,
+            strategy, self._state, self._conditions, lineage=lineage, schema_hash=schema_hash, bounds=self.bounds
         )
-        self._steps = StepPlanner(strategy, self._state, self.steering, self.bounds)
-        self._releases = ReleaseSchedule(strategy, self._state, self.thrift)
+        self._turn = Turn(strategy, self._state, self.steering)
+        self._steps = StepPlanner(strategy, self._state, self.steering, self.bounds, self._turn)
+        self._releases = ReleaseSchedule(strategy, self._state, self.thrift, self._turn)
         self._gathering = StatisticsPhase(self._state, lineage, self.moments, statistics_devices, statistics_deadline)
         self.registering = RegistryDecisions(self._state)
         """Decides on registered versions; its records are for `note` and `roll_back`."""
@@ -123,8 +120,8 @@ class AggregatorCore(CoreView):
     def _note(self, event: ev.Event) -> None:
         """Record a condition of the surroundings. Its consequences follow at the next event or tick."""
         match event:
-            case ev.DevicesOnline(count):
-                self.steering.count_devices(len(self._state.heard), online=count)
+            case ev.DevicesOnline(count, idle):
+                self.steering.count_devices(len(self._state.heard), online=count, idle=idle)
             case ev.StoreFilled(why):
                 self._conditions.full = why
             case ev.StoreWritable():
@@ -168,6 +165,7 @@ class AggregatorCore(CoreView):
         """Start after the replay of the journal: make the first release, or what became due meanwhile."""
         state = self._state
         self.thrift.begin(state.outboxes.devices, now)
+        self._turn.begin(now)
         state.versions.shift(now)
         actions: list[ev.Action] = []
         if state.buffer:
@@ -278,6 +276,7 @@ class AggregatorCore(CoreView):
     def _refuse(self, device: str, update: Update, verdict: Verdict, why: str) -> list[ev.Action]:
         """Settle an update as refused. Journaled, or a retransmission after a restart could be accepted."""
         record = self._admission.refused(device, update, verdict, why)
+        self._turn.refused(device, update.base)
         return [*self._write(record), ev.Reply(device, update.outbox, update.seq, (record.settled(),))]
 
     def _repeat(self, device: str, update: Update, outbox: TrackedOutbox) -> ev.Reply:

@@ -125,6 +125,8 @@ class DevicesOnline:
     """The number of online devices changed, according to their statuses."""
 
     count: int
+    idle: int = 0
+    """Number of those that do not train: they say why, or their updates are refused because of their inputs."""
 
 
 @dataclass(frozen=True, slots=True)

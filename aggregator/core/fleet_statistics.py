@@ -281,6 +281,10 @@ class FleetStatistics:
         found = self._computed["round_trip"][1]
         return None if found == math.inf else found
 
+    def usual_training(self) -> float | None:
+        """Seconds from a version to the update of a usual device: its training and a round trip; None if unknown."""
+        return None if not (seconds := self.seconds()) else seconds + (self.round_trip() or 0.0)
+
     def _middle(self, name: str) -> float:
         if self._due(name):
             reported = [value for known in self._devices.values() if (value := getattr(known, name)) > 0]

@@ -8,6 +8,7 @@ from midge.aggregator.core.release_schedule import ReleaseSchedule
 from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Strategy
+from midge.wire.plurals import counted
 
 _TURNS_LEAST = 0.3
 """Least share of what all devices learn in one training by which the model should move: below it, learning takes more
@@ -22,6 +23,10 @@ class Obstacle:
     why: str
     needs: int = 0
     """For `held`: number of distinct devices that it takes to end it."""
+    holds: int = 0
+    """For `held`: number of steps and releases until now; after another one it is another obstacle."""
+    updates: int = 0
+    """Number of updates of other devices that would end it."""
 
 
 def obstacle(
@@ -33,12 +38,12 @@ def obstacle(
     live: int,
     unfit: str | None,
 ) -> Obstacle | None:
-    """Too few devices, statistics that cannot be pooled, or weights near zero; None if there is no obstacle.
+    """Too few devices or updates, statistics that cannot be pooled, or weights near zero; None if nothing is wrong.
 
     Args:
         state: the durable state.
-        steps: the gain of a step.
-        releases: whether a release is possible.
+        steps: what a step takes, and its gain.
+        releases: what a release takes.
         strategy: of the federation.
         live: number of live devices.
         unfit: why the gathered statistics cannot be pooled; None if they can.
@@ -56,6 +61,7 @@ def obstacle(
             f"A step takes the updates of {strategy.size(live)} distinct devices, and {live} are online: "
             "nothing is released before that (buffer_size of the private strategy).",
             needs=strategy.size(live),
+            holds=state.step + state.version,
         )
     if state.buffer and live < strategy.fewest_devices:
         return Obstacle(
@@ -63,11 +69,12 @@ def obstacle(
             f"A step of groups takes {strategy.fewest_devices} distinct devices at least, and {live} are online: start "
             "others, or use groups=1 (groups and k_min of the strategy secure).",
             needs=strategy.fewest_devices,
+            holds=state.step + state.version,
         )
     working = state.contributors | {item.device for item in state.buffer if not item.trivial}
     given = working or state.trivial | {item.device for item in state.buffer}
     floor = strategy.release_floor
-    if len(given) < floor if state.buffer else given and not releases.releasable:
+    if given and len(given) < floor:
         idle = state.trivial | {item.device for item in state.buffer if item.trivial}
         others = f" ({len(idle)} sent next to nothing, or a repetition)" if working and idle else ""
         return Obstacle(
@@ -76,6 +83,26 @@ def obstacle(
             f"contributed since version {state.version}{others}, and a release never carries the work of fewer: start "
             "another device, or wait for one (release_floor of the strategy).",
             needs=floor,
+            holds=state.version,
+            updates=floor - len(given),
+        )
+    if lacking := steps.lacking:
+        size = strategy.size(live)
+        return Obstacle(
+            "held",
+            f"A step takes {counted(size, 'update')}, and {lacking} more must come: without a deadline there is no "
+            "limit to that wait (buffer_size and deadline of the strategy).",
+            holds=state.step + state.version,
+            updates=lacking,
+        )
+    if 0 < releases.steps < strategy.release_every and (outstanding := releases.outstanding):
+        return Obstacle(
+            "held",
+            f"Version {state.version + 1} takes {counted(strategy.release_every, 'step')}, and {releases.steps} can be "
+            f"made without it: until updates of {counted(outstanding, 'device')} have come, or none has for long, "
+            "nothing is released (release_every of the strategy).",
+            holds=state.version,
+            updates=outstanding,
         )
     gain = steps.turn_gain
     if gain is not None and 0 < gain < _TURNS_LEAST:  # 0 if no device is online
@@ -86,3 +113,11 @@ def obstacle(
             "larger rate, or weights that fall more slowly (polynomial, relative).",
         )
     return None
+
+
+def scheduled(steps: StepPlanner, releases: ReleaseSchedule) -> tuple[float, str] | None:
+    """When a version or a step is due that takes no further update, and why not before; None if there is none."""
+    if releases.releasable and (at := releases.due) is not None:
+        return at, "The next version is due in {} (release_interval and byte_rate of the strategy)."
+    at = steps.due
+    return None if at is None else (at, "A step waits for further updates, and is made in {} (deadline).")

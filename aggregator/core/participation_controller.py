@@ -93,6 +93,8 @@ class ParticipationController:
         """Number of online devices that is believed; 0 if unknown."""
         self.online = 0
         """Number of online devices by their statuses: a cohort is drawn from all of them."""
+        self._idle = 0
+        """Number of those that do not train, for a reason that is known."""
         self._contributed = self._none_new = 0
         """Number of devices that ever contributed, and of updates since the last new one."""
         self._since: float | None = None
@@ -107,19 +109,24 @@ class ParticipationController:
         self.quiet = 0
         """Number of versions in a row that did not move the model beyond its noise (`aggregator.model.movement`)."""
 
-    def count_devices(self, contributed: int, *, online: int | None = None) -> None:
+    def count_devices(self, contributed: int, *, online: int | None = None, idle: int = 0) -> None:
         """Update `live`: the online devices; if their number is implausible, at most twice the contributing ones.
 
         If anyone may publish, names cost nothing, and each one would enlarge buffers and delay releases. In a fleet
         that really grows, an update of a new device arrives soon: each online device is equally likely to be next.
         """
         if online is not None:
-            self.online = online
+            self.online, self._idle = online, idle
         if contributed != self._contributed:
             self._contributed, self._none_new = contributed, 0
         names = self.online > _IMPLAUSIBLE * contributed or self._none_new >= _NONE_NEW * contributed
         doubted = contributed >= _ENOUGH and names
         self.live = min(self.online, 2 * contributed) if doubted else self.online
+
+    @property
+    def training(self) -> int:
+        """Number of live devices that train."""
+        return min(self.live, max(self.online - self._idle, 0))
 
     @property
     def rest(self) -> float:

@@ -13,6 +13,7 @@ from midge.aggregator.core.participation_controller import ParticipationControll
 from midge.aggregator.core.participation_counts import HALF_LIFE
 from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.strategy import Form, Strategy
+from midge.aggregator.core.turn import Turn
 from midge.aggregator.core.update_admission import Bounds
 
 _FIRST_WAIT = 10.0
@@ -29,10 +30,14 @@ class StepPlanner:
         state: the durable state.
         steering: number of live devices.
         bounds: of a delta's L2 norm in a step, independent of the fleet's norms.
+        turn: whether updates are still expected.
     """
 
-    def __init__(self, strategy: Strategy, state: CoreState, steering: ParticipationController, bounds: Bounds) -> None:
+    def __init__(
+        self, strategy: Strategy, state: CoreState, steering: ParticipationController, bounds: Bounds, turn: Turn
+    ) -> None:
         self._strategy, self._state, self._steering, self._bounds = strategy, state, steering, bounds
+        self._turn = turn
         self.growth = GrowthGuard()
         self.since: float | None = None
         """When the oldest update of the buffer arrived; None if it is empty."""
@@ -48,27 +53,36 @@ class StepPlanner:
 
     def heard(self, now: float) -> None:
         """Record that an update was decoded, accepted or not."""
+        self._turn.heard(now)
         if self.first_heard_at is None:
             self.first_heard_at = now
 
     @property
     def filled(self) -> bool:
-        """Whether the buffer is full: it has K updates, or one from each live device, so that no more are expected.
+        """Whether the buffer is full: it has K updates, or one from each device that trains: no more are expected.
 
         In a robust strategy one device fills at most half of a buffer, however often it sends.
         """
         if self.measuring or self._sums_elsewhere:
             return False  # the mask helper decides what is summed, or the gateway's line
-        strategy, live, buffer = self._strategy, self._steering.live, self._state.buffer
+        strategy, buffer = self._strategy, self._state.buffer
         shares, hidden = Counter[str](), Counter[str]()
         for item in buffer:
             summed = item.summed and strategy.sums
             shares[item.device] += item.count if summed else 1
             hidden[item.device] = max(hidden[item.device], item.devices if summed else 1)
-        if (self._voices(shares) if strategy.by_device else shares.total()) >= strategy.size(live):
+        if (self._voices(shares) if strategy.by_device else shares.total()) >= strategy.size(self._steering.live):
             return True
         # A private step takes exactly K: its size must not depend on how many devices are online.
-        return strategy.privacy is None and hidden.total() >= max(live, strategy.release_floor) and live > 0
+        if strategy.privacy is not None or not (training := self._steering.training):
+            return False
+        # Some may have given theirs to an earlier step, which could not be released.
+        return hidden.total() >= max(training, strategy.release_floor) or (self._waits_for_ever and self._turn.over)
+
+    @property
+    def _waits_for_ever(self) -> bool:
+        """Whether only further updates can make a step of a buffer that is not full."""
+        return self._strategy.deadline is None and not self._sums_elsewhere
 
     @property
     def _sums_elsewhere(self) -> bool:
@@ -118,7 +132,18 @@ class StepPlanner:
         deadline, opens = self._patience, self.comparable_from
         if self._state.step == 0 and self.filled:
             return max(self.since, opens)  # full, and only waiting for norms
-        return None if deadline is None else max(self.since + deadline, opens)
+        if deadline is not None:
+            return max(self.since + deadline, opens)
+        given = self._strategy.privacy is None and self._turn.over  # a device has left, or has stopped training
+        return max(self.since, opens, self._turn.over_at) if given else None
+
+    @property
+    def lacking(self) -> int:
+        """Number of updates that a step takes beyond those that wait for it, if there is no limit to that wait."""
+        if not self._state.buffer or not self._waits_for_ever or self.due is not None:
+            return 0
+        waiting = sum(item.count for item in self._state.buffer)
+        return max(self._strategy.size(self._steering.live) - waiting, 1)
 
     # ------------------------------------------------------------------------- rates
 

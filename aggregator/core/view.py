@@ -1,5 +1,6 @@
 """Read-only queries of the core, for its shells, metrics and tests."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -7,7 +8,7 @@ from typing import Any
 
 from midge.aggregator.core.encoder_doubt import doubt
 from midge.aggregator.core.growth_guard import GrowthGuard
-from midge.aggregator.core.obstacle import Obstacle, obstacle
+from midge.aggregator.core.obstacle import Obstacle, obstacle, scheduled
 from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.privacy_ledger import PrivacySpent
@@ -19,6 +20,7 @@ from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.core.turn import Turn
 from midge.aggregator.core.update_admission import Conditions
 from midge.wire.messages import Plan
 
@@ -36,6 +38,7 @@ class CoreView:
     _steps: StepPlanner
     _releases: ReleaseSchedule
     _gathering: StatisticsPhase
+    _turn: Turn
     thrift: ReleasePacer
     _announced_at: float
 
@@ -49,11 +52,11 @@ class CoreView:
         """When `tick` is next due; None if only an event can make it so."""
         if self.full is not None:
             return None
-        released = self._releases.due if self._releases.releasable else None
+        released = self._releases.at
         times = [self.steering.due, self._releases.serve_due, self._steps.due, self._gathering.due, released]
         if self.thrift.grown:
             times.append(self._announced_at + REANNOUNCE)
-        return min((time for time in times if time is not None), default=None)
+        return min((time for time in times if time is not None and time > -math.inf), default=None)
 
     @property
     def spent(self) -> PrivacySpent | None:
@@ -195,6 +198,22 @@ class CoreView:
     def interval(self, devices: Iterable[str]) -> float | None:
         """The median interval between updates of these devices, in seconds; None if unknown."""
         return self._state.fleet.interval(devices)
+
+    @property
+    def usual_training(self) -> float | None:
+        """Seconds from a version to the update of a usual device; None if unknown."""
+        usual = self._state.fleet.usual_training()
+        return None if usual is None else max(usual, self.strategy.pace.interval)
+
+    @property
+    def settled(self) -> set[str]:
+        """Devices whose update was accepted since the last release, or refused."""
+        return self._turn.settled
+
+    @property
+    def scheduled(self) -> tuple[float, str] | None:
+        """When a version or a step is due that takes no further update, and why not before, with a gap for the time."""
+        return scheduled(self._steps, self._releases)
 
     @property
     def versions_a_turn(self) -> int:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 from midge.aggregator.core import events as ev
@@ -47,14 +47,15 @@ class Roster:
         """Called with one of these when it sends its status."""
         self.is_site: Callable[[str], bool] = lambda _device: False
         """Whether a name is that of a gateway."""
-        self._online = 0
+        self._online = self._idle = 0
         self._unlike: Mapping[str, str] = {}
 
     def conditions(self) -> list[ev.Event]:
         """Events that inform a rebuilt core about the devices."""
         # Counted again: a test, or a restart, may have added statuses.
-        self._online = sum(self._count(name, hello) for name, hello in self.devices.items())
-        return [ev.DevicesOnline(self._online), *self._compared()]
+        self._online = sum(map(self._counted, self.devices))
+        self._idle = sum(map(self._counted, self.waits))
+        return [*self._compared(), self._number]
 
     def begin_connection(self, now: float) -> None:
         """Begin to check retained statuses: those that are not received again were removed meanwhile."""
@@ -71,6 +72,7 @@ class Roster:
     def take(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
         """Process a status; return events for the core."""
         self._unconfirmed.discard(device)
+        self.trains(device)
         before = self.devices.pop(device, None)
         found: list[ev.Event | ev.Announce] = []
         if before is None and len(self.devices) >= self._most:
@@ -86,14 +88,29 @@ class Roster:
                 self.greeted(device)
         if hello.waits and hello.state.live:
             self.waits[device] = hello.waits
-        else:
-            self.waits.pop(device, None)
+            self._idle += self._counted(device)
         if before is None or before.features != hello.features:
             found += self._named(device, hello)
         self._online += self._count(device, hello) - self._count(device, before)
         if before is None or before.state is not hello.state:
             self._outlet.tell("device", device=device, state=hello.state.value)
-        return [*found, ev.DevicesOnline(self._online)]
+        return [*found, self._number]
+
+    @property
+    def _number(self) -> ev.DevicesOnline:
+        """The number of online devices, and of those that do not train."""
+        unlike = (device for device in self._unlike if device in self.devices and device not in self.waits)
+        return ev.DevicesOnline(self._online, self._idle + sum(map(self._counted, unlike)))
+
+    def _counted(self, device: str) -> int:
+        return self._count(device, self.devices.get(device))
+
+    def trains(self, device: str) -> Sequence[ev.Event]:
+        """Process an update of a device: it no longer waits."""
+        if self.waits.pop(device, None) is None:
+            return ()
+        self._idle -= self._counted(device)
+        return (self._number,)
 
     def _count(self, device: str, hello: Hello | None) -> int:
         """The number of online devices that a status stands for: those of its site, if it is a gateway's."""
@@ -129,13 +146,13 @@ class Roster:
 
     def leave(self, device: str) -> list[ev.Event]:
         """Forget the status of a device."""
+        self.trains(device)
         gone = self.devices.pop(device, None)
-        self.waits.pop(device, None)
         self.sizes.hear(device, 0)
         self.verifies.pop(device, None)
         self._online -= self._count(device, gone)
         compared = self._compared() if device in self._unlike else []
-        return [ev.DevicesOnline(self._online), *compared]
+        return [*compared, self._number]
 
     def forget(self, device: str) -> list[ev.Event]:
         """Forget everything about a device."""

@@ -4,10 +4,12 @@ Silence is judged by the fleet's own pace. Three usual intervals without an acce
 devices have something to train on; so a fleet that trains once a day is not stalled at noon.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from midge.aggregator.core.obstacle import Obstacle
+from midge.aggregator.core.turn import TRAININGS
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.wire.clocks import spell
 from midge.wire.messages import HealthState
@@ -20,7 +22,7 @@ SOONEST = 30.0
 STATISTICS = 60.0
 """Seconds in which online devices should send their statistics."""
 FIRST = 3600.0
-"""Seconds in which online devices should send a first update, while their pace is unknown."""
+"""Seconds in which online devices should send a first update, while nothing is known of how long they train."""
 ALONE = 5.0
 """Seconds until the absence of devices is reported: by then the broker has sent all retained statuses."""
 _NAMED = 5
@@ -46,6 +48,14 @@ class FleetSituation:
     there: int = 0
     interval: float | None = None
     """Usual seconds between two updates of an online device; None if unknown."""
+    training: float | None = None
+    """Seconds from a version to the update of a usual device; None if unknown."""
+    version: int = 0
+    """The newest version."""
+    scheduled: tuple[float, str] | None = None
+    """When a version or a step is due that takes no further update, and why not before."""
+    idle: Sequence[str] = ()
+    """Devices that could train and have given nothing since the last release, if the obstacle is about them."""
     rest: float = 0.0
     """Seconds that devices are asked to pause between two trainings, because the model does not move."""
     unlike: Mapping[str, str] | None = None
@@ -79,16 +89,25 @@ class Watchdog:
     def __init__(self, activity: DeviceActivity, began: float) -> None:
         self._activity, self._began = activity, began
         self._obstacle_since: float | None = None
+        self._holds: int | None = None
+        self._version: int | None = None
+        self._released = -math.inf
+        """When the newest version was first seen."""
         self._able_since: float | None = None
         """Since when there have always been online devices with something to train on."""
         self.finding = HealthFinding(HealthState.WAITING, "it begins", since=began)
 
     def look(self, now: float, situation: FleetSituation) -> HealthFinding:
         """Judge the situation; the finding keeps its `since` while the state stays."""
+        holds = None if situation.obstacle is None else situation.obstacle.holds
         if situation.obstacle is None or situation.obstacle.kind == "statistics":
             self._obstacle_since = None
-        elif self._obstacle_since is None:
+        elif self._obstacle_since is None or holds != self._holds:
             self._obstacle_since = now
+        self._holds = holds
+        if self._version not in (None, situation.version):
+            self._released = now
+        self._version = situation.version
         if situation.able == 0 or situation.full is not None or situation.paused is not None:
             self._able_since = None
         elif self._able_since is None:
@@ -118,7 +137,8 @@ class Watchdog:
             # With enough devices online, the next update may remove it: it has the fleet's usual time.
             lacking = so.there < so.obstacle.needs
             if self._obstacle_lasts(now, SOONEST if lacking else _patience(so)):
-                return HealthFinding(HealthState.HELD, so.obstacle.why, obstacle=so.obstacle.kind)
+                missing = f" Online, and nothing since: {_names(so.idle)}." if so.idle else ""
+                return HealthFinding(HealthState.HELD, so.obstacle.why + missing, obstacle=so.obstacle.kind)
             if lacking:
                 return HealthFinding(HealthState.WAITING, so.obstacle.why, obstacle=so.obstacle.kind)
         return self._silence(now, able, so)
@@ -130,7 +150,7 @@ class Watchdog:
         """Whether updates arrive and are accepted."""
         accepted = self._activity.accepted
         # Not before the devices had the time: an aggregator or a fleet that was away starts again.
-        silent = able if accepted is None else min(able, now - accepted)
+        silent = able if accepted is None else min(able, now - max(accepted, self._released))
         if so.able == 0:
             if so.there:
                 return HealthFinding(HealthState.WAITING, f"{_devices(so.there)} there; training waits: {so.waiting}")
@@ -147,6 +167,9 @@ class Watchdog:
                 f"No update was accepted for {spell(silent)}: those of {counted(refused, 'device')} were refused, "
                 f"{self._counts(now)}.",
             )
+        if so.scheduled is not None and now < so.scheduled[0]:
+            state = HealthState.WAITING if accepted is None else HealthState.LEARNING
+            return HealthFinding(state, so.scheduled[1].format(spell(so.scheduled[0] - now)))
         if silent <= _patience(so):
             if accepted is None:
                 return HealthFinding(
@@ -194,7 +217,10 @@ class Watchdog:
 
 def _patience(so: FleetSituation) -> float:
     """Seconds of silence that are normal."""
-    return FIRST if so.interval is None else max(SOONEST, INTERVALS * stretched(so.interval, so.rest))
+    if so.interval is not None:
+        return max(SOONEST, INTERVALS * stretched(so.interval, so.rest))
+    # A device that was not heard twice may be a slow one.
+    return FIRST if so.training is None else max(SOONEST, min(TRAININGS * stretched(so.training, so.rest), FIRST))
 
 
 def stretched(interval: float, rest: float) -> float:

@@ -1,0 +1,221 @@
+"""Once every device that trains has given its update, nothing waits for more of them, and what waits says for whom."""
+
+from pathlib import Path
+
+import pytest
+
+from midge.aggregator.core.presets import fedasync, fedbuff, private
+from midge.aggregator.core.privacy import Privacy
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.core.turn import LONGEST, STATUSES, TRAININGS
+from midge.aggregator.federation import _situation
+from midge.aggregator.metrics.device_activity import DeviceActivity
+from midge.aggregator.metrics.watchdog import FIRST, SOONEST, Watchdog
+from midge.wire import frames
+from midge.wire.messages import DeviceState, Hello, Verdict
+from tests.aggregator.rig import TOPICS, Rig, rig
+
+PRIVATE = private(Privacy(clip=1.0, noise=1.0, epsilon=100.0), 5)
+MOVE = [1.0, 0.0, 0.0, 0.0]
+
+
+def status(device: str, *, waits: str = "", state: DeviceState = DeviceState.READY) -> tuple[str, bytes]:
+    return TOPICS.status(device), frames.encode(Hello(state=state, outbox=1, first=1, waits=waits))
+
+
+def give(life: Rig, *devices: str, now: float = 1.0, seconds: float = 2.0) -> None:
+    for device in devices:
+        seq = life.core.hi(device, 1) + 1
+        assert life.send(device, seq, MOVE, now=now, seconds=seconds).verdict is Verdict.ACCEPTED
+
+
+def online(life: Rig, *devices: str) -> None:
+    life.hear(*(status(device) for device in devices))
+
+
+def followed() -> DeviceActivity:
+    """The activity of devices that were heard."""
+    activity = DeviceActivity(10)
+    for device in "ab":
+        activity.heard(device, 0.0)
+    return activity
+
+
+@pytest.mark.parametrize(
+    ("strategy", "steps"),
+    [
+        (fedbuff(5, release_every=2), 1),
+        (fedbuff(2, release_every=3, deadline=None), 2),
+        (fedasync(release_every=20), 5),
+    ],
+)
+def test_a_version_is_released_once_all_devices_have_given_what_they_can(
+    tmp_path: Path, strategy: Strategy, steps: int
+) -> None:
+    """Seen to fail: devices train once from each version, so that too few steps for `release_every` were the end."""
+    with rig(tmp_path, strategy) as life:
+        online(life, *"abcde")
+        give(life, *"abcd")
+        assert life.core.version == 1
+        give(life, "e")
+        assert (life.core.version, life.core.step, life.core.buffered) == (2, steps, 0)
+        before = life.state
+    again = Rig(tmp_path, strategy)
+    assert again.state == before, "the replay decides nothing by itself"
+    again.close()
+
+
+def test_a_release_with_too_few_steps_waits_for_a_restarted_roster(tmp_path: Path) -> None:
+    """Seen to fail: the first retained status made two of five devices look like all of them."""
+    strategy = fedbuff(2, release_every=4)
+    with rig(tmp_path, strategy) as life:
+        online(life, *"abcde")
+        give(life, *"abcd")
+    with rig(tmp_path, strategy) as life:
+        online(life, "a", "b")
+        life.tick(STATUSES - 1)
+        assert life.core.version == 1
+        online(life, *"cde")
+        life.tick(STATUSES + 1)
+        assert life.core.version == 1, "one is still to give"
+        give(life, "e", now=STATUSES + 2)
+        assert life.core.version == 2
+
+
+def test_devices_that_say_why_they_do_not_train_are_not_waited_for(tmp_path: Path) -> None:
+    with rig(tmp_path, fedbuff(10, deadline=None, release_every=2)) as life:
+        online(life, *"abcd")
+        give(life, *"abc")
+        assert (life.core.step, life.core.version) == (0, 1)
+        life.hear(status("d", waits="fewer than 32 rows are new"), now=2.0)
+        assert (life.core.step, life.core.version) == (1, 2), "at once, without an update"
+        give(life, *"abc", now=3.0)
+        assert life.core.version == 3
+        give(life, "d", now=4.0)
+        give(life, *"abc", now=5.0)
+        assert life.core.version == 4, "it trains again, and completes the four"
+
+
+def test_a_device_that_has_left_or_was_refused_is_not_waited_for(tmp_path: Path) -> None:
+    with rig(tmp_path, fedbuff(2, release_every=9)) as life:
+        online(life, *"abcd")
+        give(life, "a", "b")
+        assert life.send("c", 1, MOVE, now=2.0, codec="float32", schema_hash=b"other").verdict is Verdict.WRONG_SCHEMA
+        life.tick(12.0)
+        assert (life.core.step, life.core.version) == (1, 1)
+        life.hear(status("d", state=DeviceState.DISCONNECTED), now=13.0)
+        assert life.core.version == 2
+
+
+def test_a_silent_device_holds_a_release_for_ten_trainings(tmp_path: Path) -> None:
+    with rig(tmp_path, fedbuff(3, release_every=9)) as life:
+        online(life, *"abcd")
+        give(life, *"abc", now=100.0, seconds=20.0)
+        usual = life.core.usual_training
+        assert usual is not None and usual >= 20.0
+        due = 100.0 + TRAININGS * usual
+        assert life.core.deadline == pytest.approx(due)
+        life.tick(due - 1)
+        assert life.core.version == 1
+        found = life.core.obstacle
+        assert found is not None and found.kind == "held" and found.updates == 1
+        assert "Version 2 takes 9 steps, and 1 can be made without it" in found.why and "release_every" in found.why
+        life.tick(due + 1)
+        assert life.core.version == 2 and life.core.obstacle is None
+
+
+def test_a_silence_is_over_after_an_hour_if_no_device_says_how_long_it_trains(tmp_path: Path) -> None:
+    with rig(tmp_path, fedbuff(3, release_every=9)) as life:
+        online(life, *"abcd")
+        give(life, *"abc", now=100.0, seconds=0.0)
+        assert life.core.deadline == 100.0 + LONGEST
+
+
+def test_a_step_without_a_deadline_is_made_of_what_an_unreleased_step_left_over(tmp_path: Path) -> None:
+    """Seen to fail: three made a step, which carried too few for a release, and the fourth waited for ever."""
+    with rig(tmp_path, fedbuff(3, deadline=None, release_floor=4)) as life:
+        online(life, *"abcd")
+        give(life, *"abcd")
+        assert (life.core.step, life.core.version) == (2, 2)
+
+
+def test_a_release_never_carries_fewer_devices_than_its_floor(tmp_path: Path) -> None:
+    with rig(tmp_path, fedbuff(2, release_floor=4, release_every=9)) as life:
+        online(life, *"abc")
+        give(life, *"abc")
+        life.tick(20.0)
+        life.tick(2 * LONGEST)
+        assert life.core.step >= 1 and life.core.version == 1
+        found = life.core.obstacle
+        assert found is not None and "release_floor" in found.why and found.needs == 4
+
+
+@pytest.mark.parametrize("strategy", [PRIVATE, fedbuff(5, deadline=None)])
+def test_a_step_that_waits_without_a_limit_says_what_it_takes_and_who_is_idle(
+    tmp_path: Path, strategy: Strategy
+) -> None:
+    """Seen to fail: it was `learning` for an hour, and then a stall that named no buffer."""
+    with rig(tmp_path, strategy) as life:
+        activity = followed()
+        dog = Watchdog(activity, 0.0)
+        online(life, *"abcde")
+        give(life, *"abcd")
+        activity.settled("a", "accepted", "", 1.0)
+        life.tick(100.0)
+        assert life.core.step == 0, "a private step's size says nothing of who is there"
+        assert dog.look(2.0, _situation(life.core, life.roster, ())).state.value == "learning"
+        usual = life.core.usual_training
+        assert usual is not None
+        found = dog.look(3.0 + max(TRAININGS * usual, SOONEST), _situation(life.core, life.roster, ()))
+        assert found.state.value == "held" and found.since < FIRST
+        assert "A step takes 5 updates, and 1 more must come" in found.why and "buffer_size" in found.why
+        assert found.why.endswith("Online, and nothing since: e.")
+
+
+def test_a_schedule_that_holds_a_release_is_no_stall_and_says_so(tmp_path: Path) -> None:
+    """Seen to fail: half a minute of silence was a stall although the next version was due in an hour."""
+    with rig(tmp_path, fedbuff(2, release_interval=7200.0)) as life:
+        activity = followed()
+        dog = Watchdog(activity, 0.0)
+        online(life, "a", "b")
+        dog.look(0.0, _situation(life.core, life.roster, ()))
+        give(life, "a", "b")
+        activity.settled("b", "accepted", "", 1.0)
+        found = dog.look(5400.0, _situation(life.core, life.roster, ()))
+        assert found.state.value == "learning"
+        assert found.why == "The next version is due in 30 min (release_interval and byte_rate of the strategy)."
+        life.tick(7201.0)
+        assert life.core.version == 2
+        assert dog.look(7202.0, _situation(life.core, life.roster, ())).state.value == "learning", (
+            "they have their time"
+        )
+        assert dog.look(7202.0 + 2 * FIRST, _situation(life.core, life.roster, ())).state.value == "stalled"
+
+
+def test_a_fleet_that_makes_steps_is_never_held_by_what_each_of_them_waits_for(tmp_path: Path) -> None:
+    """Seen to fail: some update waited whenever the watchdog looked, each time for another step."""
+    with rig(tmp_path, fedbuff(3, deadline=None)) as life:
+        activity = followed()
+        dog = Watchdog(activity, 0.0)
+        online(life, *"abcd")
+        give(life, *"abcd", now=5.0)
+        for turn in range(1, 40):
+            give(life, *("abcd"[(turn * 3 + each) % 4] for each in range(3)), now=10.0 * turn)
+            activity.settled("a", "accepted", "", 10.0 * turn)
+            assert life.core.buffered == 1
+            assert dog.look(10.0 * turn + 2, _situation(life.core, life.roster, ())).state.value == "learning"
+
+
+def test_the_roster_counts_the_devices_that_do_not_train(tmp_path: Path) -> None:
+    with rig(tmp_path) as life:
+        online(life, *"abc")
+        life.hear(status("b", waits="the battery is low"), status("c", waits="it is night"))
+        assert life.core.steering.training == 1
+        life.hear(status("b", waits="it is night"))
+        assert life.core.steering.training == 1
+        give(life, "b")
+        assert life.core.steering.training == 2
+        life.hear(status("c", state=DeviceState.DISCONNECTED))
+        assert (life.core.steering.training, life.core.steering.live) == (2, 2)
+        life.hear((TOPICS.status("a"), b""))
+        assert (life.core.steering.training, life.core.steering.live) == (1, 1)
