@@ -156,6 +156,8 @@ class _Honest:
     """Number of devices that are never without an accepted update for long."""
     stretch: float
     """Allowance for a training beside its usual time."""
+    slowest: bool
+    """Whether a version may wait for an update of every device."""
     waits: float
     """Waiting time in seconds beside trainings."""
 
@@ -182,7 +184,7 @@ class _Honest:
         if strategy.privacy is not None and strategy.deadline is None:
             needed = max(needed, strategy.size(most))  # a step waits for this number of distinct devices
         # A broken link reconnects by itself; a lost message is repeated, and may be lost again.
-        waits = (strategy.deadline or 0.0) + INTERVALS * (BROKEN * drawn.median if drawn.online else 0.0)
+        waits = (strategy.deadline or 0.0) + strategy.release_interval + INTERVALS * (BROKEN * drawn.median if drawn.online else 0.0)
         waits += 2 * CONNECTING * drawn.latency * drawn.median * 4
         if strategy.pace.steered:  # if no device was selected, more are once three releases would have come
             waits += INTERVALS * (float(np.max(speeds)) + (strategy.deadline or 0.0))
@@ -196,6 +198,7 @@ class _Honest:
             needed,
             max(needed, min(3, most)),
             math.exp(2 * drawn.jitter),
+            drawn.release_every > 1 or drawn.release_floor > 2 or drawn.endless,
             waits,
         )
 
@@ -227,7 +230,7 @@ class _Honest:
     def _limit(self, places: Sequence[int]) -> float:
         """Seconds within which these devices have sent something, with as many of them as needed."""
         speeds = np.sort(self.speeds[list(places)])
-        usual = float(np.quantile(speeds, 0.75 if len(speeds) >= 10 else 1.0))
+        usual = float(np.quantile(speeds, 0.75 if len(speeds) >= 10 and not self.slowest else 1.0))
         return INTERVALS * usual * self.stretch + self.waits
 
     def _starts(self, begin: float, until: float) -> Iterator[float]:

@@ -111,6 +111,13 @@ class Drawn:
     """Whether clocks start anywhere, and devices misreport their training durations."""
     partial: float = 0.0
     """Share of the honest devices that train only one of the two tensors."""
+    release_every: int = 1
+    """Of the strategy, as the following ones."""
+    release_interval: float = 0.0
+    """In median trainings."""
+    release_floor: int = 2
+    endless: bool = False
+    """Whether a step waits for a full buffer without a deadline."""
 
     @classmethod
     def of(cls, seed: int) -> "Drawn":
@@ -139,7 +146,19 @@ class Drawn:
             liars=liars,
             kind=str(rng.choice(kinds)) if liars else "",
         )
-        return drawn._befallen(rng)
+        return drawn._befallen(rng)._scheduled(np.random.default_rng((seed, 11)))
+
+    def _scheduled(self, rng: np.random.Generator) -> "Drawn":
+        """Draw how steps and releases are scheduled, from a stream of its own: earlier worlds stay what they were."""
+        every, interval, floor, endless = rng.random(4)
+        most = max(2, (self.devices - self.liars) // 2)  # others leave, or are away
+        return replace(
+            self,
+            release_every=int(rng.integers(2, 13)) if every < 0.2 else 1,
+            release_interval=float(rng.uniform(0.2, 3)) if interval < 0.15 else 0.0,
+            release_floor=min(int(rng.integers(3, 6)), most) if floor < 0.2 else 2,
+            endless=bool(endless < 0.2),
+        )
 
     def _befallen(self, rng: np.random.Generator) -> "Drawn":
         """Add incidents: each kind in some worlds, so that most worlds have two or three."""
@@ -201,7 +220,14 @@ class Drawn:
         """The aggregator's strategy."""
         found = PRESETS[self.preset](self.devices)
         # Timeliness of updates is judged: a fleet that had learned everything would rest.
-        found = replace(found, pace=replace(found.pace, rest=0.0))
+        found = replace(
+            found,
+            pace=replace(found.pace, rest=0.0),
+            release_every=self.release_every,
+            release_interval=self.release_interval * self.median,
+            release_floor=self.release_floor,
+            deadline=None if self.endless else found.deadline,
+        )
         if self.max_age:
             found = replace(found, max_age=self.max_age * self.median)
         return found if self.max_staleness < 0 else replace(found, max_staleness=self.max_staleness)
@@ -376,5 +402,9 @@ def kinds(drawn: Drawn) -> Sequence[str]:
         "overtaken": drawn.delayed,
         "clocks": drawn.clocks,
         "partial updates": drawn.partial,
+        "release_every": drawn.release_every > 1,
+        "release_interval": drawn.release_interval,
+        "release_floor": drawn.release_floor > 2,
+        "no deadline": drawn.endless,
     }
     return [drawn.preset, *(name for name, there in about.items() if there)]
