@@ -208,7 +208,12 @@ class _Honest:
         return sum(intervals[-1][1] < math.inf for intervals in self.away.values()) < self.needed
 
     def stalled(self, found: Simulated, end: float) -> str:
-        """The first interval in which an honest update was due but none was accepted; empty if there is none."""
+        """The first interval in which an honest update was due but none was accepted; empty if there is none.
+
+        Links may break too often for any such interval: then a second version shows that it goes on.
+        """
+        if found.versions[-1] <= 1 and not self.abandoned:
+            return f"no second version in {end:.4g} s"
         honest = set(self.places)
         times = [float(at) for at, place in zip(found.update_times, found.senders, strict=True) if int(place) in honest]
         for begin, until in zip([0.0, *times], [*times, end], strict=True):

@@ -78,7 +78,8 @@ class Strategy:
     normalise: Normalise = "none"
     """Divisor of the weighted sum of a step: none, the number of updates, or the sum of their weights."""
     deadline: float | None = None
-    """Seconds after which a step is made from an incomplete buffer; None waits for K."""
+    """Seconds after which a step is made from an incomplete buffer; None waits for K, or until every device that trains
+    has given its update; a private step waits for K."""
     weigh_examples: bool = False
     """Whether an update is weighted by its number of rows."""
     weigh_devices: bool = True
@@ -130,7 +131,8 @@ class Strategy:
     """Bytes a second of all devices together, both ways: releases are spaced accordingly, and devices spread their
     fetches and updates. The default leaves a single-threaded broker 99 % of its time for others. 0 sets no limit."""
     release_every: int = 1
-    """Least number of steps between two releases."""
+    """Least number of steps between two releases; fewer if every device that trains has given its update, or after a
+    silence: devices train once from each version."""
     relays: bool = False
     """Whether it is a gateway's: it makes no step and no release, but sums for the federation above."""
     plan: Plan = field(default_factory=Plan)
