@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from itertools import islice
+from typing import Any
 
 from midge.aggregator.config import Evaluate
 from midge.aggregator.federation import FederationRuntime
@@ -63,7 +64,7 @@ class VersionEvaluator:
             published = federation.engine.model.used().parameters()
             began = time.monotonic()
             try:
-                self.metrics = _numbers(await asyncio.to_thread(evaluate, published))
+                self.metrics = await asyncio.to_thread(_evaluated, evaluate, published)
                 federation.registry.evaluated(version, self.metrics)
                 federation.history.evaluated(self.metrics)
                 await self._evaluate_registered(federation, evaluate)
@@ -83,7 +84,7 @@ class VersionEvaluator:
         while (found := federation.registry.unmeasured(federation.core, federation.engine)) is not None:
             version, parameters = found
             federation.registry.evaluated(version, None)  # unless it succeeds
-            federation.registry.evaluated(version, _numbers(await asyncio.to_thread(evaluate, dict(parameters))))
+            federation.registry.evaluated(version, await asyncio.to_thread(_evaluated, evaluate, dict(parameters)))
 
     def combine(self, federation: FederationRuntime, now: float) -> None:
         """Report the combined results of devices on their own data, now and then."""
@@ -94,6 +95,13 @@ class VersionEvaluator:
             found = {name: spread.packed() for name, spread in self.federated.items()}
             federation.history.combined(self.federated, len(reports))
             self._tell("federated_evaluation", version=federation.core.version, devices=len(reports), metrics=found)
+
+
+def _evaluated(evaluate: Evaluate, parameters: Mapping[str, Any]) -> dict[str, float]:
+    try:
+        return _numbers(evaluate(dict(parameters)))
+    except (SystemExit, KeyboardInterrupt) as error:  # awaited, it would end the loop of the aggregator
+        raise RuntimeError(f"evaluate() raised {type(error).__name__}({error})") from error
 
 
 def _numbers(found: object) -> dict[str, float]:

@@ -277,11 +277,12 @@ def _options(name: str) -> Options:
 
 async def test_an_evaluation_that_raises_ends_nothing(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
-    returns: list[Any] = [ZeroDivisionError("no rows"), 1 / 3, {"rmse": "high"}, {"rmse": 0.5}]
+    stop, end = SystemExit("no rows of today"), KeyboardInterrupt()  # seen to fail: both ended the aggregator
+    returns: list[Any] = [ZeroDivisionError("no rows"), 1 / 3, {"rmse": "high"}, stop, end, {"rmse": 0.5}]
 
     def evaluate(parameters: Any) -> Any:
         found = returns.pop(0) if len(returns) > 1 else returns[0]
-        if isinstance(found, Exception):
+        if isinstance(found, BaseException):
             raise found
         return found
 
@@ -293,7 +294,11 @@ async def test_an_evaluation_that_raises_ends_nothing(tmp_path: Path) -> None:
         await log.until(lambda: log.of("evaluation"))
     assert log.of("evaluation")[0]["metrics"] == {"rmse": 0.5}
     whys = [event["why"] for event in log.of("evaluation_failed")]
-    assert whys[0] == "ZeroDivisionError: no rows" and "return a dict of numbers" in whys[1] and len(whys) == 3
+    assert whys[0] == "ZeroDivisionError: no rows" and "return a dict of numbers" in whys[1] and len(whys) == 5
+    assert whys[3:] == [
+        "RuntimeError: evaluate() raised SystemExit(no rows of today)",
+        "RuntimeError: evaluate() raised KeyboardInterrupt()",
+    ]
 
 
 async def test_the_federations_that_there_are_are_named(tmp_path: Path) -> None:
