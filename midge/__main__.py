@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     from midge.commands import ALIASES, problems  # noqa: PLC0415 - after the environment is set
     from midge.commands.auditing import spelled_out  # noqa: PLC0415
     from midge.commands.parser import command_parser  # noqa: PLC0415
-    from midge.logs import print_failure  # noqa: PLC0415
+    from midge.logs import TEXT, print_failure  # noqa: PLC0415
     from midge.running import note_exit  # noqa: PLC0415
 
     parser = command_parser()
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         parsed.app += more  # after an option, as in `midge device verify --json OUTBOX`
     logging.basicConfig(
         level=logging.INFO if parsed.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=TEXT,
     )
     here = str(Path.cwd())
     if not {"", here} & set(sys.path):

@@ -12,27 +12,22 @@ from typing import Any, Self
 from midge.events import FAILED, LOG, Service, level_of
 from midge.wire.inert import inert
 
+TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+"""A line of the log as text."""
 _LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning"}
 
 
-class JsonLog(logging.Handler):
-    """Writes events, as their listener, and the lines of the log, as their handler.
+class SaidOnce(logging.Handler):
+    """The listener of events and the handler of the log, in one.
 
     Where code logs a sentence and emits an event with the same sentence as its `why`, only the event is written. So a
     line is held until the loop's current step ends; what comes from a thread without a loop is written at once.
-
-    Args:
-        service: what runs.
-        federation: its name.
-        device: its name, if it is a device.
     """
 
-    def __init__(self, service: Service, federation: str, device: str = "") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._service: Service = service
-        self._about = {"service": service, "federation": federation} | ({"device": device} if device else {})
-        self._held: list[tuple[str, dict[str, Any]]] = []
-        """Sentences of this step, and their lines."""
+        self._held: list[tuple[str, logging.LogRecord]] = []
+        """Sentences of this step, and their records."""
         self._whys: list[str] = []
         """Sentences of this step's events."""
 
@@ -41,38 +36,40 @@ class JsonLog(logging.Handler):
         logging.basicConfig(handlers=[self], level=logging.getLogger().level, force=True)
         return self
 
+    def show(self, event: Mapping[str, Any]) -> bool:
+        """Write an event; return whether it was."""
+        raise NotImplementedError
+
+    def write(self, record: logging.LogRecord, sentence: str) -> None:
+        """Write a line of the log."""
+        raise NotImplementedError
+
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Write an event."""
         self.acquire()
         try:
-            if why := inert(str(event.get("why") or "")):
-                self._held = [(sentence, line) for sentence, line in self._held if why not in sentence]
+            if self.show(event) and (why := inert(str(event.get("why") or ""))):
+                self._held = [(sentence, record) for sentence, record in self._held if why not in sentence]
                 if self._step_ends():
                     self._whys.append(why)
-            fields = {name: value for name, value in event.items() if name not in ("event", "time")}
-            level = level_of(self._service, event)
-            self._write(line_of(event["time"], level, self._about, str(event["event"])) | fields)
         finally:
             self.release()
 
     def emit(self, record: logging.LogRecord) -> None:
         sentence = record.getMessage()
-        line = line_of(record.created, _LEVELS.get(record.levelno, "error"), self._about, LOG.name)
-        line |= {"logger": record.name, "message": sentence}
-        if record.exc_info:
-            line["traceback"] = logging.Formatter().formatException(record.exc_info)
-        elif any(why in sentence for why in self._whys):
-            return
-        elif self._step_ends():
-            self._held.append((sentence, line))
-            return
-        self._write(line)
+        if not record.exc_info:
+            if any(why in sentence for why in self._whys):
+                return
+            if self._step_ends():
+                self._held.append((sentence, record))
+                return
+        self.write(record, sentence)
 
     def flush(self) -> None:
         self.acquire()
         try:
-            for _, line in self._held:
-                self._write(line)
+            for sentence, record in self._held:
+                self.write(record, sentence)
             self._held.clear()
             self._whys.clear()
         finally:
@@ -86,7 +83,32 @@ class JsonLog(logging.Handler):
             loop.call_soon(self.flush)
         return True
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+
+class JsonLog(SaidOnce):
+    """Writes one JSON object a line.
+
+    Args:
+        service: what runs.
+        federation: its name.
+        device: its name, if it is a device.
+    """
+
+    def __init__(self, service: Service, federation: str, device: str = "") -> None:
+        super().__init__()
+        self._service: Service = service
+        self._about = {"service": service, "federation": federation} | ({"device": device} if device else {})
+
+    def show(self, event: Mapping[str, Any]) -> bool:
+        fields = {name: value for name, value in event.items() if name not in ("event", "time")}
+        level = level_of(self._service, event)
+        print_line(line_of(event["time"], level, self._about, str(event["event"])) | fields)
+        return True
+
+    def write(self, record: logging.LogRecord, sentence: str) -> None:
+        line = line_of(record.created, _LEVELS.get(record.levelno, "error"), self._about, LOG.name)
+        line |= {"logger": record.name, "message": sentence}
+        if record.exc_info:
+            line["traceback"] = logging.Formatter().formatException(record.exc_info)
         print_line(line)
 
 

@@ -2,13 +2,15 @@
 
 import argparse
 import json
+import logging
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from midge.commands.words import sentence
-from midge.events import Service
-from midge.logs import JsonLog
+from midge.events import Service, level_of
+from midge.logs import TEXT, JsonLog, SaidOnce
 from midge.wire.inert import inert
 
 
@@ -21,16 +23,22 @@ _SHORT = 60.0
 """A connection that lasts less than these seconds and ends for the same reason is not reported again."""
 
 
-class InWords:
-    """Prints one sentence a line, with the time of day. A broker that is away is reported once, not at each retry."""
+class InWords(SaidOnce):
+    """Prints one sentence a line, with date, time and level: events on standard output, the log on standard error.
 
-    def __init__(self) -> None:
+    A broker that is away is reported once, not at each retry.
+    """
+
+    def __init__(self, service: Service = "device") -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(TEXT))
+        self._service: Service = service
         self._away: set[bool] = set()
         """While the broker is away: whether its loss and its refusal were reported."""
         self._why, self._back, self._quiet = "", -_SHORT, False
         """Why it was last lost, when it was back, and whether it is lost again for the same reason, unreported."""
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def show(self, event: Mapping[str, Any]) -> bool:
         match event:
             case {"event": "disconnected", "why": why}:
                 words = self._lost(str(why), bool(event.get("refused")))
@@ -41,7 +49,13 @@ class InWords:
             case _:
                 words = sentence(event)
         if words:
-            print(f"{time.strftime('%H:%M:%S')} {inert(words)}", flush=True)
+            level = level_of(self._service, event).upper()
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {level} {inert(words)}", flush=True)
+        return bool(words)
+
+    def write(self, record: logging.LogRecord, sentence: str) -> None:  # noqa: ARG002 - the formatter makes it
+        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.flush()
 
     def _lost(self, why: str, refused: bool) -> str:
         if refused in self._away:
@@ -78,4 +92,4 @@ def printer(
     """Make a function that prints events in the way of `add_log`."""
     if args.log == "json":
         return JsonLog(service, federation, device).install()
-    return print_json if args.json else InWords()
+    return print_json if args.json else InWords(service).install()

@@ -19,7 +19,7 @@ def test_a_broker_that_comes_and_goes_is_told_once_and_one_that_stays_away_alway
     def said(*events: dict[str, object]) -> list[str]:
         for event in events:
             say(event)
-        return [line.split(" ", 1)[1].partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+        return [line.split(" ", 3)[3].partition(":")[0] for line in capsys.readouterr().out.splitlines()]
 
     assert said(BACK, LOST, BACK) == ["Connected to the broker.", "Lost the broker", "The broker is back."]
     for _ in range(20):

@@ -17,6 +17,7 @@ import pytest
 
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.local.local_broker import local_broker
+from midge.commands.telling import InWords
 from midge.events import Service, undeclared
 from midge.logs import JsonLog, print_line
 from tests.federation.live import Log, aggregator, device, serving
@@ -88,6 +89,28 @@ def test_a_sentence_that_an_event_has_is_not_written_twice(capsys: pytest.Captur
         ("log", "the last words"),
     ]
     assert "KeyError" in found[3]["traceback"] and found[3]["level"] == "error"
+
+
+def test_events_as_text_have_the_date_and_level_and_say_a_sentence_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: a time without a date or level, and each alarm as an event and as a line of the log."""
+
+    async def step() -> None:
+        show = InWords("aggregator").install()
+        log.warning("%s", "the disk of the pump is full")
+        show({"event": "alarm", "time": time.time(), "why": "the disk of the pump is full"})
+        log.warning("something else")
+        show({"event": "bytes", "time": time.time(), "why": "something else"})  # not shown in words
+        show({"event": "health", "time": time.time(), "state": "learning", "why": "", "before": "stalled"})
+        await asyncio.sleep(0)
+
+    asyncio.run(step())
+    said = capsys.readouterr()
+    alarm, health = said.out.splitlines()
+    when = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    assert re.fullmatch(rf"{when} WARNING ALARM: the disk of the pump is full", alarm)
+    assert re.fullmatch(rf"{when} INFO Health: learning \(was stalled\)\.", health)
+    (other,) = said.err.splitlines()
+    assert re.fullmatch(rf"{when},\d+ WARNING aggregator: something else", other)
 
 
 def test_text_of_peers_stays_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
