@@ -5,7 +5,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from midge.broker import BrokerError, Connector, PublishRefused, SubscribeRefused, connector
@@ -14,6 +14,9 @@ from midge.wire.clocks import spell
 from midge.wire.inert import inert, inert_all
 from midge.wire.plurals import counted
 from midge.wire.topics import Topics
+
+_AT_ONCE = 64
+"""Federations that are asked at the same time, each over a connection of its own."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -26,7 +29,7 @@ def register(subparsers: Subparsers) -> None:
         ),
     )
     add_federation(parser)
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.add_argument("--json", action="store_true", help="as one JSON object; several federations by name")
     parser.add_argument(
         "--check",
         action="store_true",
@@ -71,7 +74,7 @@ def _list(args: argparse.Namespace) -> int:
     if len(found) == 1:
         return _show(connect, Topics(next(iter(found)), args.root), args)
     if args.check:
-        return max(_show(connect, Topics(name, args.root), args) for name in sorted(found))
+        return _check_all(connect, [Topics(name, args.root) for name in sorted(found)], args)
     if args.json:
         print(json.dumps({"federations": {name: status.state.value for name, status in sorted(found.items())}}))
         return 0
@@ -82,23 +85,60 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
+def _check_all(connect: Connector, federations: Sequence[Topics], args: argparse.Namespace) -> int:
+    """Check all federations at the same time: a monitor does not wait for each aggregator that hangs."""
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(topics: Topics) -> dict[str, Any]:
+        async with limit:
+            try:
+                return await _described(connect, topics)
+            except BrokerError as error:
+                return {"federation": topics.federation, "alarm": str(error)}
+
+    async def every() -> list[dict[str, Any]]:
+        return await asyncio.gather(*map(one, federations))
+
+    found = {each["federation"]: each for each in asyncio.run(every())}
+    alarms = {name: each["alarm"] for name, each in found.items() if each["alarm"]}
+    if args.json:
+        alarm = "; ".join(f"{name}: {why}" for name, why in alarms.items())
+        print(json.dumps({"federations": found, "alarm": alarm}))
+        return int(bool(alarms))
+    for name, each in found.items():
+        print(f"federation  {inert(name)}")
+        _print(each, args)
+    return int(bool(alarms))
+
+
+async def _described(connect: Connector, topics: Topics) -> dict[str, Any]:
+    """What is known of a federation, with the reason for an alarm."""
     from midge.broker.mqtt.federation_view import describe_federation, explain_missing  # noqa: PLC0415
 
-    found = asyncio.run(describe_federation(connect, topics))
+    found = await describe_federation(connect, topics)
     absent = found["aggregator"] is None
     found["keeping"] = sum(bool(device.get("keeps")) for device in found["devices"].values())
-    found["alarm"] = alarm = asyncio.run(explain_missing(connect, topics)) if absent else alarm_of(found)
+    found["alarm"] = await explain_missing(connect, topics) if absent else alarm_of(found)
+    return found
+
+
+def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
+    found = asyncio.run(_described(connect, topics))
     if args.json:
         print(json.dumps(found))
     else:
+        _print(found, args)
+    if args.check:
+        return int(bool(found["alarm"]))
+    return 0 if found["aggregator"] is not None else 1
+
+
+def _print(found: Mapping[str, Any], args: argparse.Namespace) -> None:
+    if "aggregator" in found:
         for line in lines(inert_all(found)):
             print(line)
-        if args.check and alarm:
-            print(f"ALARM       {inert(alarm)}")
-    if args.check:
-        return int(bool(alarm))
-    return 0 if found["aggregator"] is not None else 1
+    if args.check and found["alarm"]:
+        print(f"ALARM       {inert(found['alarm'])}")
 
 
 def alarm_of(found: Mapping[str, Any]) -> str:

@@ -1,0 +1,55 @@
+"""`midge status --check` of a broker with several federations."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from midge.__main__ import main
+from midge.broker import connector
+from midge.broker.local.local_broker import local_broker
+from midge.broker.mqtt.connection import Options
+from midge.wire import frames, overview
+from midge.wire.messages import AggregatorState, AggregatorStatus, Health, HealthState
+from midge.wire.overview import Overview
+from midge.wire.topics import Topics
+from tests.waiting import LAST_RESORT
+
+FEDERATIONS = [Topics(f"site-{number}") for number in range(4)]
+
+
+def status(state: HealthState = HealthState.LEARNING, why: str = "") -> AggregatorStatus:
+    health = Health(state=state, since=1.0, accepted=1.0, why=why, verdicts={}, devices={}, alarms=())
+    return AggregatorStatus(state=AggregatorState.READY, lineage=bytes(16), boot=1, health=health)
+
+
+async def test_all_federations_are_asked_at_the_same_time_and_answer_as_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: one after another, each with its time-out, so that none of these answered, in four JSON objects."""
+    held = status(HealthState.HELD, "A step takes 5 updates")
+    said = {topics.federation: status() for topics in FEDERATIONS} | {"site-2": held}
+    async with (
+        asyncio.timeout(LAST_RESORT),
+        local_broker("embedded", directory=tmp_path) as broker,
+        connector(broker.endpoint)(Options(client_id="aggregators")) as connection,
+    ):
+        for topics in FEDERATIONS:
+            await connection.publish(topics.aggregator, frames.encode(said[topics.federation]), qos=1, retain=True)
+            await connection.subscribe(topics.ask)
+        command = ["status", str(broker.endpoint), "--check", "--json"]
+        check = asyncio.create_task(asyncio.to_thread(main, command))
+        asked: set[str] = set()
+        async for delivery in connection.messages():
+            asked.add(delivery.topic)
+            if len(asked) == len(FEDERATIONS):  # none gets an answer before all were asked
+                break
+        for topics in FEDERATIONS:
+            for page in overview.encode_pages(Overview(status=said[topics.federation]), (), 0):
+                await connection.publish(topics.overview, page)
+        assert await check == 1
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["federations"]) == set(said)
+    assert all(each["answered"] for each in found["federations"].values())
+    assert found["alarm"] == "site-2: held: A step takes 5 updates"
