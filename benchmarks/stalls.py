@@ -184,7 +184,11 @@ class _Honest:
         if strategy.privacy is not None and strategy.deadline is None:
             needed = max(needed, strategy.size(most))  # a step waits for this number of distinct devices
         # A broken link reconnects by itself; a lost message is repeated, and may be lost again.
-        waits = (strategy.deadline or 0.0) + strategy.release_interval + INTERVALS * (BROKEN * drawn.median if drawn.online else 0.0)
+        waits = (
+            (strategy.deadline or 0.0)
+            + strategy.release_interval
+            + INTERVALS * (BROKEN * drawn.median if drawn.online else 0.0)
+        )
         waits += 2 * CONNECTING * drawn.latency * drawn.median * 4
         if strategy.pace.steered:  # if no device was selected, more are once three releases would have come
             waits += INTERVALS * (float(np.max(speeds)) + (strategy.deadline or 0.0))

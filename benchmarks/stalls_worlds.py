@@ -7,6 +7,7 @@ takes `median` seconds: Midge's own time-outs are in seconds, and so are long in
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -146,19 +147,18 @@ class Drawn:
             liars=liars,
             kind=str(rng.choice(kinds)) if liars else "",
         )
-        return drawn._befallen(rng)._scheduled(np.random.default_rng((seed, 11)))
+        return replace(drawn._befallen(rng), **drawn._schedule(np.random.default_rng((seed, 11))))
 
-    def _scheduled(self, rng: np.random.Generator) -> "Drawn":
+    def _schedule(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draw how steps and releases are scheduled, from a stream of its own: earlier worlds stay what they were."""
         every, interval, floor, endless = rng.random(4)
         most = max(2, (self.devices - self.liars) // 2)  # others leave, or are away
-        return replace(
-            self,
-            release_every=int(rng.integers(2, 13)) if every < 0.2 else 1,
-            release_interval=float(rng.uniform(0.2, 3)) if interval < 0.15 else 0.0,
-            release_floor=min(int(rng.integers(3, 6)), most) if floor < 0.2 else 2,
-            endless=bool(endless < 0.2),
-        )
+        return {
+            "release_every": int(rng.integers(2, 13)) if every < 0.2 else 1,
+            "release_interval": float(rng.uniform(0.2, 3)) if interval < 0.15 else 0.0,
+            "release_floor": min(int(rng.integers(3, 6)), most) if floor < 0.2 else 2,
+            "endless": bool(endless < 0.2),
+        }
 
     def _befallen(self, rng: np.random.Generator) -> "Drawn":
         """Add incidents: each kind in some worlds, so that most worlds have two or three."""
