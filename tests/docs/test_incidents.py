@@ -69,7 +69,21 @@ def alarms() -> list[str]:
         keeping=3,
     )
     kinds = {"own", "unlike", "left_out", "obstacle", "keeping"}
-    rest = {"full", "paused", "frozen", "able", "waiting", "there", "interval", "rest", "present", "training", "version", "scheduled", "idle"}
+    rest = {
+        "full",
+        "paused",
+        "frozen",
+        "able",
+        "waiting",
+        "there",
+        "interval",
+        "rest",
+        "present",
+        "training",
+        "version",
+        "scheduled",
+        "idle",
+    }
     assert {field.name for field in fields(FleetSituation)} == kinds | rest, "does the new one raise an alarm?"
     watchdog = Watchdog(activity, 0.0)
     watchdog.look(0.0, situation)
