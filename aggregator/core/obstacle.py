@@ -13,6 +13,8 @@ from midge.wire.plurals import counted
 _TURNS_LEAST = 0.3
 """Least share of what all devices learn in one training by which the model should move: below it, learning takes more
 than three times as long. The other presets stay above 0.36 with 2 to 200 devices."""
+_ADAPTIVE_LEAST = 0.01
+"""The same for an adaptive optimizer: its steps are short while the devices learn much, and do not shrink with that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,13 @@ def obstacle(
             updates=outstanding,
         )
     gain = steps.turn_gain
-    if gain is not None and 0 < gain < _TURNS_LEAST:  # 0 if no device is online
+    if gain is not None and strategy.adaptive and 0 < gain < _ADAPTIVE_LEAST:
+        return Obstacle(
+            "slow",
+            f"One training of all {live} devices moves the model by 1/{2 ** round(-math.log2(gain))} of what they "
+            "learned at most: an adaptive optimizer moves each value by the server's rate. Use a larger one.",
+        )
+    if gain is not None and not strategy.adaptive and 0 < gain < _TURNS_LEAST:  # 0 if no device is online
         return Obstacle(
             "slow",
             f"One training of all {live} devices moves the model by about 1/{2 ** round(-math.log2(gain))} of what "

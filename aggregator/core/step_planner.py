@@ -42,6 +42,8 @@ class StepPlanner:
         self.since: float | None = None
         """When the oldest update of the buffer arrived; None if it is empty."""
         self.first_heard_at: float | None = None
+        self._reference = 0.0
+        """The fleet's reference norm at the last step; 0 if unknown."""
         self.measuring = False
         """Whether the distances of the buffer's deltas were requested: until they are here, no other step is made."""
 
@@ -170,12 +172,15 @@ class StepPlanner:
     def turn_gain(self) -> float | None:
         """The share of what all devices learn in one training by which the model moves; None if unknown.
 
-        It is unknown for an adaptive optimizer, which divides by the size of its input: the rate is no share there.
+        An adaptive optimizer divides by the size of its input, and moves each value by the rate at most: there it is
+        the largest share.
         """
-        if self.safe_rate is None or self._strategy.adaptive:
-            return None
         live = self._steering.live
-        return self.mean_rate * self._state.margin.mean_weight * live / self._strategy.size(live)
+        steps = live / self._strategy.size(live)
+        if self._strategy.adaptive:
+            known = self._reference and self._bounds.unit
+            return self.mean_rate * self._bounds.unit * steps / self._reference if known else None
+        return None if self.safe_rate is None else self.mean_rate * self._state.margin.mean_weight * steps
 
     # ------------------------------------------------------------------------ a step
 
@@ -185,7 +190,7 @@ class StepPlanner:
         if times == math.inf:  # only what the model's grid can follow
             return item.scale * min(1.0, self._bounds.step / length) if length else item.scale
         state, robust = self._state, self._strategy.robust
-        reference = state.fleet.norm(now)
+        reference = self._reference = state.fleet.norm(now)
         bound = times * reference
         if robust:
             bound = state.standings.longest(item.device, bound, reference)

@@ -55,6 +55,8 @@ class Bounds:
     """L2 norm to which an update is scaled down in a step, whatever the fleet's norms are."""
     first: float = 2.0**30
     """The same while the norms of fewer than half of the devices are known: the first devices may be liars."""
+    unit: float = 0.0
+    """L2 norm of a delta that moves every value by 1; 0 if unknown."""
     sites: tuple[str, ...] = ()
     """Names of gateways, which alone may send sums; `*` stands for any characters."""
 
@@ -70,7 +72,7 @@ class Bounds:
         models stay within tens.
         """
         unit = max(schema.size, 1) ** 0.5
-        return cls(update=4 * schema.size + 4 + sealing.OVERHEAD, step=2.0**20 * unit, first=4 * unit)
+        return cls(update=4 * schema.size + 4 + sealing.OVERHEAD, step=2.0**20 * unit, first=4 * unit, unit=unit)
 
 
 @dataclass(slots=True)

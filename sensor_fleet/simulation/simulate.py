@@ -27,6 +27,7 @@ from midge.sensor_fleet.simulation.learners import Learner, learner_for
 from midge.sensor_fleet.simulation.result import Simulated
 from midge.sensor_fleet.simulation.server_setup import Tamper
 from midge.sensor_fleet.simulation.shards import Carrier, LocalCarrier, ShardWorker
+from midge.sensor_fleet.simulation.standstill import refuse_standstill
 from midge.sensor_fleet.simulation.workers import Processes
 from midge.sensor_fleet.world import World
 from midge.wire.schema import Parameters, Schema
@@ -167,7 +168,8 @@ def simulate(
             pace=pace or SitePace(),
         )
         simulation = VirtualFederation(setup)
-        _refuse_idle(strategy, len(names))
+        if strategy is not None:
+            refuse_standstill(strategy, len(names), schema.size, seconds)
         if evaluate is None and isinstance(train, FleetModel) and data is not None:
             clock, model, rows = simulation.clock, train, data
             evaluate = lambda parameters: evaluate_at(model, rows, clock.now, parameters)  # noqa: E731
@@ -206,22 +208,6 @@ def evaluate_at(model: FleetModel, data: FleetData, now: float, parameters: Para
 
 def _work(make: Callable[[], Learner], schema: Schema, names: Sequence[str]) -> ShardWorker:
     return ShardWorker(make(), schema, names)
-
-
-def _refuse_idle(strategy: Strategy | None, devices: int) -> None:
-    """Refuse a strategy whose steps need what a simulation does not have: a mask helper, or more distinct devices."""
-    if strategy is not None and strategy.masked:
-        raise ValueError(
-            "a simulation has no mask helper, so that the model would never move: run midge demo --secure, or simulate "
-            "fedbuff, whose steps are those of secure but for the rounding."
-        )
-    if strategy is None or strategy.privacy is None or strategy.deadline is not None:
-        return
-    if (needed := strategy.size(devices)) > devices:
-        raise ValueError(
-            f"a private step takes the updates of {needed} distinct devices, and there are {devices}: no step would "
-            "ever be made. Give a smaller buffer_size, or more devices."
-        )
 
 
 def _names(train: Any, devices: int | None, data: FleetData | None) -> Sequence[str]:

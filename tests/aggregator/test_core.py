@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore, Bounds
-from midge.aggregator.core.presets import fedasync, fedbuff
+from midge.aggregator.core.presets import fadas, fedasync, fedbuff
 from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.shell import AggregatorShell
@@ -599,6 +599,20 @@ def test_weights_near_zero_are_told(staleness: Staleness, told: bool) -> None:
         assert "about 1/32 of what they learned, with hinge staleness" in str(core.obstacle)
     core.handle(ev.DevicesOnline(0), 9)  # seen to fail: the logarithm of a gain of nothing ended the aggregator
     assert core.obstacle is None
+
+
+@pytest.mark.parametrize(("rate", "told"), [(1e-9, True), (0.02, False)])
+def test_an_adaptive_rate_near_zero_is_told(rate: float, told: bool) -> None:
+    """Seen to fail: its rate is no share of what is learned, and so nothing was ever said about it."""
+    core = started(fadas(server_rate=rate), bounds=Bounds(unit=10.0))
+    core.handle(ev.DevicesOnline(5), 0)
+    for device in "abcde":
+        arrive(core, device, update(1), norm=4.0, now=1.0)
+    core.tick(20.0)
+    assert core.step == 1
+    found = core.obstacle
+    assert (found is not None) == told
+    assert found is None or (found.kind == "slow" and "1/536870912 of what they learned at most" in found.why)
 
 
 def test_releases_keep_their_interval() -> None:

@@ -69,6 +69,27 @@ def test_a_private_strategy_that_could_never_make_a_step_is_refused() -> None:
         simulate([Regression(0, logistic=False)] * 10, strategy=strategy, initial={"w": np.zeros(3, np.float32)})
 
 
+@pytest.mark.parametrize(
+    ("strategy", "why"),
+    [
+        (midge.balanced(release_floor=11), "11 distinct devices at least, and there are 10: none would ever be made"),
+        (midge.balanced(release_interval=1e9), "after 1e\\+09 seconds, and the run has 100"),
+    ],
+)
+def test_a_strategy_that_could_never_release_is_refused(strategy: midge.Strategy, why: str) -> None:
+    """Seen to fail: it ran without a word, and the model was the initial one."""
+    with pytest.raises(ValueError, match=why):
+        simulate([Regression(0, logistic=False)] * 10, strategy=strategy, initial={"w": np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize(("noise", "told"), [(1000.0, True), (1.0, False)])
+def test_a_private_step_that_is_all_noise_is_told(noise: float, told: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Seen to fail: the model walked to 1,886, and nothing was said."""
+    strategy = midge.private(midge.Privacy(clip=1.0, noise=noise, epsilon=8.0), 3)
+    simulate([Regression(0, logistic=False)] * 5, strategy=strategy, seconds=2, initial={"w": np.zeros(3, np.float32)})
+    assert ("577 times as long" in caplog.text) == told
+
+
 # "-10 times" ended at 12 % before norms were over devices, "IPM 10" at 84 % before directions were known.
 @pytest.mark.parametrize("kind", ["-10 times", "huge", "IPM 10", "Min-Max", "full rate", "rare"])
 def test_the_default_learns_although_two_of_twenty_devices_lie(kind: str) -> None:
