@@ -135,9 +135,10 @@ def fedavg(
 ) -> Strategy:
     """Synchronous federated averaging (McMahan et al., arXiv:1602.05629), with over-selection and a deadline.
 
-    About `cohort` devices are drawn for each version; the first `buffer_size` updates make the step, or those that
-    arrive within `deadline` seconds of the first (Bonawitz et al., arXiv:1902.01046). Updates of older versions are
-    refused, so the work of later devices is lost. Updates are weighted by their rows.
+    About `cohort` devices are drawn for each version, unless `pace` has another target; the first `buffer_size`
+    updates make the step, or those that arrive within `deadline` seconds of the first (Bonawitz et al.,
+    arXiv:1902.01046). Updates of older versions are refused, so the work of later devices is lost. Updates are weighted
+    by their rows.
 
     Examples:
         >>> midge.fedavg(cohort=13, buffer_size=10).pace.cohort

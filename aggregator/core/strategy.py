@@ -81,7 +81,8 @@ class Strategy:
     form: Form = "delta"
     """What a step adds: deltas; or the difference to the whole models of the devices, as FedAsync does."""
     buffer_size: Count | None = 1
-    """K, the number of updates in a step. None follows the fleet: one for every five live devices, 2 to 50."""
+    """K, the number of updates in a step. None follows the fleet: one for every five live devices, 2 to 50. With
+    `trimmed` at least 3."""
     normalise: Normalise = "none"
     """Divisor of the weighted sum of a step: none, the number of updates, or the sum of their weights."""
     deadline: Positive | None = None

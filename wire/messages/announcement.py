@@ -1,5 +1,6 @@
 """The announcement of a version with the plan of training, its envelope, and the chunks of the model."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, get_type_hints
 
 from pydantic import Field, ValidationError, field_serializer, field_validator
@@ -70,7 +71,7 @@ class StrictPlan(Plan, extra="forbid"):
             try:
                 super().__init__(**{name: field_checks.plain(value) for name, value in values.items()})
             except ValidationError as error:
-                raise ValueError(_in_words(error)) from None
+                raise ValueError(_in_words(error, values)) from None
             check_codecs(self)
 
 
@@ -90,15 +91,15 @@ def check_codecs(plan: Plan) -> None:
                 raise ValueError(f"no device could follow the plan: {error}, such as int8:256.") from error
 
 
-def _in_words(error: ValidationError) -> str:
+def _in_words(error: ValidationError, values: Mapping[str, Any]) -> str:
     """The first mistake in a user's plan."""
     first = error.errors(include_url=False)[0]
-    name, *rest = map(str, first["loc"])
+    name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         known = field_checks.meant(name, Plan.model_fields) or f": it has {', '.join(Plan.model_fields)}"
         return f"a plan has no {name}{known}."
     words = field_checks.allowed(get_type_hints(Plan, include_extras=True).get(name, Any))
-    return field_checks.refusal(".".join([name, *rest]), first["input"], words or str(first["msg"]))
+    return field_checks.refusal(name, values.get(name), words or str(first["msg"]))
 
 
 class FrameInfo(NamedTuple):
