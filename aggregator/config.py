@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from midge.aggregator.publish.part_sizes import PART
 from midge.aggregator.registry.policy import RegistryPolicy
 from midge.aggregator.standby.policy import StandbyPolicy
 from midge.aggregator.store.device_erasure import RETENTION
-from midge.broker.mqtt.connection import Connector
+from midge.broker.mqtt.connection import Connector, Keepalive
+from midge.wire.field_checks import Count, NotNegative, Positive, Range, check_fields
 from midge.wire.inputs import LONGEST, MOST, listed, sayable
 from midge.wire.messages import MICRO, Moment
 from midge.wire.schema import Parameters, Schema
@@ -28,6 +29,9 @@ from midge.wire.topics import DEFAULT_ROOT, Topics
 
 Evaluate = Callable[[dict[str, Any]], Mapping[str, float]]
 Listener = Callable[[dict[str, Any]], None]
+Rules = Annotated[Strategy, ", such as midge.balanced()"]
+Factor = Annotated[float, Range(gt=1)]
+SmallestChunk = Annotated[int, Range(ge=64, le=PART)]
 
 CHUNK = 256 * 1024
 """Bytes of a chunk's body, for a self-hosted broker."""
@@ -99,24 +103,24 @@ class AggregatorConfig:
     federation: str
     initial: Parameters = field(repr=False)
     store: str | Path
-    strategy: Strategy = field(default_factory=balanced)
+    strategy: Rules = field(default_factory=balanced)
     root: str = DEFAULT_ROOT
     roles: Mapping[str, str] | None = None
-    moments: Mapping[str, int] | None = None
-    statistics_devices: int = 5
-    statistics_deadline: float = 10.0
-    statistics_factor: float | None = FACTOR
+    moments: Mapping[str, Count] | None = None
+    statistics_devices: Count = 5
+    statistics_deadline: NotNegative = 10.0
+    statistics_factor: Factor | None = FACTOR
     features: Sequence[str] | None = None
     evaluate: Evaluate | None = None
     on_event: Listener | None = None
-    chunk: int = CHUNK
-    smallest_chunk: int = SMALLEST_CHUNK
-    memory: int = 2**30
-    keepalive: int = 30
-    checkpoint_records: int = CHECKPOINT_RECORDS
+    chunk: Count = CHUNK
+    smallest_chunk: SmallestChunk = SMALLEST_CHUNK
+    memory: Count = 2**30
+    keepalive: Keepalive = 30
+    checkpoint_records: Count = CHECKPOINT_RECORDS
     replace: bool = False
     release_key: str | Path | None = None
-    announcement_lifetime: float = LIFETIME
+    announcement_lifetime: Positive = LIFETIME
     raise_epoch: bool = False
     device_keys: Mapping[str, bytes | PublicKey] | str | Path | None = None
     require_signed: bool = False
@@ -124,13 +128,14 @@ class AggregatorConfig:
     post_quantum: bool = False
     credential_files: Sequence[Path] = ()
     limits: IngressLimits = field(default_factory=IngressLimits)
-    retention: float | None = RETENTION
+    retention: NotNegative | None = RETENTION
     registry: RegistryPolicy = field(default_factory=RegistryPolicy)
     helper_key: bytes | str | Path | None = None
     sites: Sequence[str] = ()
     standby: StandbyPolicy = field(default_factory=StandbyPolicy)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _ = self.topics  # checks the names
         self.schema.flatten(self.initial)
         self._check_values()
@@ -144,12 +149,6 @@ class AggregatorConfig:
                 "encrypted on its way. Make one with midge release-key new FILE."
             )
         self._check_features()
-        if not 64 <= self.smallest_chunk <= PART:
-            raise ValueError(f"smallest_chunk is {self.smallest_chunk}: it must be 64 to {PART} bytes.")
-        if not self.announcement_lifetime > 0:
-            raise ValueError(
-                f"announcement_lifetime is {self.announcement_lifetime}: it must be a number of seconds above 0."
-            )
 
     def _check_values(self) -> None:
         """Check that all tensors can be published: no mask of minus infinity, for example."""
@@ -238,18 +237,11 @@ class AggregatorConfig:
                 f"statistics_devices is {self.statistics_devices}: it must be 2 or more, for the statistics of one "
                 "device would be published as they are."
             )
-        if self.statistics_factor is not None and not self.statistics_factor > 1:
-            raise ValueError(
-                f"statistics_factor is {self.statistics_factor}: it must be above 1, or None to take devices that are "
-                "far apart."
-            )
 
     def _check_features(self) -> None:
         names = self.features
         if names is None:
             return
-        if isinstance(names, str):
-            raise ValueError(f"features must be a list of names, such as [{names!r}], not one text.")  # noqa: TRY004
         if names and not sayable(names):
             raise ValueError(
                 f"features names {listed(list(map(str, names)))}: at most {MOST} different names can be given, each of "

@@ -9,6 +9,7 @@ from midge.aggregator.core.staleness import constant
 from midge.aggregator.core.strategy import Strategy
 from midge.broker.mqtt.connection import Connector
 from midge.gateway.pace import SitePace
+from midge.wire.field_checks import check_fields
 from midge.wire.signing import PublicKey
 from midge.wire.topics import DEFAULT_ROOT
 
@@ -55,6 +56,7 @@ class GatewayConfig:
     """Called with a dict for each event of the gateway's two sides."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.release_key is not None and not (self.signing_key and self.certificate):
             raise ValueError(
                 "Devices that pin the release key take receipts only from a key that it certified: give signing_key "

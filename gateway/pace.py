@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from midge.aggregator.core.core import AggregatorCore
+from midge.wire.field_checks import Fraction, Positive, check_fields
 
 _LEAST, _UNKNOWN = 1.0, 60.0
 """Seconds of patience at least, and while the devices' usual interval is unknown."""
@@ -16,16 +17,13 @@ class SitePace:
     Sums of more devices cost the line less; what waits for them is late for the others.
     """
 
-    share: float = 0.5
+    share: Fraction = 0.5
     """The share of the site's devices of which an update must wait."""
-    patience: float | None = None
+    patience: Positive | None = None
     """Seconds after which a sum of fewer is sent; None is half of the devices' usual interval."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share is {self.share}: it must be above 0 and at most 1.")
-        if self.patience is not None and not self.patience > 0:
-            raise ValueError(f"patience is {self.patience}: it must be a number of seconds above 0.")
+        check_fields(self, "pace")
 
     def waits(self, core: AggregatorCore) -> float:
         """Seconds for which an update waits for others at most."""

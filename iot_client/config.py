@@ -4,9 +4,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from midge.broker.mqtt.connection import Connector
+from midge.broker.mqtt.connection import Connector, Keepalive
 from midge.broker.provisioning.held_credentials import HeldCredentials
 from midge.iot_client.board.duty_cycle import Duty
 from midge.iot_client.board.training_constraints import LOOK_EVERY, Condition
@@ -24,13 +24,14 @@ from midge.iot_client.state.model_keeper import Losses
 from midge.iot_client.state.prediction import Predict
 from midge.iot_client.training.evaluation import Evaluate
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.wire.field_checks import Count, Positive, Unlimited, Whole, check_fields
 from midge.wire.lineage import State
 from midge.wire.moments import Moments
 from midge.wire.topics import DEFAULT_ROOT, Topics, device_name
 
 log = logging.getLogger("iot_client")
 
-Train = Callable[[Parameters, TrainingPlan], Fit | Awaitable[Fit]]
+Train = Annotated[Callable[[Parameters, TrainingPlan], Fit | Awaitable[Fit]], " of (parameters, plan)"]
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -57,7 +58,7 @@ class DeviceConfig:
     """The topic root."""
     moments: Mapping[str, Moments] | Callable[[], Mapping[str, Moments]] | None = None
     """Statistics of the device's data by name, for the aggregator to pool; or a function that computes them."""
-    missing: int = 0
+    missing: Whole = 0
     """Number of missing values that they leave out."""
     capabilities: Mapping[str, str | int | float | bool] | None = None
     """Plain values for the status, in addition to cores, memory and throughput."""
@@ -95,20 +96,20 @@ class DeviceConfig:
     """When the device wakes, if it sleeps most of the time."""
     costs: Costs | None = None
     """Monthly limits, and the costs of the device's work."""
-    outbox_bytes: int | None = None
+    outbox_bytes: Count | None = None
     """Bytes of waiting updates at which training stops until one is settled; None sets no limit."""
     micro: bool = False
     """Whether it belongs to the class of microcontrollers: it keeps no error feedback, so that the plan's `micro_codec`
     takes precedence, and holds one update at a time."""
-    link: str | None = None
+    link: Literal["narrow"] | None = None
     """"narrow" if bytes are expensive: the plan may have another codec for that."""
     on_event: Listener | None = None
     """Called with a dict for each event."""
-    keepalive: int = 30
+    keepalive: Keepalive = 30
     """MQTT keepalive in seconds."""
     wait: bool = False
     """Keep trying although the very first connection fails; a device that has taken part always does."""
-    patience: float = PATIENCE
+    patience: Positive = PATIENCE
     """Seconds before an unanswered update is sent again; doubled each time."""
     release_key: Key | Sequence[Key] | None = None
     """The public key, a PEM file, that signs the federation's announcements; or several. Then only what is signed,
@@ -118,7 +119,7 @@ class DeviceConfig:
     """The device's own private key, a PEM file, to sign what it sends: that of its certificate, or an Ed25519 key."""
     credentials: HeldCredentials | None = None
     """Credentials of a bundle, which are renewed over MQTT in time; `connector` must use them (`connecting`)."""
-    look_every: float | None = LOOK_EVERY
+    look_every: Unlimited | None = LOOK_EVERY
     """Seconds between two checks of the conditions; infinity leaves it to the caller of `look`."""
     secure: RequireSecure | None = None
     """Requires secure aggregation: only masked updates leave the device, and nothing else about its rows."""
@@ -126,6 +127,7 @@ class DeviceConfig:
     """Models by digest, which devices in one process share: looked up before a frame is applied."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (name := device_name(self.name)) != self.name:
             log.warning("The device %s is called %s: file names on an SD card cannot contain a colon.", self.name, name)
             object.__setattr__(self, "name", name)
@@ -143,8 +145,6 @@ class DeviceConfig:
             )
         if self.secure is not None and self.micro:
             raise ValueError("Secure aggregation is not for micro=True: their updates keep no residual.")
-        if not callable(self.train):
-            raise ValueError(f"train must be a function of (parameters, plan), not {type(self.train).__name__}.")  # noqa: TRY004
 
     @property
     def feature_names(self) -> tuple[str, ...]:

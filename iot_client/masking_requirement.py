@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from midge.storage.key_files import read_key
 from midge.wire import signing
+from midge.wire.field_checks import Count, NotNegative, Range, Whole, check_fields
 from midge.wire.masking import LEAST_RING
 from midge.wire.signing import PublicKey
 
@@ -23,24 +25,21 @@ class RequireSecure:
 
     helper_key: bytes | str | Path
     """The mask helper's public key, PEM, pinned: from the party that runs it, not from the aggregator's."""
-    k_min: int = 5
+    k_min: Annotated[int, Range(ge=2)] = 5
     """Fewest distinct devices in a sum that this device's update may be in; the helper keeps it."""
-    noise: float = 0.0
+    noise: NotNegative = 0.0
     """Least noise of a sum, as a multiple of the largest norm of one device's delta in it; 0 requires none."""
-    colluding: int = 0
+    colluding: Whole = 0
     """t: devices of a sum that may disclose their shares of the noise, or send none, without harm to this one."""
-    ring: int = LEAST_RING
+    ring: Count = LEAST_RING
     """Fewest bits of the ring: in a smaller one, sums of few devices are not exact."""
     roster: bytes | None = None
     """The digest of the helper's roster, 16 bytes (`midge helper roster`); None leaves the roster to the helper."""
 
     def __post_init__(self) -> None:
-        if self.k_min < 2:
-            raise ValueError(
-                f"k_min is {self.k_min}: a sum must have at least 2 devices, or it is one device's update."
-            )
-        if self.noise < 0 or not 0 <= self.colluding < self.k_min:
-            raise ValueError("noise must not be negative, and colluding is from 0 to below k_min.")
+        check_fields(self, "secure")
+        if self.colluding >= self.k_min:
+            raise ValueError(f"colluding is {self.colluding}: it must be below k_min, which is {self.k_min}.")
 
     def read_key(self) -> PublicKey:
         """The pinned key.

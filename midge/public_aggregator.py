@@ -11,10 +11,12 @@ from midge.aggregator.config import (
     SMALLEST_CHUNK,
     AggregatorConfig,
     Evaluate,
+    Factor,
     Listener,
+    Rules,
+    SmallestChunk,
 )
 from midge.aggregator.core.presets import balanced
-from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.ingress.rate_limits import IngressLimits
 from midge.aggregator.model.statistics import FACTOR
 from midge.aggregator.publish.announcement_signer import LIFETIME
@@ -23,8 +25,10 @@ from midge.aggregator.service import Aggregator as AggregatorService
 from midge.aggregator.standby.policy import StandbyPolicy
 from midge.aggregator.store.device_erasure import RETENTION
 from midge.broker import connector
+from midge.broker.mqtt.connection import Keepalive
 from midge.initial import read_initial
 from midge.running import File, endpoint_of, run_script
+from midge.wire.field_checks import Count, NotNegative, Positive, check_arguments
 from midge.wire.signing import PublicKey
 from midge.wire.topics import DEFAULT_ROOT
 
@@ -72,36 +76,37 @@ class Aggregator(AggregatorService):
         cafile: File = None,
         certfile: File = None,
         keyfile: File = None,
-        strategy: Strategy | None = None,
+        strategy: Rules | None = None,
         root: str = DEFAULT_ROOT,
         roles: Mapping[str, str] | None = None,
-        moments: Mapping[str, int] | None = None,
-        statistics_devices: int = 5,
-        statistics_deadline: float = 10.0,
-        statistics_factor: float | None = FACTOR,
+        moments: Mapping[str, Count] | None = None,
+        statistics_devices: Count = 5,
+        statistics_deadline: NotNegative = 10.0,
+        statistics_factor: Factor | None = FACTOR,
         features: Sequence[str] | None = None,
         evaluate: Evaluate | None = None,
         on_event: Listener | None = None,
-        chunk: int = CHUNK,
-        smallest_chunk: int = SMALLEST_CHUNK,
-        memory: int = 2**30,
-        keepalive: int = 30,
-        checkpoint_records: int = CHECKPOINT_RECORDS,
+        chunk: Count = CHUNK,
+        smallest_chunk: SmallestChunk = SMALLEST_CHUNK,
+        memory: Count = 2**30,
+        keepalive: Keepalive = 30,
+        checkpoint_records: Count = CHECKPOINT_RECORDS,
         replace: bool = False,
         release_key: str | Path | None = None,
-        announcement_lifetime: float = LIFETIME,
+        announcement_lifetime: Positive = LIFETIME,
         raise_epoch: bool = False,
         device_keys: Mapping[str, bytes | PublicKey] | str | Path | None = None,
         require_signed: bool = False,
         require_sealed: bool = False,
         post_quantum: bool = False,
         limits: IngressLimits | None = None,
-        retention: float | None = RETENTION,
+        retention: NotNegative | None = RETENTION,
         registry: RegistryPolicy | None = None,
         helper_key: bytes | str | Path | None = None,
         sites: Sequence[str] = (),
         standby: StandbyPolicy | None = None,
     ) -> None:
+        check_arguments(Aggregator.__init__, locals())
         self.endpoint = endpoint_of(
             url, user=user, password=password, cafile=cafile, certfile=certfile, keyfile=keyfile
         )
@@ -114,7 +119,7 @@ class Aggregator(AggregatorService):
                 federation=federation,
                 initial=parameters,
                 store=store,
-                strategy=strategy or balanced(),
+                strategy=balanced() if strategy is None else strategy,
                 root=root,
                 roles={**told, **(roles or {})},
                 moments=moments,

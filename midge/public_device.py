@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from midge.broker import connector
+from midge.broker.mqtt.connection import Keepalive
 from midge.broker.provisioning.held_credentials import HeldCredentials
 from midge.iot_client.board.duty_cycle import Duty
 from midge.iot_client.board.training_constraints import LOOK_EVERY, Condition
@@ -25,6 +26,7 @@ from midge.iot_client.state.model_keeper import Losses
 from midge.iot_client.state.prediction import Predict
 from midge.iot_client.training.evaluation import Evaluate
 from midge.running import File, endpoint_of, run_script
+from midge.wire.field_checks import Count, Positive, Unlimited, Whole, check_arguments
 from midge.wire.lineage import State
 from midge.wire.moments import Moments
 from midge.wire.topics import DEFAULT_ROOT, device_name
@@ -76,7 +78,7 @@ class Device(DeviceService):
         keyfile: File = None,
         root: str = DEFAULT_ROOT,
         moments: Mapping[str, Moments] | Callable[[], Mapping[str, Moments]] | None = None,
-        missing: int = 0,
+        missing: Whole = 0,
         capabilities: Mapping[str, str | int | float | bool] | None = None,
         evaluate: Evaluate | None = None,
         on_model: OnModel | None = None,
@@ -93,20 +95,21 @@ class Device(DeviceService):
         link_conditions: Sequence[Condition] = (),
         duty: Duty | None = None,
         costs: Costs | None = None,
-        outbox_bytes: int | None = None,
+        outbox_bytes: Count | None = None,
         micro: bool = False,
-        link: str | None = None,
+        link: Literal["narrow"] | None = None,
         on_event: Listener | None = None,
-        keepalive: int = 30,
+        keepalive: Keepalive = 30,
         wait: bool = False,
-        patience: float = PATIENCE,
+        patience: Positive = PATIENCE,
         release_key: Key | Sequence[Key] | None = None,
         signing_key: Key | None = None,
         credentials: HeldCredentials | None = None,
-        look_every: float | None = LOOK_EVERY,
+        look_every: Unlimited | None = LOOK_EVERY,
         secure: RequireSecure | None = None,
         versions: MutableMapping[bytes, State] | None = None,
     ) -> None:
+        check_arguments(Device.__init__, locals())
         self.endpoint = endpoint_of(
             url, user=user, password=password, cafile=cafile, certfile=certfile, keyfile=keyfile
         )

@@ -1,9 +1,12 @@
 """The server's optimisers, which turn the combined delta of a step into its change of the model."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
+
+from midge.wire.field_checks import Positive, Range, Whole, check_arguments, check_fields
 
 Kind = Literal["sgd", "adam", "amsgrad"]
+Decay = Annotated[float, Range(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,40 +18,34 @@ class Optimizer:
     """
 
     kind: Kind = "sgd"
-    beta1: float = 0.0
-    beta2: float = 0.99
-    epsilon: float = 1e-3
-    delay_limit: int | None = None
+    beta1: Decay = 0.0
+    beta2: Decay = 0.99
+    epsilon: Positive = 1e-3
+    delay_limit: Whole | None = None
     """If set, η is divided by the largest staleness in a buffer if that is above it (FADAS, arXiv:2407.18365)."""
 
     def __post_init__(self) -> None:
-        one_of("the optimizer's kind", self.kind, Kind)
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.epsilon > 0):
-            raise ValueError("an optimizer needs beta1 and beta2 from 0 to below 1, and an epsilon above 0.")
+        check_fields(self, "optimizer")
 
 
-def one_of(name: str, value: object, allowed: object) -> None:
-    """Check that a value is one of a Literal's.
-
-    Raises:
-        ValueError: it is not; all allowed ones are named.
-    """
-    if value not in get_args(allowed):
-        raise ValueError(f"{name} is one of {', '.join(map(repr, get_args(allowed)))}, not {value!r}.")
-
-
-def sgd(momentum: float = 0.0) -> Optimizer:
+def sgd(momentum: Decay = 0.0) -> Optimizer:
     """X ← x + η·m with m ← momentum·m + u. Momentum amplifies delayed updates too: keep η ≤ (1 − momentum) / 2.
 
     Examples:
         >>> midge.fedbuff(10, 0.4, optimizer=midge.sgd(momentum=0.5)).optimizer.beta1
         0.5
     """
+    check_arguments(sgd, locals())
     return Optimizer("sgd", beta1=momentum)
 
 
 def adam(
-    beta1: float = 0.9, beta2: float = 0.99, epsilon: float = 1e-3, *, amsgrad: bool = False, delay: int | None = None
+    beta1: Decay = 0.9,
+    beta2: Decay = 0.99,
+    epsilon: Positive = 1e-3,
+    *,
+    amsgrad: bool = False,
+    delay: Whole | None = None,
 ) -> Optimizer:
     """FedAdam; with `amsgrad` and `delay` FADAS: the rate decreases with a buffer's largest staleness above `delay`.
 
@@ -56,4 +53,5 @@ def adam(
         >>> midge.fedbuff(10, 0.01, optimizer=midge.adam(beta2=0.999)).optimizer.kind
         'adam'
     """
+    check_arguments(adam, locals())
     return Optimizer("amsgrad" if amsgrad else "adam", beta1, beta2, epsilon, delay)

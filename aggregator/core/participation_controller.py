@@ -8,6 +8,7 @@ that never answers costs nothing.
 
 from dataclasses import dataclass
 
+from midge.wire.field_checks import Count, Fraction, NotNegative, Positive, check_fields
 from midge.wire.messages import Participation
 
 PERIOD = 10.0
@@ -39,14 +40,14 @@ class Pace:
         True
     """
 
-    share: float = 1.0
-    updates_per_second: float | None = None
-    concurrency: float | None = None
-    cohort: int | None = None
-    interval: float = 0.0
-    rest: float = 1800.0
-    bytes_per_month: int | None = None
-    joules_per_month: float | None = None
+    share: Fraction = 1.0
+    updates_per_second: Positive | None = None
+    concurrency: Positive | None = None
+    cohort: Count | None = None
+    interval: NotNegative = 0.0
+    rest: NotNegative = 1800.0
+    bytes_per_month: Count | None = None
+    joules_per_month: Positive | None = None
 
     def __post_init__(self) -> None:
         """Validate the values.
@@ -54,18 +55,10 @@ class Pace:
         Raises:
             ValueError: one is out of range, or they exclude each other.
         """
-        if not 0 < self.share <= 1:
-            raise ValueError(f"pace: the share must be above 0 and at most 1, not {self.share}.")
+        check_fields(self, "pace")
         targets = [self.updates_per_second, self.concurrency, self.cohort]
         if sum(target is not None for target in targets) > 1:
             raise ValueError("pace: give one of updates_per_second, concurrency and cohort.")
-        if any(target is not None and not target > 0 for target in targets):
-            raise ValueError("pace: a target must be above 0.")
-        if self.interval < 0 or self.rest < 0:
-            raise ValueError("pace: the interval and the rest must not be negative.")
-        for name in ("bytes_per_month", "joules_per_month"):
-            if (limit := getattr(self, name)) is not None and limit <= 0:
-                raise ValueError(f"pace: {name} must be above 0, or None for no limit.")
 
     @property
     def steered(self) -> bool:

@@ -4,26 +4,27 @@ Each takes the arguments of its paper; every other field of a `Strategy` can be 
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from midge.aggregator.core.optimizers import Optimizer, adam
+from midge.aggregator.core.optimizers import Decay, Optimizer, adam
 from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.privacy import Privacy
-from midge.aggregator.core.staleness import Staleness, constant, polynomial, relative
-from midge.aggregator.core.strategy import Form, Normalise, Strategy
+from midge.aggregator.core.staleness import constant, polynomial, relative
+from midge.aggregator.core.strategy import Calibration, Fairness, Form, Rate, Staled, Strategy
+from midge.wire.field_checks import Count, NotNegative, Positive, Whole, check_arguments, check_value
 from midge.wire.masking import LEAST_RING, NOISY_LEVELS, ring_for
 from midge.wire.messages import Plan
-from midge.wire.messages.masking import Masking
+from midge.wire.messages.masking import Least, Levels, Masking, Scale, Slices
 
 
 def balanced(
-    buffer_size: int | None = None,
-    server_rate: float | None = None,
-    fairness: float | None = 4.0,
+    buffer_size: Count | None = None,
+    server_rate: Rate | None = None,
+    fairness: Fairness | None = 4.0,
     *,
-    deadline: float | None = 10.0,
-    serve_decay: float = 0.9,
-    serve_interval: float | None = 60.0,
+    deadline: Positive | None = 10.0,
+    serve_decay: Decay = 0.9,
+    serve_interval: NotNegative | None = 60.0,
     **others: Any,
 ) -> Strategy:
     """Midge's default: a small buffer, equal weight of all devices over time, and a moving average for serving.
@@ -42,9 +43,10 @@ def balanced(
         >>> midge.balanced(plan=midge.Plan(learning_rate=0.05), pace=midge.Pace(interval=60.0)).plan.learning_rate
         0.05
     """
+    check_arguments(balanced, locals())
     return Strategy(
         name="balanced",
-        staleness=others.pop("staleness", None) or relative(),
+        staleness=_given(others, "staleness", relative()),
         rate=server_rate,
         buffer_size=buffer_size,
         normalise="weight",
@@ -60,11 +62,11 @@ def balanced(
 
 
 def fedasync(
-    alpha: float | None = 0.6,
-    staleness: Staleness | None = None,
+    alpha: Rate | None = 0.6,
+    staleness: Staled | None = None,
     form: Form = "mixing",
     *,
-    rho: float = 0.0,
+    rho: NotNegative = 0.0,
     **others: Any,
 ) -> Strategy:
     """Every update is a step (FedAsync, Xie, Koyejo, Gupta, arXiv:1903.03934).
@@ -82,9 +84,10 @@ def fedasync(
         >>> midge.fedasync(alpha=0.9, staleness=midge.hinge()).rate
         0.9
     """
+    check_arguments(fedasync, locals())
     return Strategy(
         name="fedasync",
-        staleness=staleness or polynomial(0.5),
+        staleness=polynomial(0.5) if staleness is None else staleness,
         rate=alpha,
         form=form,
         norm_limit=others.pop("norm_limit", None),
@@ -93,12 +96,12 @@ def fedasync(
 
 
 def fedbuff(
-    buffer_size: int = 10,
-    server_rate: float = 1.0,
-    staleness: Staleness | None = None,
-    normalise: Normalise = "count",
+    buffer_size: Count = 10,
+    server_rate: Rate = 1.0,
+    staleness: Staled | None = None,
+    normalise: Literal["count", "weight"] = "count",
     *,
-    deadline: float | None = 10.0,
+    deadline: Positive | None = 10.0,
     **others: Any,
 ) -> Strategy:
     """K updates are a step (FedBuff, Nguyen et al., AISTATS 2022, arXiv:2106.06639).
@@ -110,11 +113,10 @@ def fedbuff(
         >>> midge.fedbuff(10, normalise="weight").buffer_size
         10
     """
-    if normalise == "none":
-        raise ValueError('fedbuff(normalise=...) is "count", as published, or "weight".')
+    check_arguments(fedbuff, locals())
     return Strategy(
         name="fedbuff",
-        staleness=staleness or polynomial(0.5),
+        staleness=polynomial(0.5) if staleness is None else staleness,
         rate=server_rate,
         buffer_size=buffer_size,
         normalise=normalise if buffer_size > 1 else "none",
@@ -124,40 +126,45 @@ def fedbuff(
 
 
 def fedavg(
-    cohort: int = 10,
-    buffer_size: int | None = None,
-    server_rate: float = 1.0,
+    cohort: Count = 10,
+    buffer_size: Count | None = None,
+    server_rate: Rate = 1.0,
     *,
-    deadline: float | None = 60.0,
+    deadline: Positive | None = 60.0,
     **others: Any,
 ) -> Strategy:
     """Synchronous federated averaging (McMahan et al., arXiv:1602.05629), with over-selection and a deadline.
 
-    About `cohort` devices are drawn for each version; the first `buffer_size` updates make the step, or those that
-    arrive within `deadline` seconds of the first (Bonawitz et al., arXiv:1902.01046). Updates of older versions are
-    refused, so the work of later devices is lost. Updates are weighted by their rows.
+    About `cohort` devices are drawn for each version, unless `pace` has another target; the first `buffer_size`
+    updates make the step, or those that arrive within `deadline` seconds of the first (Bonawitz et al.,
+    arXiv:1902.01046). Updates of older versions are refused, so the work of later devices is lost. Updates are weighted
+    by their rows.
 
     Examples:
         >>> midge.fedavg(cohort=13, buffer_size=10).pace.cohort
         13
     """
-    pace = others.pop("pace", None) or Pace(cohort=cohort)
+    check_arguments(fedavg, locals())
+    pace = _given(others, "pace", Pace())
+    check_value("pace", pace, Pace)
+    if pace.cohort not in (None, cohort):
+        raise ValueError(f"cohort is {cohort} and pace.cohort is {pace.cohort}: leave out that of the pace.")
     return Strategy(
         name="fedavg",
-        staleness=constant(),
+        staleness=_given(others, "staleness", constant()),
         rate=server_rate,
         buffer_size=cohort if buffer_size is None else buffer_size,
         normalise="weight",
         deadline=deadline,
         weigh_examples=others.pop("weigh_examples", True),
         max_staleness=others.pop("max_staleness", 0),
-        pace=pace,
+        pace=pace if pace.steered else replace(pace, cohort=cohort),
         **_planned(others),
     )
 
 
 def ca2fl(
-    buffer_size: int | None = None, server_rate: float = 1.0, calibration: float = 1.0, **others: Any
+    buffer_size: Count | None = None, server_rate: Rate = 1.0, calibration: Calibration = 1.0, **others: Any
 ) -> Strategy:
     """FedBuff with cached calibration (CA2FL, Wang et al., ICLR 2024): x ← x + η·(h̄ + Σ (Δ_i − h_i) / K).
 
@@ -171,9 +178,10 @@ def ca2fl(
         >>> midge.ca2fl(calibration=0.5).calibration
         0.5
     """
+    check_arguments(ca2fl, locals())
     return Strategy(
         name="ca2fl",
-        staleness=others.pop("staleness", None) or constant(),
+        staleness=_given(others, "staleness", constant()),
         rate=server_rate,
         buffer_size=buffer_size,
         normalise="weight",
@@ -183,7 +191,7 @@ def ca2fl(
     )
 
 
-def fadas(buffer_size: int = 5, server_rate: float = 0.02, *, delay: int = 1, **others: Any) -> Strategy:
+def fadas(buffer_size: Count = 5, server_rate: Rate = 0.02, *, delay: Whole = 1, **others: Any) -> Strategy:
     """Adaptive steps with a rate that decreases with delay (FADAS, Wang et al., ICML 2024, arXiv:2407.18365).
 
     x ← x + η_t·m / (√ŵ + ε) with AMSGrad's ŵ, and η_t = η / τ_max if the buffer's largest staleness τ_max is above
@@ -194,10 +202,11 @@ def fadas(buffer_size: int = 5, server_rate: float = 0.02, *, delay: int = 1, **
         >>> midge.fadas().optimizer.kind
         'amsgrad'
     """
+    check_arguments(fadas, locals())
     optimizer: Optimizer = adam(0.9, 0.99, 1e-8, amsgrad=True, delay=delay)
     return Strategy(
         name="fadas",
-        staleness=constant(),
+        staleness=_given(others, "staleness", constant()),
         rate=server_rate,
         buffer_size=buffer_size,
         normalise="count",
@@ -208,7 +217,12 @@ def fadas(buffer_size: int = 5, server_rate: float = 0.02, *, delay: int = 1, **
 
 
 def private(
-    privacy: Privacy, buffer_size: int = 20, server_rate: float = 1.0, *, deadline: float | None = None, **others: Any
+    privacy: Privacy,
+    buffer_size: Count = 20,
+    server_rate: Rate = 1.0,
+    *,
+    deadline: Positive | None = None,
+    **others: Any,
 ) -> Strategy:
     """FedBuff with central differential privacy: deltas are clipped, and each step adds Gaussian noise.
 
@@ -224,10 +238,11 @@ def private(
         >>> midge.private(midge.Privacy(clip=1.0, noise=4.0, epsilon=8.0)).buffer_size
         20
     """
-    plan = others.pop("plan", None) or Plan(codec="int8:256", feedback=False, evaluate=0)
+    check_arguments(private, locals())
+    plan = _given(others, "plan", Plan(codec="int8:256", feedback=False, evaluate=0))
     return Strategy(
         name="private",
-        staleness=others.pop("staleness", None) or constant(),
+        staleness=_given(others, "staleness", constant()),
         rate=server_rate,
         buffer_size=buffer_size,
         normalise="count",
@@ -240,18 +255,18 @@ def private(
 
 
 def secure(
-    k_min: int = 5,
-    buffer_size: int | None = None,
-    server_rate: float | None = None,
+    k_min: Least = 5,
+    buffer_size: Count | None = None,
+    server_rate: Rate | None = None,
     *,
-    groups: int = 1,
-    clip: float = 1.0,
-    scale: float | None = None,
-    levels: int = 7,
-    slices: int = 1,
-    deadline: float | None = 10.0,
+    groups: Count = 1,
+    clip: Scale = 1.0,
+    scale: Scale | None = None,
+    levels: Levels = 7,
+    slices: Slices = 1,
+    deadline: Positive | None = 10.0,
     privacy: Privacy | None = None,
-    colluding: int = 0,
+    colluding: Whole = 0,
     **others: Any,
 ) -> Strategy:
     """Secure aggregation: only sums over at least `k_min` devices can be read, with a mask helper of another party.
@@ -284,7 +299,9 @@ def secure(
         >>> midge.secure(k_min=5).plan.masking.least
         5
     """
-    plan = others.pop("plan", None) or Plan()
+    check_arguments(secure, locals())
+    plan = _given(others, "plan", Plan())
+    check_value("plan", plan, Plan)
     if buffer_size is None:
         buffer_size = 10 if groups == 1 else groups * k_min
     noise, honest = 0.0, 0
@@ -308,7 +325,7 @@ def secure(
     evaluate = plan.evaluate if "evaluate" in plan.model_fields_set else 0.0
     return Strategy(
         name="secure",
-        staleness=others.pop("staleness", None) or constant(),
+        staleness=_given(others, "staleness", constant()),
         rate=server_rate,
         buffer_size=buffer_size,
         normalise="weight",
@@ -324,9 +341,18 @@ def secure(
     )
 
 
-def _proximal(plan: Plan | None, rho: float) -> Plan:
+def _given(others: dict[str, Any], name: str, default: Any) -> Any:
+    """An argument of a preset, or its default; None is the default too."""
+    value = others.pop(name, None)
+    return default if value is None else value
+
+
+def _proximal(plan: Any, rho: float) -> Plan:
     """A plan with FedAsync's local term."""
-    return (plan or Plan()).model_copy(update={"proximal": Plan(proximal=rho).proximal})
+    plan = Plan() if plan is None else plan
+    check_value("plan", plan, Plan)
+    changed: Plan = plan.model_copy(update={"proximal": rho})
+    return changed
 
 
 def _planned(others: dict[str, Any]) -> dict[str, Any]:

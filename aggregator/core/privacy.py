@@ -20,9 +20,10 @@ limits the contributions of each device.
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
 from midge.wire import masking, noise
+from midge.wire.field_checks import Count, Positive, Range, Whole, check_fields
 
 MOST = 10_000
 """Most contributions of one device under any budget."""
@@ -57,12 +58,12 @@ class Privacy:
         44
     """
 
-    clip: float
-    noise: float
-    epsilon: float
-    delta: float = 1e-5
-    owner_devices: int = 1
-    honest: int = 0
+    clip: Annotated[float, Range(ge=2.0**-60, le=2.0**60)]
+    noise: Annotated[float, Range(ge=_LEAST)]
+    epsilon: Positive
+    delta: Annotated[float, Range(gt=0, lt=1)] = 1e-5
+    owner_devices: Count = 1
+    honest: Whole = 0
     contributions: int = field(init=False)
     """Number of updates of one device that the budget allows."""
 
@@ -72,12 +73,7 @@ class Privacy:
         Raises:
             ValueError: a value is out of range, or the budget is too small for one contribution.
         """
-        if not (2.0**-60 <= self.clip <= 2.0**60 and _LEAST <= self.noise < float("inf")):
-            raise ValueError("privacy: the clip norm must be above 0, and the noise multiplier at least 0.001.")
-        if not self.epsilon > 0 or not 0 < self.delta < 1:
-            raise ValueError("privacy: epsilon must be above 0 and delta between 0 and 1.")
-        if self.owner_devices < 1:
-            raise ValueError("privacy: owner_devices must be at least 1.")
+        check_fields(self, "privacy")
         if self.honest and self._shared() > self.rho * (1 + 1e-9):
             raise ValueError(f"privacy: {self.honest} shares of noise {self.noise:g} are too coarse: raise the noise.")
         most = self._most()

@@ -1,7 +1,9 @@
 """Staleness weights: the weight of an update that was trained from an older model."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
+
+from midge.wire.field_checks import NotNegative, Positive, check_fields
 
 Kind = Literal["constant", "polynomial", "hinge", "relative"]
 
@@ -16,16 +18,13 @@ class Staleness:
     """
 
     kind: Kind
-    a: float = 0.5
-    b: float = 4.0
-    seconds: float | None = None
+    a: NotNegative = 0.5
+    b: NotNegative = 4.0
+    seconds: Positive | None = None
     """If set, τ is the time since the release of the update's base, in units of this many seconds."""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"staleness: the kind is one of {', '.join(get_args(Kind))}, not {self.kind!r}.")
-        if self.seconds is not None and self.seconds <= 0:
-            raise ValueError("staleness in seconds needs a unit above 0 seconds, such as 60.")
+        check_fields(self, "staleness")
 
     def __call__(self, tau: float) -> float:
         """The weight s(τ), with s(0) = 1."""
@@ -64,8 +63,6 @@ def polynomial(a: float = 0.5, *, seconds: float | None = None) -> Staleness:
         >>> midge.polynomial(0.5)(3)
         0.5
     """
-    if a < 0:
-        raise ValueError("polynomial(a): a must not be negative, or old updates would count more than new ones.")
     return Staleness("polynomial", a=a, seconds=seconds)
 
 
@@ -75,8 +72,6 @@ def relative(a: float = 0.5) -> Staleness:
     An update that is late for its device counts less. One of a device that is always slow does not, because otherwise
     the model would neglect its data.
     """
-    if a < 0:
-        raise ValueError("relative(a): a must not be negative, or late updates would count more.")
     return Staleness("relative", a=a)
 
 
@@ -87,6 +82,4 @@ def hinge(a: float = 10.0, b: float = 4.0, *, seconds: float | None = None) -> S
         >>> midge.hinge(a=10.0, b=4.0)(5)
         0.09090909090909091
     """
-    if a < 0 or b < 0:
-        raise ValueError("hinge(a, b): neither may be negative.")
     return Staleness("hinge", a=a, b=b, seconds=seconds)

@@ -14,22 +14,27 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from midge.aggregator.core.buffered import Buffered
 from midge.aggregator.core.gain_margin import SHARE
-from midge.aggregator.core.optimizers import Optimizer, one_of
+from midge.aggregator.core.optimizers import Decay, Optimizer
 from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import Staleness
-from midge.wire import codecs
-from midge.wire.errors import WireError
+from midge.wire.field_checks import Count, NotNegative, Positive, Range, Whole, check_fields
 from midge.wire.masking import reach
-from midge.wire.messages import OUTBOX_LIMIT, Plan
+from midge.wire.messages import OUTBOX_LIMIT, Plan, check_codecs
 
 Form = Literal["delta", "mixing"]
 Normalise = Literal["none", "count", "weight"]
 Combine = Literal["mean", "trimmed", "centred"]
+SPELT = {"centered": "centred"}
+"""Other spellings of `combine`."""
+Rate = Annotated[float, Range(gt=0, le=10)]
+Fairness = Annotated[float, Range(ge=1)]
+Calibration = Annotated[float, Range(ge=0, le=1)]
+Staled = Annotated[Staleness, ", such as midge.polynomial(0.5)"]
 
 GUARD = 1000.0
 """Most reference norms of an update in a step, under any strategy: ordinary training stays within ten, and a change of
@@ -51,6 +56,8 @@ FEWEST_GROUPS = 5
 LATE_GROUPS = 3
 """Groups that suffice once a deadline has passed without another: devices train once from a version, so that those of
 which there are too few for more groups would wait for ever. The median of three bears one that is wrong."""
+_TRIMMED = 3
+"""Fewest updates of which a trimmed mean leaves any out."""
 _PAIR = 2
 """The floor of a release with which an attacker under two names can subtract what it sent, whatever that is."""
 
@@ -62,75 +69,76 @@ class Strategy:
     Examples:
         >>> midge.balanced(combine="median")
         Traceback (most recent call last):
-        ValueError: combine is one of 'mean', 'trimmed', 'centred', not 'median'.
+        ValueError: combine is 'median': it must be 'mean', 'trimmed' or 'centred'.
     """
 
     name: str
-    staleness: Staleness
-    rate: float | None
+    staleness: Staled
+    rate: Rate | None
     """α of FedAsync, η of the others. None follows the fleet's measured delays: see `mean_rate`."""
     bounded: bool = True
     """Whether the rate is limited by the fleet's delays, and damped while updates grow; otherwise it is as given."""
     form: Form = "delta"
     """What a step adds: deltas; or the difference to the whole models of the devices, as FedAsync does."""
-    buffer_size: int | None = 1
-    """K, the number of updates in a step. None follows the fleet: one for every five live devices, 2 to 50."""
+    buffer_size: Count | None = 1
+    """K, the number of updates in a step. None follows the fleet: one for every five live devices, 2 to 50. With
+    `trimmed` at least 3."""
     normalise: Normalise = "none"
     """Divisor of the weighted sum of a step: none, the number of updates, or the sum of their weights."""
-    deadline: float | None = None
+    deadline: Positive | None = None
     """Seconds after which a step is made from an incomplete buffer; None waits for K, or until every device that trains
     has given its update; a private step waits for K."""
     weigh_examples: bool = False
     """Whether an update is weighted by its number of rows."""
     weigh_devices: bool = True
     """Whether the updates of one device in a step share the weight of one, so that no device counts more often."""
-    fairness: float | None = None
+    fairness: Fairness | None = None
     """Bound c of the participation correction r_i (`aggregator.core.participation_counts`); None disables it."""
     even_steps: bool = False
     """Whether deltas of unequal local steps are scaled to the typical number (FedNova, arXiv:2007.07481)."""
     steers_local_steps: bool = False
     """Whether the aggregator chooses the number of local steps by the round trip (`aggregator.core.local_work`), unless
     the plan sets one."""
-    calibration: float = 0.0
+    calibration: Calibration = 0.0
     """β, the weight of each device's cached delta in a step (1: CA2FL; between 0 and 1: FedStale)."""
     combine: Combine = "mean"
     """How the deltas of a step become one: their mean, a trimmed mean of each coordinate, or centred clipping."""
-    trim: float = 0.0
+    trim: Annotated[float, Range(ge=0, lt=0.5)] = 0.0
     """For `trimmed`: the share of the buffer that is left out at either end, coordinate by coordinate."""
     count_rows: tuple[str, ...] = ()
     """Tensors of which each row is averaged over the updates that changed it, such as `embedding*`: patterns of names.
     Otherwise a row that one device in ten knows learns at a tenth of the rate."""
-    clip: float | None = None
+    clip: Positive | None = None
     """Multiple of the fleet's reference norm (`aggregator.core.fleet_statistics`) to which a delta is scaled down; None
     leaves that to `norm_limit`."""
     robust: bool = False
     """Whether updates against the consensus direction count less (`aggregator.model.consensus`)."""
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    groups: int = 1
+    optimizer: Annotated[Optimizer, ", such as midge.adam()"] = field(default_factory=Optimizer)
+    groups: Count = 1
     """In the mode secure, number of sums in a step; from 5 on, a robust rule combines them."""
-    serve_decay: float = 0.0
+    serve_decay: Decay = 0.0
     """Decay of the served moving average over versions; 0 serves the newest version itself."""
-    serve_interval: float | None = None
+    serve_interval: NotNegative | None = None
     """Least seconds between two releases on the channel `serve`; None releases nothing there."""
     privacy: Privacy | None = None
     pace: Pace = field(default_factory=Pace)
-    max_staleness: int = 1_000_000
+    max_staleness: Whole = 1_000_000
     """Most steps since an update's base; an older one is refused as stale, and its device trains again."""
-    max_age: float | None = None
+    max_age: Positive | None = None
     """Most seconds since the release of an update's base; an older one is refused as stale, unless its base is the
     newest version."""
-    norm_limit: float | None = 10.0
+    norm_limit: Annotated[float, Range(gt=1)] | None = 10.0
     """Multiple of the fleet's reference norm to which a delta is scaled down by strategies without `clip`. None leaves
-    only the guard of 1,000 times the norm, which always holds."""
-    release_floor: int = 2
+    only the guard of 1,000 times the norm; with the mixing form, which has no clipping as published, not even that."""
+    release_floor: Count = 2
     """Least number of distinct devices whose work a release carries. Above 2, devices whose updates are next to zero or
     repeat an earlier one do not count. Use at least 5 if strangers may join (docs/strategies.md)."""
-    release_interval: float = 0.0
+    release_interval: NotNegative = 0.0
     """Least seconds between two releases."""
-    byte_rate: float = 8e6
+    byte_rate: NotNegative = 8e6
     """Bytes a second of all devices together, both ways: releases are spaced accordingly, and devices spread their
     fetches and updates. The default leaves a single-threaded broker 99 % of its time for others. 0 sets no limit."""
-    release_every: int = 1
+    release_every: Count = 1
     """Least number of steps between two releases; fewer if every device that trains has given its update, or after a
     silence: devices train once from each version."""
     relays: bool = False
@@ -143,38 +151,10 @@ class Strategy:
         Raises:
             ValueError: one is out of range, or they exclude each other.
         """
-        if str(self.combine) == "centered":
-            object.__setattr__(self, "combine", "centred")
-        one_of("form", self.form, Form)
-        one_of("normalise", self.normalise, Normalise)
-        one_of("combine", self.combine, Combine)
-        if self.rate is not None and not 0 < self.rate <= 10:
-            raise ValueError(f"the server's rate must be above 0 and at most 10, not {self.rate}.")
-        smallest = min(self.buffer_size or 2, self.release_floor, self.release_every)
-        if self.buffer_size == 0 or smallest < 1 or self.max_staleness < 0:
-            raise ValueError(
-                "buffer_size and release_floor must be at least 1, release_every too, and max_staleness at least 0."
-            )
+        object.__setattr__(self, "combine", SPELT.get(str(self.combine), self.combine))
+        check_fields(self)
         if self.form == "mixing" and (self.buffer_size != 1 or (self.rate or 2) > 1):
             raise ValueError("the mixing form is FedAsync's: it needs buffer_size=1 and a rate of at most 1.")
-        if self.deadline is not None and self.deadline <= 0:
-            raise ValueError("the deadline must be above 0 seconds, or None to wait for a full buffer.")
-        if self.norm_limit is not None and self.norm_limit <= 1:
-            raise ValueError(
-                "norm_limit must be above 1: a multiple of the reference norm, or None for the guard only."
-            )
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError("clip must be above 0: a multiple of the reference norm, or None.")
-        if self.max_age is not None and self.max_age <= 0:
-            raise ValueError("max_age must be above 0 seconds, or None for no limit.")
-        if self.fairness is not None and self.fairness < 1:
-            raise ValueError("fairness must be at least 1: how far a device's weight may be raised or lowered.")
-        if not 0 <= self.calibration <= 1 or not 0 <= self.trim < 0.5 or not 0 <= self.serve_decay < 1:
-            raise ValueError("calibration is from 0 to 1, trim from 0 to below 0.5, serve_decay from 0 to below 1.")
-        if self.byte_rate < 0:
-            raise ValueError("byte_rate must not be negative; 0 sets no limit.")
-        if self.serve_interval is not None and self.serve_interval < 0:
-            raise ValueError("serve_interval must not be negative; None serves nothing.")
         self._check_combination()
         if self.privacy is not None and (parts := self.unaccounted):
             raise ValueError(f"differential privacy cannot account for {', '.join(parts)}: leave them out.")
@@ -182,13 +162,7 @@ class Strategy:
             raise ValueError(
                 f"secure aggregation hides single devices' updates from {', '.join(parts)}: leave them out."
             )
-        try:
-            codecs.parse(self.plan.codec)
-            codecs.parse(self.plan.micro_codec)
-            if self.plan.narrow_codec:
-                codecs.parse(self.plan.narrow_codec)
-        except WireError as error:
-            raise ValueError(f"no device could follow the plan: {error}, such as int8:256.") from error
+        check_codecs(self.plan)
 
     def _check_combination(self) -> None:
         plain = self.calibration == 0 and self.optimizer == Optimizer() and self.combine == "mean"
@@ -207,6 +181,11 @@ class Strategy:
             raise ValueError("calibration goes with combine='mean' only.")
         if (self.trim > 0) != (self.combine == "trimmed"):
             raise ValueError("trim belongs to combine='trimmed', which needs it above 0.")
+        if self.combine == "trimmed" and (self.buffer_size or _TRIMMED) < _TRIMMED:
+            raise ValueError(
+                f"buffer_size is {self.buffer_size}: with combine='trimmed' it must be at least {_TRIMMED}, or None, "
+                "because of fewer updates none is left out."
+            )
 
     @property
     def steers_steps(self) -> bool:
@@ -325,7 +304,8 @@ class Strategy:
         """K for a fleet in which `live` devices are online."""
         if self.buffer_size is not None:
             return self.buffer_size
-        return min(max(round(live / DEVICES_PER_UPDATE), 2), LARGEST_BUFFER)
+        least = _TRIMMED if self.combine == "trimmed" else 2
+        return min(max(round(live / DEVICES_PER_UPDATE), least), LARGEST_BUFFER)
 
     @property
     def norm_bound(self) -> float:

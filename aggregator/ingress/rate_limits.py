@@ -13,9 +13,11 @@ table, and the lower half of the fleet's burst of messages is reserved for them.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from midge.aggregator.ingress.fair_share import FairShare
 from midge.aggregator.token_bucket import TokenBucket
+from midge.wire.field_checks import Count, Positive, Range, check_fields
 from midge.wire.messages import Verdict
 
 OFFENCES = frozenset({Verdict.BAD_ENCODING, Verdict.NON_FINITE, Verdict.TOO_LARGE})
@@ -47,49 +49,34 @@ _LOOKED_AT = 64
 class IngressLimits:
     """Rate limits. None disables a limit."""
 
-    rate: float | None = 50.0
+    rate: Positive | None = 50.0
     """Updates, offers, statuses, reports and the like of one device, a second. None disables all limits of single
     devices."""
-    burst: float = 200.0
+    burst: Annotated[float, Range(ge=1)] = 200.0
     """Burst of them."""
-    fleet_rate: float | None = 5_000.0
+    fleet_rate: Positive | None = 5_000.0
     """Rate of all devices together."""
-    fleet_burst: float = 20_000.0
+    fleet_burst: Annotated[float, Range(ge=1)] = 20_000.0
     """Burst of them."""
-    bytes_in: float | None = 8e6
+    bytes_in: Positive | None = 8e6
     """Bytes a second that one device sends; more if `rate` and `burst` leave less than 160 kB for a message."""
-    bytes_in_burst: float = 128 * 2.0**20
+    bytes_in_burst: Positive = 128 * 2.0**20
     """Burst of them."""
-    bytes_out: float | None = 250e3
+    bytes_out: Positive | None = 250e3
     """Bytes a second of the model that are published again because one device asks."""
-    bytes_out_burst: float = 16 * 2.0**20
+    bytes_out_burst: Positive = 16 * 2.0**20
     """Burst of them."""
-    work: float | None = 0.5
+    work: Positive | None = 0.5
     """Share of the processor for messages, above which it is shared out: then each device has an equal part."""
-    strikes: int | None = 10
+    strikes: Count | None = 10
     """Offences, less the updates accepted since, after which a device is quarantined."""
-    quarantine: float = 60.0
+    quarantine: Annotated[float, Range(ge=1, le=_LONGEST)] = 60.0
     """Seconds of the first quarantine; each later one lasts twice as long, each accepted update halves it."""
-    tracked: int = 100_000
+    tracked: Count = 100_000
     """Most devices that are remembered."""
 
     def __post_init__(self) -> None:
-        for name in ("rate", "fleet_rate", "bytes_in", "bytes_out", "work"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}: it must be above 0, or None for no limit.")
-        for name in ("burst", "fleet_burst"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1, or nothing is ever taken.")
-        for name in ("bytes_in_burst", "bytes_out_burst"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0, or nothing is ever taken.")
-        if self.strikes is not None and self.strikes < 1:
-            raise ValueError(f"strikes is {self.strikes}: it must be at least 1, or None for no quarantine.")
-        if not 1 <= self.quarantine <= _LONGEST:
-            raise ValueError(f"quarantine is {self.quarantine}: it must be 1 to {_LONGEST:g} seconds.")
-        if self.tracked < 1:
-            raise ValueError(f"tracked is {self.tracked}: it must be at least 1.")
+        check_fields(self)
 
 
 @dataclass(slots=True)

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from typing import Annotated
 
+from midge.wire.field_checks import Fraction, Positive, Range, check_fields
 from midge.wire.participation import check_where
 
 
@@ -19,13 +20,13 @@ class RegistryPolicy:
         16
     """
 
-    keep: int = 16
+    keep: Annotated[int, Range(ge=3)] = 16
     """Versions that are kept at most. The oldest that no name stands for goes first; champion, candidate and the
     champion before stay."""
-    every: float | None = None
+    every: Positive | None = None
     """Least seconds after which the newest release is registered by rule: as the champion if there is none, otherwise
     as the candidate, unless another one is tried. None registers by order only."""
-    share: float = 0.1
+    share: Fraction = 0.1
     """Of the devices that use a candidate, if the order does not say."""
     where: Mapping[str, str] = field(default_factory=dict)
     """Capabilities of the devices of which the share is taken, each with its value, if the order does not say; empty
@@ -34,25 +35,15 @@ class RegistryPolicy:
     """The devices' metric by which a candidate is compared."""
     lower: bool = True
     """Whether a lower value of it is better."""
-    devices: int = 20
+    devices: Annotated[int, Range(ge=2)] = 20
     """Devices that must have measured both versions before anything is concluded."""
-    alpha: float = 0.05
+    alpha: Annotated[float, Range(gt=0, lt=1)] = 0.05
     """Chance at most of promoting a candidate that is not better, and of withdrawing one that is not worse."""
     decides: bool = True
     """Whether a candidate is promoted or withdrawn by rule; otherwise by order only."""
-    patience: float = 7 * 86_400.0
+    patience: Positive = 7 * 86_400.0
     """Seconds after which an undecided candidate is withdrawn by rule."""
 
     def __post_init__(self) -> None:
-        if not self.keep >= 3:
-            raise ValueError(f"keep is {self.keep}: it must be 3 or more, for champion, candidate and the one before.")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share is {self.share}: it must be above 0 and at most 1.")
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha is {self.alpha}: it must be between 0 and 1.")
-        if self.devices < 2:
-            raise ValueError(f"devices is {self.devices}: it must be 2 or more, or one device decides for all.")
+        check_fields(self)
         check_where(self.where)
-        for name, value in (("every", self.every), ("patience", self.patience)):
-            if value is not None and not (value > 0 and isfinite(value)):
-                raise ValueError(f"{name} is {value}: it must be a number of seconds above 0.")

@@ -1,7 +1,9 @@
 """How an aggregator and its standby work together."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from midge.wire.field_checks import Positive, Range, check_fields
 from midge.wire.standby import TAKEOVER
 
 _SHORTEST = 3.0
@@ -25,13 +27,10 @@ class StandbyPolicy:
 
     follow: bool = False
     sync: bool = False
-    alone_after: float | None = None
-    takeover_after: float = TAKEOVER
+    alone_after: Positive | None = None
+    takeover_after: Annotated[float, Range(ge=_SHORTEST)] = TAKEOVER
 
     def __post_init__(self) -> None:
-        if not _SHORTEST <= self.takeover_after < float("inf"):
-            raise ValueError(f"takeover_after is {self.takeover_after}: it must be {_SHORTEST:g} seconds or more.")
-        if self.alone_after is not None and not self.alone_after > 0:
-            raise ValueError(f"alone_after is {self.alone_after}: it must be a number of seconds above 0.")
+        check_fields(self)
         if self.alone_after is not None and not self.sync:
             raise ValueError("alone_after has no meaning without sync: receipts wait for nothing.")

@@ -18,12 +18,14 @@ The rules:
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from midge.broker.mqtt.services import NO_SERVICE, ServiceLimits
+from midge.wire.field_checks import Range
 
 Payload = bytes | bytearray | memoryview
 QoS = Literal[0, 1]
+Keepalive = Annotated[int, Range(ge=1, le=65_535)]
 
 
 class BrokerError(Exception):

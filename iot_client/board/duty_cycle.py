@@ -6,6 +6,8 @@ Pure: time is passed in as `now`, seconds of a monotonic clock.
 import math
 from dataclasses import dataclass
 
+from midge.wire.field_checks import Positive, Unlimited, check_fields
+
 SPREAD = 0.05
 """Relative random spread of a sleep, so that a fleet that lost its power together does not stay synchronised."""
 
@@ -30,12 +32,13 @@ class Duty:
         ValueError: A device that wakes every 60 s cannot be awake for 120 s of them.
     """
 
-    every: float
-    awake: float = 300.0
+    every: Unlimited
+    awake: Positive = 300.0
     once: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.awake <= self.every:
+        check_fields(self, "duty")
+        if self.awake > self.every:
             raise ValueError(
                 f"A device that wakes every {self.every:g} s cannot be awake for {self.awake:g} s of them."
             )

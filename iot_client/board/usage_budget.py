@@ -12,6 +12,7 @@ from typing import Any
 from midge.storage.checked import Rotten
 from midge.storage.files import atomic_write
 from midge.wire.clocks import SANE
+from midge.wire.field_checks import Count, NotNegative, Positive, check_fields
 from midge.wire.messages import Participation
 
 log = logging.getLogger("iot_client")
@@ -44,10 +45,13 @@ class Costs:
         True
     """
 
-    bytes_per_month: int | None = None
-    joules_per_month: float | None = None
-    watts: float = 0.0
-    joules_per_byte: float = 0.0
+    bytes_per_month: Count | None = None
+    joules_per_month: Positive | None = None
+    watts: NotNegative = 0.0
+    joules_per_byte: NotNegative = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "costs")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from midge.broker.mqtt.connection import Connector
 from midge.broker.mqtt.topic_filters import check_topic
+from midge.wire.field_checks import NotNegative, check_fields
 
 EVERY = 1.0
 """Minimum seconds between two messages: a file that is read for the first time has thousands of rows."""
@@ -32,15 +33,14 @@ class PredictionTopic:
     the scores of the device's own rows."""
     classes: Sequence[str] = ()
     """Names of the classes, in the model's order."""
-    every: float = EVERY
+    every: NotNegative = EVERY
     """Minimum seconds between two messages."""
     connector: Connector | None = None
     """Opens connections to the broker; None uses the federation's."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "publish")
         check_topic(self.topic)
         if isinstance(self.alarm, str) and self.alarm not in self.classes:
             named = f": it is one of {', '.join(self.classes)}" if self.classes else ", and none are named"
             raise ValueError(f"The alarm {self.alarm!r} is no number, and no class{named}.")
-        if not self.every >= 0:
-            raise ValueError(f"There cannot be {self.every} seconds between two predictions.")

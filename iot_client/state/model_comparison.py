@@ -12,11 +12,12 @@ worse by more than the margin in more than half of the groups is ever refused wi
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from midge.wire.field_checks import NotNegative, Positive, Range, check_fields
 from midge.wire.sign_test import e_value, trimmed_mean
 
 GROUPS = 32
@@ -37,24 +38,17 @@ class KeepRule:
         256
     """
 
-    rows: int = 256
+    rows: Annotated[int, Range(ge=GROUPS, le=1_000_000)] = 256
     """Last rows on which both models are tried."""
-    margin: float = 0.1
+    margin: NotNegative = 0.1
     """By which share the loss of the new one must be larger before it counts as worse."""
-    alpha: float = 0.01
+    alpha: Annotated[float, Range(ge=1e-6, le=0.2)] = 0.01
     """Greatest chance with which a model that is not worse is refused."""
-    limit: float = 7 * 86_400.0
+    limit: Positive = 7 * 86_400.0
     """Seconds after which the newest model is used if no row came to try it on."""
 
     def __post_init__(self) -> None:
-        if not GROUPS <= self.rows <= 1_000_000:
-            raise ValueError(f"a model is tried on {GROUPS} to 1,000,000 rows, not {self.rows}")
-        if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise ValueError(f"the margin is a share of the loss, such as 0.1, not {self.margin:g}")
-        if not 1e-6 <= self.alpha <= 0.2:
-            raise ValueError(f"alpha is the chance of a wrong refusal, 0.000001 to 0.2, not {self.alpha:g}")
-        if not self.limit > 0:
-            raise ValueError(f"the limit is a number of seconds above 0, not {self.limit:g}")
+        check_fields(self, "keep")
 
     @property
     def group(self) -> int:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from midge.iot_client.training.fit import Parameters, Recipe, Trainer
 from midge.iot_client.training.numpy_models import MLP, Array, standardise
+from midge.wire.field_checks import Count, check_fields
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ class Autoencoder:
         (2,)
     """
 
-    inputs: int
-    hidden: tuple[int, ...] = (16, 4, 16)
+    inputs: Count
+    hidden: tuple[Count, ...] = (16, 4, 16)
     """Widths of the hidden layers; the smallest is the bottleneck."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.hidden or min(self.hidden) >= self.inputs:
             raise ValueError(
                 f"an autoencoder of {self.inputs} inputs needs a narrower hidden layer, and has {self.hidden}: else it "

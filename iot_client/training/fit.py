@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from midge.wire.field_checks import Count, NotNegative, Positive, check_fields
 from midge.wire.schema import Parameters
 
 __all__ = ["Fit", "Parameters", "Recipe", "Trainer", "TrainingKilled", "TrainingPlan", "whole"]
@@ -116,12 +117,15 @@ class Recipe:
         40
     """
 
-    learning_rate: float = 0.1
-    batch_size: int = 16
-    local_steps: int = 10
-    proximal: float = 0.0
-    epochs: int | None = None
+    learning_rate: Positive = 0.1
+    batch_size: Count = 16
+    local_steps: Count = 10
+    proximal: NotNegative = 0.0
+    epochs: Count | None = None
     """Passes over the device's rows, in place of `local_steps`."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "recipe")
 
     def under(self, plan: TrainingPlan) -> "Recipe":
         """This recipe with the plan's overrides; local steps take precedence over epochs if it has both."""

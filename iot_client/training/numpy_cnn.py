@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from midge.iot_client.training.numpy_models import AT_ONCE, LOSSES, Array, Network, Task, normalisation
+from midge.wire.field_checks import Count, check_fields
 
 GROUPS: Final = 4
 """Groups of GroupNorm."""
@@ -34,13 +35,16 @@ CACHED: Final = 2**22
 class CNN(Network):
     """Images of shape (height, width) or (height, width, colours), with one mean and scale for all pixels."""
 
-    image: tuple[int, ...] = (28, 28)
-    outputs: int = 10
+    image: tuple[Count, ...] = (28, 28)
+    outputs: Count = 10
     task: Task = "classification"
-    width: int = 16
+    width: Count = 16
     """Channels of the first convolution; the second has twice as many."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if len(self.image) not in (2, 3):
+            raise ValueError(f"image is {self.image}: it must be height and width, or height, width and colours.")
         if min(self.image[:2]) < 4:
             height, breadth = self.image[:2]
             raise ValueError(f"a convolutional model needs images of at least 4 × 4 pixels, not {height} × {breadth}")

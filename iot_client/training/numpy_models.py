@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan
+from midge.wire.field_checks import Count, check_fields
 from midge.wire.schema import Vectors
 
 Task = Literal["classification", "binary", "regression", "reconstruction"]
@@ -220,14 +221,15 @@ class MLP(Network):
         (2, 3)
     """
 
-    inputs: int = 64
-    hidden: tuple[int, ...] = (64, 32)
-    outputs: int = 10
+    inputs: Count = 64
+    hidden: tuple[Count, ...] = (64, 32)
+    outputs: Count = 10
     task: Task = "classification"
-    channels: int | None = None
+    channels: Count | None = None
     """Channels of the normalisation: by default `inputs`, or 1 if all inputs share mean and scale."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.task in ("binary", "regression") and self.outputs != 1:
             raise ValueError(f"a model of task {self.task} has 1 output, not {self.outputs}")
         if self.task == "reconstruction" and self.outputs != self.inputs:
@@ -311,7 +313,12 @@ class Linear(MLP):
         ['input_mean', 'input_scale', 'layers.0.bias', 'layers.0.weight', 'target_mean', 'target_scale']
     """
 
-    hidden: tuple[int, ...] = ()
+    hidden: tuple[Count, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden:
+            raise ValueError(f"hidden is {self.hidden}: a linear model has no hidden layers, and an MLP has.")
 
 
 @dataclass(frozen=True)
@@ -324,7 +331,7 @@ class Logistic(Linear):
         (5,)
     """
 
-    outputs: int = 1
+    outputs: Count = 1
     task: Task = "binary"
 
 

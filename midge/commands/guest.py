@@ -146,7 +146,8 @@ def _costs(args: argparse.Namespace) -> Any:
     said = {name: value for name, value in given.items() if value is not None}
     if args.joules_per_month is not None and not (args.watts or args.joules_per_byte):
         raise Problem("--joules-per-month needs to know what is spent: --watts for training, --joules-per-byte.")
-    return Costs(**said) if said else None
+    with user_errors():
+        return Costs(**said) if said else None
 
 
 def _duty(args: argparse.Namespace) -> Any:

@@ -3,14 +3,15 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from midge.aggregator.core import presets, staleness
 from midge.aggregator.core.optimizers import adam, sgd
+from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.privacy import Privacy
-from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.core.strategy import SPELT, Strategy
 from midge.configuration.derived import Fields, meanings, of_dataclass, of_function, of_model, reworded, section, tagged
 from midge.wire.messages import StrictPlan
 
@@ -59,6 +60,10 @@ _SET: Final = ("plan", "revision", "seed", "tier", "masking")
 """Of a plan, what the aggregator, the devices and the preset `secure` set; `tier` is `midge aggregate --plan micro`."""
 
 
+def _spelt(word: Any) -> Any:
+    return SPELT.get(word, word) if isinstance(word, str) else word
+
+
 def _first(make: Any) -> str:
     return (inspect.getdoc(make) or "").split("\n")[0]
 
@@ -76,6 +81,8 @@ def _fields(make: Callable[..., Strategy]) -> Fields:
     like = None if make is presets.private else make()
     arguments = of_function(make, leave=(*_ELSEWHERE, "staleness"))
     parts = {name: key for name, key in of_dataclass(Strategy, like=like).items() if name not in _ELSEWHERE}
+    kind, field = parts["combine"]
+    parts["combine"] = Annotated[kind, BeforeValidator(_spelt)], field
     within: Fields = {
         "staleness": (_tagged("Staleness", STALENESS), Field(None, description="How much a late update counts.")),
         "optimizer": (_tagged("Optimizer", OPTIMIZERS), Field(None, description="What becomes of a step.")),
@@ -116,6 +123,8 @@ def strategy_of(given: Mapping[str, Any], plan: Mapping[str, Any]) -> Strategy:
         raise ValueError("the preset private needs a budget: add [strategy.privacy] with clip, noise and epsilon.")
     if "privacy" in arguments:
         arguments["privacy"] = Privacy(**arguments["privacy"])
+    if make is presets.fedavg and "pace" in rest:
+        arguments["pace"] = Pace(**rest.pop("pace"))  # the preset gives it the cohort
     made: Mapping[str, Mapping[str, Callable[..., Any]]] = {"staleness": STALENESS, "optimizer": OPTIMIZERS}
     for name in made.keys() & arguments.keys():
         rest[name] = arguments.pop(name)

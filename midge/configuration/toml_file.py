@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from midge.configuration.derived import NONE
+from midge.configuration.derived import NONE, Nothing
+from midge.wire.field_checks import meant
 
 _MOST: Final = 6
 """Mistakes that are reported at once."""
@@ -58,6 +59,7 @@ class TomlFile:
         except tomllib.TOMLDecodeError as error:
             raise SettingsError(_syntax(path, error)) from error
         self._lines = dict(_places(text))
+        self._model: type[BaseModel] = BaseModel
         for change in changes:
             self._change(change)
 
@@ -84,6 +86,7 @@ class TomlFile:
         Raises:
             SettingsError: naming each mistake.
         """
+        self._model = model
         try:
             return model.model_validate(self.values)
         except ValidationError as error:
@@ -104,6 +107,8 @@ class TomlFile:
             tables: that it may be in; all by default.
         """
         message = str(error) if str(error).endswith((".", "?", "!")) else f"{error}."
+        if (found := self._named(message, tables)) is not None:
+            return found
         named = set(re.findall(r"\w+", message)) - {"name"}
         keys = [key for key in self._lines if len(key) > 1 and (not tables or key[0] in tables)]
         for key in sorted(keys, key=lambda key: -len(key[-1])):
@@ -113,6 +118,29 @@ class TomlFile:
             if isinstance(value := self.value(key), str) and len(value) > 1 and repr(value) in message:
                 return SettingsError(f"{self.place(key)}{'.'.join(key)}: {message}")
         return SettingsError(f"{self.place((tables[0],)) if tables else f'{self.path}: '}{message}")
+
+    def _named(self, message: str, tables: Sequence[str]) -> SettingsError | None:
+        """The mistake of `wire.field_checks`, which begins with the field, of a key that was written."""
+        if (head := re.match(r"([\w.]+) is ", message)) is None:
+            return None
+        path = tuple(head[1].split("."))
+        keys = [key for key in self._lines if not tables or key[0] in tables]
+        keys = [key for key in keys if key[-len(path) :] == path] + [
+            (*key[:-1], *path)
+            for key in keys
+            if key[-1] == path[0]  # in an inline table
+        ]
+        for key in keys:
+            if self.value(key) is not None:
+                words = re.sub(r", or None\b", self._without(key), message[len(head[1]) :])
+                return SettingsError(f"{self.place(key)}{'.'.join(key)}{words}")
+        return None
+
+    def _without(self, key: Key) -> str:
+        """How a key says None."""
+        found = [each.model_fields.get(key[-1]) for each in _models(self._model, key[:-1])]
+        said = any(each is not None and Nothing in get_args(each.annotation) for each in found)
+        return f', or "{NONE}"' if said else ", or left out"
 
     def value(self, key: Key) -> Any:
         """What a key is set to; None if it is not."""
@@ -181,12 +209,10 @@ def _in_words(model: type[BaseModel], key: Key, errors: list[Any]) -> str:
         return f"{name} is {_shown(error['input'])}: it must be a table, [{name}]."
     if error["type"] == "kind":
         given = error["input"].get(error["ctx"]["tag"])
-        names = error["ctx"]["names"].split(", ")
-        return (
-            f"{name}.{error['ctx']['tag']} is {given!r}: it must be one of {error['ctx']['names']}{like(given, names)}."
-            if given is not None
-            else f"{name}.{error['ctx']['tag']} is missing: add one of {error['ctx']['names']}."
-        )
+        tag, names = f"{name}.{error['ctx']['tag']}", error["ctx"]["names"]
+        if given is None:
+            return f"{tag} is missing: add one of {names}."
+        return f"{tag} is {given!r}: it must be one of {names}{meant(given, names.split(', '))}."
     messages = [_message(each) for each in errors if each.get("ctx", {}).get("expected") != f"'{NONE}'"]
     words = " or ".join(dict.fromkeys(messages))
     hint = ""
@@ -194,13 +220,15 @@ def _in_words(model: type[BaseModel], key: Key, errors: list[Any]) -> str:
         if len(errors) > len(messages):
             words += f', or "{NONE}"'
         else:
-            hint = like(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+            hint = meant(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
     return f"{name} is {_shown(error['input'])}: {words}{hint}."
 
 
 def _message(error: Mapping[str, Any]) -> str:
     text = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     text = re.sub(r"^.* is none: (?=write )", "", text)
+    text = re.sub(r"^greater than or equal to", "at least", re.sub(r"^less than or equal to", "at most", text))
+    text = re.sub(r"^greater than\b", "above", re.sub(r"^less than\b", "below", text))
     changed = {"a valid number": "a number", "a valid string": "a text in quotes", "a valid boolean": "true or false"}
     for old, new in {**changed, "a valid integer": "a whole number", "a valid list": "a list"}.items():
         text = text.replace(old, new)
@@ -212,12 +240,6 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def like(word: Any, known: Sequence[str]) -> str:
-    """A suggestion, as the end of a sentence; empty if nothing is similar."""
-    found = get_close_matches(str(word), known, 1, _LIKE)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _unknown(model: type[BaseModel], key: Key) -> str:

@@ -315,7 +315,7 @@ def test_an_app_of_another_kind(tell: Tell, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("train=train", "train=None", "train must be a function of (parameters, plan), not NoneType"),
+        ("train=train", "train=None", "train is None: it must be a function of (parameters, plan)"),
         ("mqtt://localhost", "localhost", "begins with its scheme"),
         ('federation="pumps"', 'federation="a/b"', "cannot be a federation"),
     ],
@@ -330,8 +330,8 @@ def test_a_device_that_cannot_be_made(old: str, new: str, words: str, tell: Tell
     [
         ('{"w": np.zeros(3, np.float32)}', "{}", "initial must be a dict of arrays"),
         ("np.zeros(3, np.float32)", "'three'", "this model cannot be federated: w: unknown dtype"),
-        ("midge.balanced()", "midge.fedbuff(buffer_size=0)", "buffer_size and release_floor must be at least 1"),
-        ("midge.balanced()", "midge.fedasync(plan=midge.Plan(local_steps=0))", "local_steps is 0: input should be"),
+        ("midge.balanced()", "midge.fedbuff(buffer_size=0)", "buffer_size is 0: it must be a whole"),
+        ("midge.balanced()", "midge.fedasync(plan=midge.Plan(local_steps=0))", "local_steps is 0: it must be"),
         ("midge.balanced()", "midge.fedasync(plan=midge.Plan(codec='int9'))", "no device could follow the plan"),
     ],
 )  # fmt: skip

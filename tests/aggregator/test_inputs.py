@@ -90,7 +90,7 @@ def test_what_is_learned_is_bounded(store: QuickStore) -> None:
     [
         ({"features": ["a"]}, "the model has 2 inputs, features names 1: a"),
         ({"features": ["a", "a"]}, "different names"),
-        ({"features": "ab"}, "a list of names"),
+        ({"features": "ab"}, "features is 'ab': it must be a list"),
         ({"moments": {"input": 2}, "statistics_devices": 1}, "must be 2 or more"),
         ({"moments": {"input": 2}, "statistics_factor": 0.5}, "above 1"),
         (

@@ -88,7 +88,7 @@ def test_a_share_adds_devices_and_takes_none_away() -> None:
     [
         ({"share": 0.0}, "share"),
         ({"cohort": 3, "concurrency": 4}, "give one of"),
-        ({"updates_per_second": -1.0}, "target"),
+        ({"updates_per_second": -1.0}, "updates_per_second is -1.0: it must be a finite number above 0"),
         ({"bytes_per_month": 0}, "bytes_per_month"),
     ],
 )

@@ -422,12 +422,12 @@ def test_a_release_waits_for_so_many_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (lambda: balanced(10, combine="median"), "combine is one of 'mean', 'trimmed', 'centred'"),
-        (lambda: fedbuff(3, normalise="foo"), "normalise is one of"),  # type: ignore[arg-type]
-        (lambda: fedasync(form="mixed"), "form is one of"),  # type: ignore[arg-type]
-        (lambda: Staleness("cubic"), "constant, polynomial, hinge, relative, not 'cubic'"),  # type: ignore[arg-type]
-        (lambda: Optimizer("adagrad"), "optimizer's kind is one of"),  # type: ignore[arg-type]
-        (lambda: StrictPlan(lr=0.1), "lr"),  # type: ignore[call-arg]
+        (lambda: balanced(10, combine="median"), "it must be 'mean', 'trimmed' or 'centred'.$"),
+        (lambda: fedbuff(3, normalise="foo"), "normalise is 'foo': it must be 'count' or 'weight'"),  # type: ignore[arg-type]
+        (lambda: fedasync(form="mixed"), "form is 'mixed': it must be 'delta' or 'mixing'"),  # type: ignore[arg-type]
+        (lambda: Staleness("cubic"), "'constant', 'polynomial', 'hinge' or 'relative'"),  # type: ignore[arg-type]
+        (lambda: Optimizer("adagrad"), "optimizer.kind is 'adagrad'"),  # type: ignore[arg-type]
+        (lambda: StrictPlan(lr=0.1), "a plan has no lr: it has .*learning_rate"),  # type: ignore[call-arg]
     ],
 )
 def test_what_a_user_misspells_is_an_error(wrong: Callable[[], object], words: str) -> None:

@@ -4,6 +4,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomi
 from midge.aggregator.core.strategy import Normalise, Strategy
 from midge.wire.messages import Verdict
 from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, hello, rig
+
+Divisor = Literal["count", "weight"]
 
 PARAMETERS = {"a": np.array([1, -2, 3], np.float32), "b": np.array([[0.5, 8]], np.float32)}
 PLACES = {0: slice(0, 3), 1: slice(3, 5)}
@@ -168,7 +171,7 @@ def test_an_alpha_that_swings_the_model_is_reported(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(HISTORY, st.integers(2, 5), st.floats(0.1, 2), STALENESS, st.sampled_from(["count", "weight"]))
-def test_fedbuff(history: list[Sent], k: int, rate: float, staleness: Staleness, normalise: Normalise) -> None:
+def test_fedbuff(history: list[Sent], k: int, rate: float, staleness: Staleness, normalise: Divisor) -> None:
     strategy = fedbuff(k, rate, staleness, normalise, deadline=None, norm_limit=None, release_floor=1, bounded=False)
     x = np.array([1, -2, 3, 0.5, 8])
     buffer: list[tuple[Sent, int, Vector]] = []

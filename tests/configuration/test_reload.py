@@ -364,7 +364,7 @@ def test_a_hangup_reads_the_file_again(tmp_path: Path, broker: str) -> None:
             "midge.toml:13: strategy.deadlin is not known: did you mean"
         )
         change(process, "deadlin = 1.0", "deadline = 7.0\n[limits]\nrate = 0")(
-            "limits.rate: rate is 0.0: it must be above 0"
+            "limits.rate is 0.0: it must be a finite number above 0"
         )
         change(process, "rate = 0", "rate = 10")("limits.rate changed.")
     with Store(tmp_path / "store") as store:

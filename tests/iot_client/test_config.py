@@ -65,7 +65,8 @@ def test_a_misspelt_argument_is_an_error_for_a_type_checker_and_at_run_time(tmp_
         ({"name": "a/b"}, "device name"),
         ({"federation": "a/b"}, "federation"),
         ({"train": 3}, "must be a function"),
-        ({"sources": [object()]}, "samples=midge.Samples"),
+        ({"sources": [midge.CsvRows("a.csv")]}, "samples=midge.Samples"),
+        ({"sources": [object()]}, "it must be a list, each item an object with follow"),
     ],
 )
 def test_what_cannot_be_is_refused_when_it_is_said(changes: dict[str, object], match: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from midge.broker.embedded.in_memory import Twin
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.device import Device
 from midge.iot_client.runtime import DeviceRuntime
@@ -304,7 +305,9 @@ def test_bytes_that_wear_the_flash_are_counted(tmp_path: Path) -> None:
 def test_what_is_sent_again_was_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left changes with each training; bytes that were stored do not."""
     monkeypatch.setattr(codecs, "EncodedDeltas", _CountedEncoder())
-    device = Device(DeviceConfig(connector=None, federation="f", name="d", train=lambda p, _: Fit(p, 1), outbox=None))  # type: ignore[arg-type]
+    device = Device(
+        DeviceConfig(connector=Twin().connect, federation="f", name="d", train=lambda p, _: Fit(p, 1), outbox=None)
+    )
     went: list[tuple[int, bytes]] = []
 
     def note(_: str, payload: bytes, **__: Any) -> None:

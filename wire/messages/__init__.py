@@ -16,6 +16,7 @@ from midge.wire.messages.announcement import (
     SiteCertificate,
     StrictPlan,
     Succession,
+    check_codecs,
 )
 from midge.wire.messages.answers import Grant, Receipt, Settled, Trouble, Verdict, Vouch
 from midge.wire.messages.decoding import (
@@ -82,6 +83,7 @@ __all__ = [
     "Update",
     "Verdict",
     "Vouch",
+    "check_codecs",
     "decode",
     "decode_alias",
     "decode_announcement",

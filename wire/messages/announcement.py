@@ -1,10 +1,12 @@
 """The announcement of a version with the plan of training, its envelope, and the chunks of the model."""
 
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, get_type_hints
 
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator
 
-from midge.wire import offers
+from midge.wire import field_checks, offers
+from midge.wire.errors import WireError
 from midge.wire.messages.fields import MICRO, U32, U63, Digest, Id, Message, Names, Sha, Word
 from midge.wire.messages.masking import Masking
 
@@ -58,10 +60,46 @@ class StrictPlan(Plan, extra="forbid"):
     Examples:
         >>> midge.Plan(learning_rate=0.05, local_steps=20).codec
         'uq:4|rice'
-        >>> midge.Plan(lr=0.05)
+        >>> midge.Plan(learning_rates=0.05)
         Traceback (most recent call last):
-        pydantic_core._pydantic_core.ValidationError: ...
+        ValueError: a plan has no learning_rates (did you mean learning_rate?).
     """
+
+    if not TYPE_CHECKING:  # type checkers keep the fields as arguments
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**{name: field_checks.plain(value) for name, value in values.items()})
+            except ValidationError as error:
+                raise ValueError(_in_words(error, values)) from None
+            check_codecs(self)
+
+
+def check_codecs(plan: Plan) -> None:
+    """Check that devices can follow a plan.
+
+    Raises:
+        ValueError: a codec is unknown.
+    """
+    from midge.wire import codecs  # noqa: PLC0415 - who reads messages only needs none
+
+    for name in ("codec", "micro_codec", "narrow_codec"):
+        if (codec := getattr(plan, name)) or name != "narrow_codec":
+            try:
+                codecs.parse(codec)
+            except WireError as error:
+                raise ValueError(f"no device could follow the plan: {error}, such as int8:256.") from error
+
+
+def _in_words(error: ValidationError, values: Mapping[str, Any]) -> str:
+    """The first mistake in a user's plan."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        known = field_checks.meant(name, Plan.model_fields) or f": it has {', '.join(Plan.model_fields)}"
+        return f"a plan has no {name}{known}."
+    words = field_checks.allowed(get_type_hints(Plan, include_extras=True).get(name, Any))
+    return field_checks.refusal(name, values.get(name), words or str(first["msg"]))
 
 
 class FrameInfo(NamedTuple):
