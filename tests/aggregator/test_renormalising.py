@@ -15,6 +15,7 @@ from midge.__main__ import main
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.presets import fedasync
 from midge.aggregator.model.model import Frame
+from midge.aggregator.model.statistics import CAP, pooled
 from midge.aggregator.store.renormalising import renormalise, statistics_of
 from midge.aggregator.store.store import Store, StoreError, StoreFull
 from midge.wire import frames, messages
@@ -69,7 +70,7 @@ def test_new_statistics_are_asked_for_and_the_model_goes_on(tmp_path: Path) -> N
         told = announced(life)
         assert (told.phase, told.generation, told.version) == ("training", 1, 7)
         assert [frame.span for frame in told.frames if frame.version == 7] == [0], "a snapshot: no step leads across"
-        np.testing.assert_allclose(scale(life), pool(LATE).scale()[0], rtol=1e-6)
+        np.testing.assert_allclose(scale(life), pooled(LATE, CAP).scale()[0], rtol=1e-6)
         assert tuple(life.model.state.values().tolist()) == values
         assert life.send("b", 2, [9, 9, 9, 9], generation=0, base=6).verdict is Verdict.STALE
         assert life.send("b", 3, [1, 0, 0, 0]).verdict is Verdict.ACCEPTED
