@@ -22,6 +22,8 @@ class Obstacle:
     why: str
     needs: int = 0
     """For `held`: number of distinct devices that it takes to end it."""
+    due: float | None = None
+    """For `statistics`: until when they are gathered, by the monotonic clock; None if that takes another device."""
 
 
 def obstacle(
@@ -31,9 +33,8 @@ def obstacle(
     *,
     strategy: Strategy,
     live: int,
-    unfit: str | None,
 ) -> Obstacle | None:
-    """Too few devices, statistics that cannot be pooled, or weights near zero; None if there is no obstacle.
+    """Too few devices, or weights near zero; None if there is no obstacle.
 
     Args:
         state: the durable state.
@@ -41,15 +42,7 @@ def obstacle(
         releases: whether a release is possible.
         strategy: of the federation.
         live: number of live devices.
-        unfit: why the gathered statistics cannot be pooled; None if they can.
     """
-    if unfit is not None:
-        return Obstacle("statistics", f"The statistics cannot be pooled yet: {unfit}.")
-    if len(state.statistics) == 1:
-        return Obstacle(
-            "statistics",
-            "Only one device has sent its statistics, and training needs those of a second one: start another device.",
-        )
     if state.buffer and strategy.privacy is not None and strategy.deadline is None and live < strategy.size(live):
         return Obstacle(
             "held",
