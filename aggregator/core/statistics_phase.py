@@ -47,6 +47,7 @@ class StatisticsPhase:
         self._since: float | None = None
         self._gathering_since: float | None = None
         self._examining = False
+        self._examined: frozenset[str] = frozenset()
         self.unfit: str | None = None
         """Why the gathered statistics cannot be pooled; None if they can, or were not examined."""
 
@@ -77,10 +78,10 @@ class StatisticsPhase:
         return tuple(lsn for device, lsn in self._state.statistics.items() if device in self._conditions.unlike)
 
     @property
-    def _comparable(self) -> tuple[int, ...]:
-        """Statistics, by lsn, of the same inputs."""
+    def _comparable(self) -> dict[str, int]:
+        """Statistics of the same inputs: by device, the lsn."""
         held = self._conditions.unlike.keys() | self._conditions.contested.keys()
-        return tuple(lsn for device, lsn in self._state.statistics.items() if device not in held)
+        return {device: lsn for device, lsn in self._state.statistics.items() if device not in held}
 
     def arrived(self, now: float) -> list[ev.Action]:
         """Follow statistics that were journaled; have all examined if there are enough."""
@@ -94,9 +95,11 @@ class StatisticsPhase:
     @property
     def due(self) -> float | None:
         """When the statistics of fewer devices than requested are pooled; None if that takes another event."""
-        if self._state.frozen or self._since is None or not self._freezable:
+        if self._state.frozen or not self._freezable:
             return None
-        return self._since + self._deadline
+        if self.unfit is not None and not self._examined <= self._comparable.keys():
+            return float("-inf")  # the reason may have gone with a device
+        return None if self._since is None else self._since + self._deadline
 
     @property
     def _freezable(self) -> bool:
@@ -106,8 +109,8 @@ class StatisticsPhase:
         """Request an examination: whether statistics can be pooled depends on their values, which the shell holds."""
         if not self._freezable:
             return []
-        self._examining = True
-        return [ev.Examine(self._comparable)]
+        self._examining, self._examined = True, frozenset(self._comparable)
+        return [ev.Examine(tuple(self._comparable.values()))]
 
     def examined(self, found: ev.Examined, now: float) -> rec.FreezeRecord | None:
         """The record that pools the statistics found fit; None to wait for more devices, or for newer statistics."""
@@ -115,11 +118,12 @@ class StatisticsPhase:
         since, state = self._gathering_since, self._state
         still = found.soon if since is not None and now < since + _STILL else ""
         self.unfit = found.wait or still or None
-        if not set(found.kept) <= set(self._comparable):
-            return None  # of a device that was refused or revoked meanwhile: the next tick has it examined again
-        if self.unfit is not None:
+        if not self._examined <= self._comparable.keys():
+            self.unfit = "a device that has sent some is refused"  # meanwhile; the others' are examined again
+        elif self.unfit is not None:
             # A contradiction waits for new statistics; if only rows are missing, the deadline starts again.
             self._since = None if found.wait else now
+        if self.unfit is not None:
             return None
         self._gathering_since = None
         return rec.FreezeRecord(state.next, found.kept, cap=CAP, near=found.near, keep=state.version > 0)
@@ -136,7 +140,7 @@ class StatisticsPhase:
             device, difference = next(iter(held.items()))
             why = (
                 f"The statistics of {device} {'wait' if conditions.contested else 'are refused'}: {difference}. "
-                f"{'None' if here == 0 else 'One'} of the other devices has sent any, and training needs two."
+                f"Those of {'no' if here == 0 else 'only one'} other device can be pooled, and training needs two."
             )
         elif here == 0:
             return None

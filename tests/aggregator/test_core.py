@@ -742,7 +742,17 @@ def test_statistics_of_other_inputs_are_not_pooled_even_if_they_are_being_examin
         actions = core.handle(ev.StatisticsArrived(device, statistics(), key), 0)
     core.handle(ev.InputsCompared(("speed", "heat"), {"bad": DIFFERENT}), 0)
     assert examined(core, actions) == []
-    freeze, _ = records(examined(core, core.tick(10), 10))
+    freeze, _ = records(examined(core, core.tick(0)))
+    assert isinstance(freeze, rec.FreezeRecord) and freeze.statistics == (2, 3)
+
+
+def test_others_are_examined_again_when_the_device_that_contradicted_them_is_refused() -> None:
+    core = gathering(3)
+    for key, device in enumerate(("bad", "a", "b"), start=1):
+        actions = core.handle(ev.StatisticsArrived(device, statistics(), key), 0)
+    assert examined(core, actions, wait="2 of 3 devices are not like the others") == [] and due(core) is None
+    core.handle(ev.InputsCompared(("speed", "heat"), {"bad": DIFFERENT}), 50)
+    freeze, _ = records(examined(core, core.tick(50), 50))
     assert isinstance(freeze, rec.FreezeRecord) and freeze.statistics == (2, 3)
 
 
@@ -753,7 +763,7 @@ def test_statistics_of_devices_that_name_different_inputs_wait_until_two_agree()
     for key, device in enumerate(("bad", "a"), start=1):
         assert len(records(core.handle(ev.StatisticsArrived(device, statistics(), key), 0))) == 1
     assert due(core) is None and core.tick(1000) == []
-    assert "The statistics of bad wait: x. None of the other" in why(core)
+    assert "The statistics of bad wait: x. Those of no other device can be pooled" in why(core)
     core.handle(ev.InputsCompared(("speed", "heat"), {"bad": DIFFERENT}), 1000)
     freeze, _ = records(examined(core, core.handle(ev.StatisticsArrived("b", statistics(), 3), 1000), 1000))
     assert isinstance(freeze, rec.FreezeRecord) and freeze.statistics == (2, 4)
