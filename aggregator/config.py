@@ -59,7 +59,8 @@ class AggregatorConfig:
             seconds, but never one device's alone.
         statistics_deadline: seconds after which the statistics of fewer devices suffice.
         statistics_factor: devices whose values are further from the others' than this many times the usual spread, or
-            spread wider than that, are left out and named; None includes them.
+            spread wider than that, and of another magnitude, are left out and named; None includes them, and sets no
+            limit for what one device alone shows.
         features: names of the model's inputs, in order. A device with other names does not train, and its updates are
             refused. None learns them from the first two devices that agree; an empty list disables the check.
         evaluate: called with all tensors by name after a release, in a thread; returns numbers for the log.

@@ -17,7 +17,7 @@ from midge.aggregator.model.consensus import Consensus, direction, sketch
 from midge.aggregator.model.group_means import outlying
 from midge.aggregator.model.model import REGISTERED, Frame, Model
 from midge.aggregator.model.reducer import Contribution, distances
-from midge.aggregator.model.statistics import ChannelFinding, Names, Sent, examine, pooled
+from midge.aggregator.model.statistics import NEAR, ChannelFinding, Names, Sent, examine, pooled
 from midge.aggregator.model.unmasking import Opened
 from midge.aggregator.store.store import Checkpoint, Store, StoreError, StoreFull
 from midge.storage.failpoints import failpoint
@@ -226,7 +226,8 @@ class Engine:
         every = [(lsn, self._sent(lsn)) for lsn in lsns]
         sent = [(lsn, one) for lsn, one in every if {n: m.count.size for n, m in one.moments.items()} == channels]
         finding = examine([one for _, one in sent], factor=factor, names=names)
-        return ev.Examined(tuple(sent[place][0] for place in finding.kept), finding.wait, finding.soon), finding
+        kept, near = tuple(sent[place][0] for place in finding.kept), 0.0 if factor is None else NEAR
+        return ev.Examined(kept, finding.wait, finding.soon, near), finding
 
     def _pooled(self, record: rec.FreezeRecord) -> dict[str, npt.NDArray[Any]]:
         """Frozen tensors `{name}_mean` and `{name}_scale` from devices' moments, in the shapes of the schema."""
@@ -234,7 +235,7 @@ class Engine:
         shapes = {tensor.name: tensor.shape for tensor in self.model.schema.frozen}
         tensors: dict[str, npt.NDArray[Any]] = {}
         for name in devices[0]:
-            moments = pooled([device[name] for device in devices], record.cap)
+            moments = pooled([device[name] for device in devices], record.cap, record.near)
             for suffix, values in (("mean", moments.mean), ("scale", moments.scale())):
                 tensor = f"{name}_{suffix}"
                 tensors[tensor] = np.minimum(values, MAX_VALUE).astype(np.float32).reshape(shapes[tensor])

@@ -38,8 +38,8 @@ class Observations:
         """Versions that a name stands for; None before the registry was first asked."""
         self.measured: deque[tuple[str, Report]] = deque(maxlen=_MEASURED)
         """Results of devices on these versions that the registry has not taken yet."""
-        self.off: tuple[tuple[str, str], ...] = ()
-        """Devices whose statistics are off, as last reported."""
+        self.off: tuple[tuple[tuple[str, str], ...], ...] = ((), ())
+        """Devices whose statistics are left out, and those whose statistics are limited, as last reported."""
 
     def settled(self, device: str, verdict: str, why: str, now: float, base: int = 0) -> None:
         """Record a verdict; a device that is refused every time is reported once."""

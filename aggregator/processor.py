@@ -274,11 +274,14 @@ class Processor:
         """Examine statistics, and report outliers."""
         core, tell, names = self._core, self._outlet.tell, {"input": self._core.features}
         event, finding = self._engine.examine(lsns, core.moments, factor=core.statistics_factor, names=names)
-        if finding.off != self._observed.off:
-            self._observed.off = finding.off
+        if (finding.off, finding.limited) != self._observed.off:
+            self._observed.off = finding.off, finding.limited
             for device, why in finding.off:
                 log.warning("The statistics of %s are not like the others': %s", device, why)
                 tell("statistics_off", device=device, why=why)
+            for device, why in finding.limited:
+                log.warning("The statistics of %s are unlike the others' and count with a limit: %s", device, why)
+                tell("statistics_limited", device=device, why=why)
         if finding.constant and not event.wait:
             log.warning("These channels never changed, and are not scaled: %s", ", ".join(finding.constant[:20]))
             tell("statistics_constant", channels=list(finding.constant))

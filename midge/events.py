@@ -198,6 +198,12 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("standby", "warning", "state why", "the standby follows, copies, is away, waits or takes over"),
         ("start", "info", "lineage version step", "the store is open"),
         ("statistics_constant", "warning", "channels", "inputs that never changed are not scaled"),
+        (
+            "statistics_limited",
+            "warning",
+            "device why",
+            "a device's statistics are beyond all others' in one input: there they count with a limit",
+        ),
         ("statistics_off", "warning", "device why", "a device's statistics are unlike the others' and left out"),
         ("stop", "info", "version step", "the store is closed"),
         (
@@ -209,7 +215,7 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("trial", "info", "finding why evidence", "what the devices' results say of the candidate"),
         ("undamped", "info", "damping rate", "the server's rate rises again"),
         ("unsummed", "warning", "dropped why", "the mask helper will never sum these updates: they are dropped"),
-        ("unlike", "warning", "device why", "a device has other inputs than the model: its updates are refused"),
+        ("unlike", "warning", "device why", "a device has other inputs than the model: nothing is taken from it"),
         ("untold", "warning", "events", "events of devices that never sent an accepted update were not reported"),
         ("untrusted", "warning", "why", "a message on the aggregator's own topics is not ours and will be replaced"),
         ("update", "info", "device seq verdict why base staleness weight size", "a verdict on an update"),

@@ -32,10 +32,10 @@ from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Form, Strategy
 from midge.aggregator.core.turn import Turn
-from midge.aggregator.core.update_admission import MOST, Bounds, Conditions, UpdateAdmission
+from midge.aggregator.core.update_admission import Bounds, Conditions, UpdateAdmission
 from midge.aggregator.core.view import REANNOUNCE, CoreView
 from midge.aggregator.model.statistics import FACTOR
-from midge.wire.messages import Moment, Settled, Statistics, Update, Verdict
+from midge.wire.messages import Moment, Settled, Update, Verdict
 
 __all__ = ["AggregatorCore", "Bounds"]
 
@@ -82,7 +82,9 @@ class AggregatorCore(CoreView):
         self._turn = Turn(strategy, self._state, self.steering)
         self._steps = StepPlanner(strategy, self._state, self.steering, self.bounds, self._turn)
         self._releases = ReleaseSchedule(strategy, self._state, self.thrift, self._turn)
-        self._gathering = StatisticsPhase(self._state, lineage, self.moments, statistics_devices, statistics_deadline)
+        self._gathering = StatisticsPhase(
+            self._state, self._conditions, lineage, moments, devices=statistics_devices, deadline=statistics_deadline
+        )
         self.registering = RegistryDecisions(self._state)
         """Decides on registered versions; its records are for `note` and `roll_back`."""
         self.sums = MaskedSums(strategy, self._state, self._steps)
@@ -105,14 +107,17 @@ class AggregatorCore(CoreView):
                 return self._offered(device, update, now)
             case ev.Measured(distances):
                 return self._measured(dict(distances), now)
-            case ev.StatisticsArrived(device, statistics, key, digest):
-                return self._statistics_arrived(device, statistics, key, digest, now)
+            case ev.StatisticsArrived():
+                return self._statistics_arrived(event, now)
             case ev.Examined():
                 return self._examined(event, now)
             case ev.FetchAsked(_, fetch):
                 return [ev.Republish(fetch)] if fetch.lineage == self.lineage else []
             case ev.Revoked(device):
-                return [do for record in self._state.revoke(device) for do in (ev.Journal(record), ev.Carry(record))]
+                return self._drop(self._state.waiting_of(device), "revoked")
+            case ev.InputsCompared():
+                self._conditions.take(event)
+                return self._drop(self._gathering.refused, "unlike")
             case _:
                 self._note(event)
                 return []
@@ -122,14 +127,8 @@ class AggregatorCore(CoreView):
         match event:
             case ev.DevicesOnline(count, idle):
                 self.steering.count_devices(len(self._state.heard), online=count, idle=idle)
-            case ev.StoreFilled(why):
-                self._conditions.full = why
-            case ev.StoreWritable():
-                self._conditions.full = None
-            case ev.OperatorPaused(why):
-                self._conditions.paused = why
-            case ev.InputsCompared(names, unlike):
-                self._conditions.features, self._conditions.unlike = names, unlike
+            case ev.StoreFilled() | ev.StoreWritable() | ev.OperatorPaused():
+                self._conditions.take(event)
             case ev.ClockCompared(ahead):
                 self._state.versions.ahead = ahead
             case ev.ReleaseCarried(version, digest):
@@ -148,7 +147,7 @@ class AggregatorCore(CoreView):
         actions: list[ev.Action] = []
         if _past(self._steps.due, now):
             actions += self._make_step(now)
-        if not self._state.frozen and _past(self._gathering.due, now):
+        if _past(self._gathering.due, now):
             actions += self._gathering.examine()
         if self.steering.tick(now, starved=self._steps.due is None and not self._releases.releasable):
             actions += [*self._write(self._state.pace()), self._announce()]
@@ -355,14 +354,10 @@ class AggregatorCore(CoreView):
 
     # ------------------------------------------------------------------ statistics
 
-    def _statistics_arrived(
-        self, device: str, sent: Statistics, key: int, digest: bytes, now: float
-    ) -> list[ev.Action]:
-        if self.full is not None or not self._gathering.admits(device, sent, digest):
-            return [ev.Drop(key)]
-        record = rec.StatisticsRecord(self._state.next, device, sent.names, min(sent.missing, MOST), digest)
-        actions = [*self._write(record, key), ev.Drop(key)]
-        return actions + (self._gathering.examine() if self._gathering.arrived(now) else [])
+    def _statistics_arrived(self, event: ev.StatisticsArrived, now: float) -> list[ev.Action]:
+        if (record := self._gathering.record(event)) is None:
+            return [ev.Drop(event.key)]
+        return [*self._write(record, event.key), ev.Drop(event.key), *self._gathering.arrived(now)]
 
     def _examined(self, found: ev.Examined, now: float) -> list[ev.Action]:
         record = self._gathering.examined(found, now)
@@ -376,6 +371,9 @@ class AggregatorCore(CoreView):
     def _write(self, record: rec.Record, key: int | None = None) -> list[ev.Action]:
         self._state.take(record)
         return [ev.Journal(record, key)]
+
+    def _drop(self, waiting: tuple[int, ...], why: str) -> list[ev.Action]:
+        return [do for record in self._state.drop(waiting, why) for do in (ev.Journal(record), ev.Carry(record))]
 
     def replay(self, record: rec.Record) -> None:
         """Apply a record of the journal, as `CoreState.replay`."""

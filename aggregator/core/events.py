@@ -118,6 +118,8 @@ class Examined:
     """Why nothing can be pooled yet; empty if it can."""
     soon: str = ""
     """Why more rows should be awaited, for a limited time; empty if there is no reason."""
+    near: float = 0.0
+    """The limit of what one device shows (`aggregator.model.statistics.NEAR`); 0 sets none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,8 @@ class InputsCompared:
     """Of the model's inputs, in order; empty if unknown."""
     unlike: Mapping[str, str] = field(default_factory=dict)
     """Devices whose inputs differ from the model's, each with the difference."""
+    contested: Mapping[str, str] = field(default_factory=dict)
+    """Devices whose names differ from other devices' while the model's are unknown, each with why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,16 @@ class Inputs:
                 unlike[device] = why[:400]
         return unlike
 
+    def contested(self, devices: Mapping[str, Hello]) -> dict[str, str]:
+        """Devices whose statistics must wait: they name other inputs than each other, and none are decided."""
+        if self.names or not self._learning:
+            return {}
+        named = {device: names for device, hello in devices.items() if (names := sayable(hello.features))}
+        if len(set(named.values())) < 2:
+            return {}
+        why = "devices give different names of their inputs, this one {}: two that agree decide, or features= does"
+        return {device: why.format(listed(names)) for device, names in named.items()}
+
     def _swapped(self, device: str) -> str:
         """A conflict of two devices' names while none are decided: the same ones in another order."""
         ours = self._claims.get(device)

@@ -29,6 +29,8 @@ class Obstacle:
     """For `held`: number of steps and releases until now; after another one it is another obstacle."""
     updates: int = 0
     """Number of updates of other devices that would end it."""
+    due: float | None = None
+    """For `statistics`: until when they are gathered, by the monotonic clock; None if that takes another device."""
 
 
 def obstacle(
@@ -38,9 +40,8 @@ def obstacle(
     *,
     strategy: Strategy,
     live: int,
-    unfit: str | None,
 ) -> Obstacle | None:
-    """Too few devices or updates, statistics that cannot be pooled, or weights near zero; None if nothing is wrong.
+    """Too few devices or updates, or weights near zero; None if nothing is wrong.
 
     Args:
         state: the durable state.
@@ -48,15 +49,7 @@ def obstacle(
         releases: what a release takes.
         strategy: of the federation.
         live: number of live devices.
-        unfit: why the gathered statistics cannot be pooled; None if they can.
     """
-    if unfit is not None:
-        return Obstacle("statistics", f"The statistics cannot be pooled yet: {unfit}.")
-    if len(state.statistics) == 1:
-        return Obstacle(
-            "statistics",
-            "Only one device has sent its statistics, and training needs those of a second one: start another device.",
-        )
     if state.buffer and strategy.privacy is not None and strategy.deadline is None and live < strategy.size(live):
         return Obstacle(
             "held",

@@ -224,6 +224,8 @@ class FreezeRecord:
     statistics: tuple[int, ...]
     cap: float = 0.0
     """Most weight of one device, in multiples of the median count; 0 sets no limit."""
+    near: float = 0.0
+    """The limit of what one device shows (`aggregator.model.statistics.NEAR`); 0 sets none."""
     keep: bool = False
     """Whether the published tensors other than the frozen ones stay the same, because a model was released before."""
 
@@ -365,7 +367,8 @@ class DropRecord:
     dropped: tuple[int, ...]
     """Accepted updates that waited for their step, and statistics that waited for pooling, by lsn."""
     why: str = "revoked"
-    """`revoked`; or of masked updates `unsummed`, if the mask helper will never sum them; or `strategy`."""
+    """`revoked`; or of masked updates `unsummed`, if the mask helper will never sum them; `strategy`; or
+    `unlike`, statistics of other inputs than the model's."""
     helper: bytes = b""
     """The mask helper's store, if they are of a sum that cannot be used."""
     dealt: int = 0

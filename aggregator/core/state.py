@@ -253,12 +253,11 @@ class CoreState:
                 names.add(alias)
         return record
 
-    def revoke(self, device: str) -> list[rec.DropRecord]:
-        """Drop a device's updates and statistics that wait. Its outbox stays, so a retransmission is a duplicate."""
-        waiting = self.waiting_of(device)
+    def drop(self, waiting: tuple[int, ...], why: str) -> list[rec.DropRecord]:
+        """Drop updates and statistics that wait. Their outbox stays, so a retransmission is a duplicate."""
         if not waiting:
             return []
-        record = rec.DropRecord(self.next, waiting)
+        record = rec.DropRecord(self.next, waiting, why)
         self.take(record)
         return [record]
 

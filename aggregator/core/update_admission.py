@@ -87,6 +87,20 @@ class Conditions:
     """Names of the model's inputs, in order; empty if unknown."""
     unlike: Mapping[str, str] = field(default_factory=dict)
     """Devices whose inputs differ from the model's, each with the difference: their updates are refused."""
+    contested: Mapping[str, str] = field(default_factory=dict)
+    """Devices whose names of inputs differ from others' while the model's are unknown: their statistics wait."""
+
+    def take(self, event: ev.StoreFilled | ev.StoreWritable | ev.OperatorPaused | ev.InputsCompared) -> None:
+        """Follow an event."""
+        match event:
+            case ev.StoreFilled(why):
+                self.full = why
+            case ev.StoreWritable():
+                self.full = None
+            case ev.OperatorPaused(why):
+                self.paused = why
+            case ev.InputsCompared(names, unlike, contested):
+                self.features, self.unlike, self.contested = names, unlike, contested
 
 
 class UpdateAdmission:

@@ -257,6 +257,6 @@ class CoreView:
     @property
     def obstacle(self) -> Obstacle | None:
         """The reason why the model does not move; None if there is none."""
-        unfit = None if self._state.frozen else self._gathering.unfit
-        strategy, live = self.strategy, self.steering.live
-        return obstacle(self._state, self._steps, self._releases, strategy=strategy, live=live, unfit=unfit)
+        if not self._state.frozen and (waits := self._gathering.obstacle) is not None:
+            return waits
+        return obstacle(self._state, self._steps, self._releases, strategy=self.strategy, live=self.steering.live)

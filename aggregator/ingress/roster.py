@@ -89,7 +89,8 @@ class Roster:
         if hello.waits and hello.state.live:
             self.waits[device] = hello.waits
             self._idle += self._counted(device)
-        if before is None or before.features != hello.features:
+        # A device without names contradicts none: comparing all for each would make statuses of new names expensive.
+        if hello.features if before is None else before.features != hello.features:
             found += self._named(device, hello)
         self._online += self._count(device, hello) - self._count(device, before)
         if before is None or before.state is not hello.state:
@@ -125,8 +126,7 @@ class Roster:
 
     def _named(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
         """Process a device's names of its inputs."""
-        # A device without names contradicts none: comparing all for each would make statuses of new names expensive.
-        if self._inputs is None or not (hello.features or device in self._unlike):
+        if self._inputs is None:
             return []
         first, before = self._inputs.hear(device, hello.features), self._unlike
         found: list[ev.Event | ev.Announce] = [*self._compared()]
@@ -134,7 +134,7 @@ class Roster:
             self._outlet.tell("features", features=list(self._inputs.names))
             found.append(ev.Announce())
         for other in self._unlike.keys() - before.keys():
-            log.warning("Updates of %s are refused: %s.", other, self._unlike[other])
+            log.warning("Nothing is taken from %s: %s.", other, self._unlike[other])
             self._outlet.tell("unlike", device=other, why=self._unlike[other])
         return found
 
@@ -142,7 +142,7 @@ class Roster:
         if self._inputs is None:
             return []
         self._unlike = self._inputs.unlike(self.devices)
-        return [ev.InputsCompared(self._inputs.names, self._unlike)]
+        return [ev.InputsCompared(self._inputs.names, self._unlike, self._inputs.contested(self.devices))]
 
     def leave(self, device: str) -> list[ev.Event]:
         """Forget the status of a device."""
@@ -151,7 +151,8 @@ class Roster:
         self.sizes.hear(device, 0)
         self.verifies.pop(device, None)
         self._online -= self._count(device, gone)
-        compared = self._compared() if device in self._unlike else []
+        undecided = self._inputs is not None and not self._inputs.names and gone is not None and bool(gone.features)
+        compared = self._compared() if undecided or device in self._unlike else []
         return [*compared, self._number]
 
     def forget(self, device: str) -> list[ev.Event]:

@@ -20,7 +20,7 @@ INTERVALS = 3.0
 SOONEST = 30.0
 """Seconds before anything is called a stall: a fleet that starts or reconnects is often done by then."""
 STATISTICS = 60.0
-"""Seconds in which online devices should send their statistics."""
+"""Seconds in which online devices should send their statistics; more if the owner's deadline is later."""
 FIRST = 3600.0
 """Seconds in which online devices should send a first update, while nothing is known of how long they train."""
 ALONE = 5.0
@@ -130,7 +130,8 @@ class Watchdog:
         able = 0.0 if self._able_since is None else now - self._able_since
         if not so.frozen:
             why = "No device has sent statistics of its data yet." if so.obstacle is None else so.obstacle.why
-            late = so.able > 0 and able > STATISTICS
+            due = None if so.obstacle is None else so.obstacle.due
+            late = so.able > 0 and able > STATISTICS and not (due is not None and now < due)
             kind = "" if so.obstacle is None else so.obstacle.kind
             return HealthFinding(HealthState.STALLED if late else HealthState.WAITING, why, obstacle=kind)
         if so.obstacle is not None and so.obstacle.kind == "held":

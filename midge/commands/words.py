@@ -71,12 +71,14 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Statistics of {counted(devices, 'device')} are pooled: the model's inputs are normalised by them."
         case {"event": "statistics_off", "device": device, "why": why}:
             return f"{device}: its statistics are unlike the others', {why}"
+        case {"event": "statistics_limited", "device": device, "why": why}:
+            return f"{device}: its statistics count with a limit, {why}"
         case {"event": "statistics_constant", "channels": channels}:
             return f"These inputs were the same in all rows, and are not scaled: {', '.join(channels[:20])}."
         case {"event": "features", "features": features}:
             return f"The model's inputs are {', '.join(features)}: two devices agree."
         case {"event": "unlike", "device": device, "why": why}:
-            return f"{device}: its updates are refused, {why}"
+            return f"{device}: nothing is taken from it, {why}"
         case {"event": "release", "version": version, "devices": devices}:
             return (
                 f"Version {version} released, with the work of {counted(devices, 'device')}."

@@ -70,6 +70,21 @@ def test_who_is_unlike_is_found_also_before_two_agree(store: QuickStore) -> None
     store.close()
 
 
+def test_statistics_wait_while_devices_name_different_inputs_and_none_are_decided(store: QuickStore) -> None:
+    inputs = Inputs(opened(store), None, 2)
+    devices = {"a": hello("p", "q"), "old": hello()}
+    inputs.hear("a", ("p", "q"))
+    assert inputs.contested(devices) == {}
+    devices["b"] = hello(*RIGHT)
+    inputs.hear("b", RIGHT)
+    found = inputs.contested(devices)
+    assert set(found) == {"a", "b"} and "this one p, q" in found["a"] and "two that agree decide" in found["a"]
+    assert inputs.hear("c", RIGHT)
+    assert inputs.contested(devices) == {}
+    assert Inputs(store, (), 2).contested(devices) == {}, "the operator compares none"
+    store.close()
+
+
 def test_names_are_neither_learned_nor_compared_where_the_operator_says_so(store: QuickStore) -> None:
     inputs = Inputs(opened(store), (), 2)
     assert not inputs.hear("a", RIGHT) and not inputs.hear("b", RIGHT)

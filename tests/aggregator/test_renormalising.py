@@ -15,11 +15,12 @@ from midge.__main__ import main
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.presets import fedasync
 from midge.aggregator.model.model import Frame
+from midge.aggregator.model.statistics import CAP, pooled
 from midge.aggregator.store.renormalising import renormalise, statistics_of
 from midge.aggregator.store.store import Store, StoreError, StoreFull
 from midge.wire import frames, messages
 from midge.wire.messages import Announcement, Moment, Verdict
-from midge.wire.moments import Moments, pool
+from midge.wire.moments import Moments
 from midge.wire.schema import Schema
 from tests.aggregator.rig import EVERYTHING_COUNTS, QuickStore, Rig, rig, statistics
 
@@ -69,7 +70,7 @@ def test_new_statistics_are_asked_for_and_the_model_goes_on(tmp_path: Path) -> N
         told = announced(life)
         assert (told.phase, told.generation, told.version) == ("training", 1, 7)
         assert [frame.span for frame in told.frames if frame.version == 7] == [0], "a snapshot: no step leads across"
-        np.testing.assert_allclose(scale(life), pool(LATE).scale()[0], rtol=1e-6)
+        np.testing.assert_allclose(scale(life), pooled(LATE, CAP).scale()[0], rtol=1e-6)
         assert tuple(life.model.state.values().tolist()) == values
         assert life.send("b", 2, [9, 9, 9, 9], generation=0, base=6).verdict is Verdict.STALE
         assert life.send("b", 3, [1, 0, 0, 0]).verdict is Verdict.ACCEPTED
@@ -205,12 +206,15 @@ def test_a_pair_of_frozen_tensors_is_a_statistic() -> None:
 
 def test_records_of_before_are_read_as_they_were_meant() -> None:
     old = rec.unpack("freeze", frames.pack({"lsn": 3, "statistics": (1, 2)}))
-    assert old == rec.FreezeRecord(3, (1, 2), cap=0.0, keep=False)
+    assert old == rec.FreezeRecord(3, (1, 2), cap=0.0, near=0.0, keep=False)
+    capped = rec.unpack("freeze", frames.pack({"lsn": 3, "statistics": (1, 2), "cap": 4.0, "keep": True}))
+    assert capped == rec.FreezeRecord(3, (1, 2), cap=4.0, near=0.0, keep=True)
     said = {"lsn": 1, "device": "a", "names": (("i", 1),), "missing": 0}
     assert rec.unpack("statistics", frames.pack(said)) == rec.StatisticsRecord(1, "a", (("i", 1),), 0)
 
 
-def test_a_journal_of_before_is_replayed_to_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cap", [0.0, 4.0])
+def test_a_journal_of_before_is_replayed_to_the_same_bits(tmp_path: Path, cap: float) -> None:
     """Then one device's claim weighed as much as it said; a store that froze so keeps what it published."""
     claim = Moments(np.array([10_000]), np.array([50.0]), np.array([4.0 * 10_000]))
     with rig(tmp_path, **ARGUMENTS) as life:
@@ -218,11 +222,11 @@ def test_a_journal_of_before_is_replayed_to_the_same_bits(tmp_path: Path) -> Non
         lsn = life.core.lsn
         life.hear(statistics("b", life.core.lineage, i=LATE[0]))
         db = life.store._open_db
-        frozen = rec.FreezeRecord(lsn + 2, (lsn, lsn + 1))
+        frozen = rec.FreezeRecord(lsn + 2, (lsn, lsn + 1), cap)
         with db:
             life.store.rewrite(db, frozen)
     with rig(tmp_path, **ARGUMENTS) as life:
-        np.testing.assert_allclose(scale(life), pool([claim, LATE[0]]).scale()[0], rtol=1e-6)
+        np.testing.assert_allclose(scale(life), pooled([claim, LATE[0]], cap).scale()[0], rtol=1e-6)
         assert life.core.frozen
 
 
@@ -246,6 +250,21 @@ def test_one_lie_of_five_decides_nothing_and_is_told(tmp_path: Path) -> None:
         assert 1.8 < scale(life) < 2.2 and announced(life).phase == "training"
         (told,) = [fields for event, fields in life.told if event == "statistics_off"]
         assert told["device"] == "evil" and "mean 1e+30" in told["why"]
+        state = life.state
+    with rig(tmp_path, statistics_devices=5, **ARGUMENTS) as life:
+        assert life.state == state
+
+
+def test_what_one_of_five_shows_alone_counts_with_a_limit_and_a_restart_finds_the_same(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(20, 5, (800, 1))
+    lie = Moments(np.array([2**40]), np.array([-100.0]), np.array([240.0**2 * 2.0**40]))
+    with rig(tmp_path, statistics_devices=5, **ARGUMENTS) as life:
+        for number in range(4):
+            life.hear(statistics(f"h{number}", life.core.lineage, i=Moments.of(rows[200 * number :][:200])))
+        life.hear(statistics("evil", life.core.lineage, i=lie))
+        assert 5 < scale(life) < 20 and announced(life).phase == "training"
+        (told,) = [fields for event, fields in life.told if event == "statistics_limited"]
+        assert told["device"] == "evil" and "spread 240" in told["why"]
         state = life.state
     with rig(tmp_path, statistics_devices=5, **ARGUMENTS) as life:
         assert life.state == state

@@ -145,6 +145,11 @@ def test_statistics_that_do_not_come_are_a_stall() -> None:
     assert fleet.run(STATISTICS).state is WAITING
     found = fleet.run(3)
     assert found.state is STALLED and found.why == "Only one device has sent its statistics."
+    # Seen to fail: after a minute, whatever deadline the owner had given.
+    gathered = Obstacle("statistics", "2 devices have sent statistics, of 5 that are requested.", due=fleet.now + 3600)
+    fleet.situation = FleetSituation(frozen=False, able=4, there=4, obstacle=gathered)
+    assert fleet.run(3599) == HealthFinding(WAITING, gathered.why, since=found.since + 2, obstacle="statistics")
+    assert fleet.run(2).state is STALLED
     fleet.situation = FleetSituation(frozen=False, able=0, there=4, waiting="statistics need 32 rows")
     assert fleet.run(3).state is WAITING
 
