@@ -42,6 +42,20 @@ def test_the_ring_is_the_smallest_that_holds_the_largest_sum() -> None:
         assert largest < 2 ** (ring - 1) <= 2 * largest
 
 
+@given(st.integers(4, 24), st.integers(1, 40), st.sampled_from([0.0, 3.0, 1000.0]), st.integers(1, 9))
+@settings(deadline=None)
+def test_a_ring_has_room_for_as_many_as_it_says(ring: int, levels: int, noise: float, honest: int) -> None:
+    room, half = masking.room(ring, levels, noise, honest), 2 ** (ring - 1)
+    assert room == 0 or masking.reach(room, levels, noise, honest) < half
+    assert masking.reach(room + 1, levels, noise, honest) >= half
+
+
+def test_values_without_a_level_end_no_device() -> None:
+    """With a scale of 1e-320 the loop had no end."""
+    with pytest.raises(ValueError, match="levels of"):
+        masking.shortened(np.array([0.1, 0.2], np.float32), 1e-320, 1024)
+
+
 @pytest.mark.parametrize("ring", [4, 8, 9, 10, 16, 17, 31])
 def test_packing_is_exact_and_as_small_as_its_bits(ring: int) -> None:
     words = masking.mask(seeds(1)[0], 1001, ring)
