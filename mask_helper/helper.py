@@ -136,9 +136,9 @@ class MaskHelper:
         if not chunks.fits(body, deposit.sha256):
             raise WireError("the tickets are not those that were signed")
         listed = frames.unpack(body, items=TICKETS)
-        if not isinstance(listed, tuple):
-            raise WireError("the tickets are no array")
-        return deposit, [frames.validate(Ticket, frames.decode(bytes(each))[0]) for each in listed]
+        if not isinstance(listed, tuple) or not all(isinstance(each, bytes) for each in listed):
+            raise WireError("the tickets are no array of frames")
+        return deposit, [frames.validate(Ticket, frames.decode(each)[0]) for each in listed]
 
     def _consider(self, deposit: Deposit, ticket: Ticket) -> str:
         """Add an update to those that wait. Returns why it is refused for ever; empty if it is not."""
