@@ -144,14 +144,10 @@ class MaskHelper:
         """Add an update to those that wait. Returns why it is refused for ever; empty if it is not."""
         lineage, ledger = deposit.lineage, self._ledger
         if (known := ledger.state(lineage, ticket)) is not None:
-            number, why, key = known
+            number, why = known
             if number:
                 # The aggregator holds it although it has the sum: its store was restored, or a set could not be used.
-                lost = ledger.answer(lineage, number - 1) is None or number <= deposit.after
-                return f"its mask is in sum {number}, which was answered" if lost else ""
-            if not why and self._keys.private(key) is None:
-                why = "the key that its seed was sealed to has been erased"
-                ledger.reject(lineage, ticket, why)
+                return "" if ledger.holds(number) else f"its mask is in sum {number}, which was answered"
             return why
         try:
             why = self._add(lineage, ticket)

@@ -77,13 +77,13 @@ class Ledger:
 
     # ---------------------------------------------------------------------- updates
 
-    def state(self, lineage: bytes, ticket: Ticket) -> tuple[int, str, bytes] | None:
-        """The sum that an update is in, why it is refused, and the id of its key; None if it is not known."""
+    def state(self, lineage: bytes, ticket: Ticket) -> tuple[int, str] | None:
+        """The sum that an update is in, and why it is refused; None if it is not known."""
         row = self._database.connection.execute(
-            "SELECT dealt, rejected, key FROM entries WHERE lineage = ? AND device = ? AND outbox = ? AND seq = ?",
+            "SELECT dealt, rejected FROM entries WHERE lineage = ? AND device = ? AND outbox = ? AND seq = ?",
             (lineage, ticket.device, ticket.outbox, ticket.seq),
         ).fetchone()
-        return None if row is None else (int(row[0]), str(row[1]), bytes(row[2]))
+        return None if row is None else (int(row[0]), str(row[1]))
 
     def add(self, lineage: bytes, ticket: Ticket, entry: MaskEntry, seed: bytes) -> bool:
         """Add an update that waits; False if its seed is known from another one."""
@@ -170,3 +170,8 @@ def _named(seed: bytes) -> bytes:
 def _ticket(data: bytes) -> Ticket:
     header, _ = frames.decode(data)
     return frames.validate(Ticket, header)
+    def holds(self, number: int) -> bool:
+        """Whether the answer of a sum is kept still."""
+        found = self._database.connection.execute("SELECT 1 FROM sums WHERE number = ?", (number,))
+        return found.fetchone() is not None
+
