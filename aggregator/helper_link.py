@@ -31,8 +31,8 @@ log = logging.getLogger("aggregator")
 
 _AGAIN = 5.0
 """Seconds after which an unanswered deposit is sent again."""
-_AT_ONCE = 128
-"""Most tickets of a deposit: about 64 KB."""
+_AT_ONCE, _REPEATED = 128, 16
+"""Most tickets of a deposit: about 64 KB; and those of known updates: the helper may have refused one meanwhile."""
 _LONGEST = 2**28
 """Most bytes of an answer."""
 _AWAY = 30.0
@@ -261,6 +261,9 @@ class HelperLink:
         if not new and (not waiting or now < self._again_at):
             return
         self._number += 1
+        if not new:
+            first = self._number * _REPEATED % len(waiting)
+            new = waiting[first : first + _REPEATED]
         self._asked, self._again_at = (now, self._number, tuple(new)), now + _AGAIN
         self._since = now if self._since is None else self._since
         if now > self._since + _AWAY and not self._told_away:

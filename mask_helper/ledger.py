@@ -102,6 +102,20 @@ class Ledger:
             "UPDATE entries SET rejected = ? WHERE lineage = ? AND device = ? AND outbox = ? AND seq = ?", (why, *place)
         )
 
+    @property
+    def newest(self) -> int:
+        """The number of the newest update."""
+        ((number,),) = self._database.connection.execute("SELECT coalesce(max(number), 0) FROM entries")
+        return int(number)
+
+    def queue(self, lineage: bytes) -> list[tuple[int, str, bytes]]:
+        """Number, device and id of the key of each update that waits, in the order of their arrival."""
+        rows = self._database.connection.execute(
+            "SELECT number, device, key FROM entries WHERE lineage = ? AND dealt = 0 AND rejected = '' ORDER BY number",
+            (lineage,),
+        )
+        return [(int(number), str(device), bytes(key)) for number, device, key in rows]
+
     def waiting(self, lineage: bytes) -> list[WaitingUpdate]:
         """The updates that wait, in the order of their arrival."""
         rows = self._database.connection.execute(
@@ -132,7 +146,7 @@ class Ledger:
     # ------------------------------------------------------------------------- sums
 
     def versions(self, lineage: bytes) -> dict[Version, bytes]:
-        """The digest of each version that a sum was dealt from."""
+        """The digest of each version that K_min devices of a sum stated."""
         rows = self._database.connection.execute(
             "SELECT generation, version, digest FROM versions WHERE lineage = ?", (lineage,)
         )
@@ -148,7 +162,7 @@ class Ledger:
         )
         db.executemany(
             "INSERT OR IGNORE INTO versions VALUES (?, ?, ?, ?)",
-            [(lineage, *update.version, update.digest) for update in hand.updates],
+            [(lineage, *version, digest) for version, digest in hand.models],
         )
 
     def answer(self, lineage: bytes, after: int) -> bytes | None:
@@ -169,9 +183,9 @@ def _named(seed: bytes) -> bytes:
 
 def _ticket(data: bytes) -> Ticket:
     header, _ = frames.decode(data)
-    return frames.validate(Ticket, header)
     def holds(self, number: int) -> bool:
         """Whether the answer of a sum is kept still."""
         found = self._database.connection.execute("SELECT 1 FROM sums WHERE number = ?", (number,))
         return found.fetchone() is not None
 
+    return frames.validate(Ticket, header)

@@ -11,7 +11,7 @@ from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import Staleness, constant, polynomial, relative
 from midge.aggregator.core.strategy import Form, Normalise, Strategy
-from midge.wire.masking import LEAST_RING, NOISY_LEVELS, ring_for
+from midge.wire.masking import HIDING, LEAST_RING, NOISY_LEVELS, ring_for
 from midge.wire.messages import Plan
 from midge.wire.messages.masking import Masking
 
@@ -290,6 +290,8 @@ def secure(
     if privacy is not None:
         clip, levels, honest = privacy.clip, NOISY_LEVELS, k_min - colluding
         noise, scale = levels * privacy.noise, clip / levels
+        if privacy.noise < HIDING:
+            raise ValueError(f"noise={privacy.noise:g} hides no device by itself: secure needs {HIDING:g} or more.")
         if honest < 1:
             raise ValueError(f"colluding={colluding} leaves none of k_min={k_min} devices whose noise counts.")
         privacy = replace(privacy, honest=honest)
