@@ -68,7 +68,7 @@ class HelperLink:
         self._topics, self._issuer, self._bodies, self._outlet = topics, issuer, bodies, outlet
         self._deposited: set[int] = set()
         """Waiting updates, by lsn, that the helper has."""
-        self._number = 0
+        self._number = self._turn = 0
         self._asked: tuple[float, int, tuple[int, ...]] | None = None
         """When the unanswered deposit was sent, its number, and its updates."""
         self._heard_at: float | None = None
@@ -155,6 +155,9 @@ class HelperLink:
         if self._told_away:
             self._told_away = False
             self._outlet.tell("helper_back")
+        if dealt.turn > self._turn:
+            # This process has restarted: the helper takes no deposit that may be an old one, repeated by the broker.
+            self._turn, self._asked, self._again_at = dealt.turn, None, float("-inf")
         if self._asked is not None and dealt.answers == self._asked[1] and not dealt.number:
             self._deposited |= set(self._asked[2])
             self._asked = None
@@ -261,6 +264,7 @@ class HelperLink:
         if not new and (not waiting or now < self._again_at):
             return
         self._number += 1
+        self._turn += 1
         if not new:
             first = self._number * _REPEATED % len(waiting)
             new = waiting[first : first + _REPEATED]
@@ -278,6 +282,7 @@ class HelperLink:
         deposit = Deposit(
             lineage=engine.store.lineage,
             number=self._number,
+            turn=self._turn,
             store=newest.store,
             after=newest.number,
             size=core.sums.wanted(now),

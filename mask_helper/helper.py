@@ -110,9 +110,14 @@ class MaskHelper:
         """
         deposit, tickets = self._read(payload)
         ledger, lineage = self._ledger, deposit.lineage
-        acknowledgement = Dealt(store=ledger.store, lineage=lineage, answers=deposit.number)
+        acknowledgement = Dealt(store=ledger.store, lineage=lineage, answers=deposit.number, turn=deposit.turn)
+        if deposit.turn < (newest := ledger.turn(lineage)):
+            # A broker may repeat what it carried. An aggregator that has restarted goes on from here.
+            late = acknowledgement.model_copy(update={"answers": 0, "turn": newest})
+            return list(_pieces(self._sealed(late, b"", deposit)))
         before = ledger.dealt
         with ledger.transaction():
+            ledger.take_turn(lineage, deposit.turn)
             if deposit.store == ledger.store:
                 ledger.forget(lineage, deposit.after)
             judged = [(ticket, self._consider(deposit, ticket)) for ticket in tickets]

@@ -152,6 +152,17 @@ class Ledger:
         )
         return {(generation, version): bytes(digest) for generation, version, digest in rows}
 
+    def turn(self, lineage: bytes) -> int:
+        """The highest turn of a deposit."""
+        row = self._database.connection.execute(
+            "SELECT value FROM meta WHERE name = ?", (_turn_of(lineage),)
+        ).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def take_turn(self, lineage: bytes, turn: int) -> None:
+        """Record the turn of a deposit."""
+        self._database.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_turn_of(lineage), turn))
+
     def deal(self, lineage: bytes, hand: Hand, number: int, answer: bytes) -> None:
         """Record a sum with its answer."""
         db = self._database.connection
@@ -172,9 +183,18 @@ class Ledger:
         ).fetchone()
         return None if row is None else bytes(row[0])
 
+    def holds(self, number: int) -> bool:
+        """Whether the answer of a sum is kept still."""
+        found = self._database.connection.execute("SELECT 1 FROM sums WHERE number = ?", (number,))
+        return found.fetchone() is not None
+
     def forget(self, lineage: bytes, through: int) -> None:
         """Delete answers that are in the aggregator's journal."""
         self._database.connection.execute("DELETE FROM sums WHERE lineage = ? AND number <= ?", (lineage, through))
+
+
+def _turn_of(lineage: bytes) -> str:
+    return f"turn {lineage.hex()}"
 
 
 def _named(seed: bytes) -> bytes:
@@ -183,9 +203,4 @@ def _named(seed: bytes) -> bytes:
 
 def _ticket(data: bytes) -> Ticket:
     header, _ = frames.decode(data)
-    def holds(self, number: int) -> bool:
-        """Whether the answer of a sum is kept still."""
-        found = self._database.connection.execute("SELECT 1 FROM sums WHERE number = ?", (number,))
-        return found.fetchone() is not None
-
     return frames.validate(Ticket, header)
