@@ -110,7 +110,8 @@ class Masker:
         before = residual.unpack(left, announcement.lineage, schema) if left and plan.feedback else None
         wanted = delta if before is None else delta + before.values
         # The helper's own minimum too: after a restart it may state a lower one, and the shares of noise are for this.
-        to = SealTo(keys[0].key, self._federation, self._device, max(self._required.k_min, stated.least))
+        least = max(self._required.k_min, stated.least)
+        to = SealTo(keys[0].key, self._federation, self._device, least, masking.terms(announcement))
         made = masking.masked(wanted, plan.masking, update, to)
         after = None
         if plan.feedback:

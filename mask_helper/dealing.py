@@ -3,8 +3,9 @@
 Whoever chose the sets or their weights could read one update out of two sums that differ by it. So sets are disjoint,
 a set has one update of each device, and its weights follow from the updates' bases (`wire.masking.weights`).
 
-Whoever gives devices a dead model knows their updates: zeros. So only devices that trained from the same model hide
-each other: each base of a set has K_min devices, unless their noise hides each of them.
+Whoever gives devices a dead model, or a plan without learning, knows their updates: zeros. So only devices that trained
+from the same model by the same plan hide each other: each base of a set has K_min devices, unless their noise hides
+each of them.
 """
 
 from collections import Counter, defaultdict
@@ -38,11 +39,11 @@ class WaitingUpdate:
         return entry.ring, entry.levels, entry.scale, entry.slices, entry.part, entry.noise, entry.honest
 
     @property
-    def cohort(self) -> tuple[Version, bytes] | None:
-        """Updates that hide each other agree in this: their model, or None if their shares of the noise suffice."""
+    def cohort(self) -> tuple[object, ...] | None:
+        """Updates that hide each other agree in this: model and plan, or None if their shares of the noise suffice."""
         entry = self.entry
         hides = entry.noise >= masking.HIDING * entry.levels and entry.honest <= entry.least
-        return None if hides else (self.version, self.digest)
+        return None if hides else (self.version, self.digest, entry.terms)
 
 
 @dataclass(frozen=True, slots=True)

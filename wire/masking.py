@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from midge.wire import chunks, frames, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Update
+from midge.wire.messages import Announcement, Update
 from midge.wire.messages.masking import MaskEntry, Masking, Ticket
 from midge.wire.noise import noise_share
 from midge.wire.schema import Vector
@@ -207,6 +207,12 @@ def seed_info(federation: str, device: str, ticket: Update | Ticket, lineage: by
     return b"midge/1 seed\0" + frames.pack([federation, device, lineage, *of])
 
 
+def terms(announcement: Announcement) -> bytes:
+    """A digest of what decides, besides a device's rows, what a training gives: the model and the plan, 16 bytes."""
+    plan = frames.encode(announcement.plan.model_copy(update={"seed": 0}))
+    return hashlib.sha256(b"midge/1 terms\0" + announcement.digest + plan).digest()[:16]
+
+
 def ticket_of(update: Update, device: str = "") -> Ticket:
     """The ticket of a masked update."""
     return Ticket(
@@ -313,6 +319,8 @@ class SealTo:
     device: str
     least: int
     """Fewest devices in a sum that the device's owner allows."""
+    terms: bytes = b""
+    """Of its training."""
 
 
 class Masked(NamedTuple):
@@ -358,6 +366,7 @@ def masked(delta: Vector, masking: Masking, update: Update, to: SealTo, seed: by
         seed=bytes(sealing.overhead(to.key)),
         noise=masking.noise,
         honest=masking.honest,
+        terms=to.terms,
     )
     info = seed_info(to.federation, to.device, update, update.lineage, entry)
     entry = entry.model_copy(update={"seed": sealing.seal(seed, to.key, info)})

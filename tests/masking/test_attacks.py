@@ -7,10 +7,29 @@ from typing import Any
 import numpy as np
 import pytest
 
+from midge.iot_client.masking import Masker
+from midge.iot_client.masking_requirement import RequireSecure
+from midge.iot_client.training.update_encoder import update_of
 from midge.mask_helper.opening_keys import DAY, KEEP, VALID
 from midge.wire import chunks, frames, masking, sealing, signing
 from midge.wire.errors import WireError
-from tests.masking.party import HELPER, LINEAGE, Asker, Sender, delta, helper_of, opened, rejections, senders
+from midge.wire.messages import Announcement, Plan, Update
+from midge.wire.messages.masking import Masking
+from midge.wire.schema import Schema
+from tests.announced import announced
+from tests.masking.party import (
+    HELPER,
+    LINEAGE,
+    OPENS,
+    VALUES,
+    Asker,
+    Sender,
+    delta,
+    helper_of,
+    opened,
+    rejections,
+    senders,
+)
 
 
 def test_a_sum_is_the_sum_and_its_members_are_named(tmp_path: Path) -> None:
@@ -147,6 +166,51 @@ def test_a_version_for_one_device_is_in_no_sum(tmp_path: Path) -> None:
     last = asker.hold(devices[9], devices[9].send(asker.helper, delta(7), base=9, digest=b"bait for one"))
     (total,) = asker.sums(asker.ask([last], size=2, after=1, store=dealt.store))
     assert total.tolist() == (5 * delta(7)).tolist()
+
+
+@pytest.mark.parametrize(
+    "dead",
+    [
+        {"plan": {"learning_rate": 1e-30}},
+        {"plan": {"local_steps": 1}},
+        {"masking": {"clip": 1e-30}},
+        {"digest": b"8 bytes " + b"of another"[:8]},
+    ],
+)
+def test_a_plan_for_all_but_one_device_hides_nobody(tmp_path: Path, dead: dict[str, Any]) -> None:
+    """The same version and digest, and a learning rate of 1e-30 for the others: their updates were zeros again.
+
+    Two models that share eight bytes of their digests are found by 2^32 attempts.
+    """
+    devices = senders(6)
+    asker = Asker(helper_of(tmp_path, devices, least=5))
+    scale = Masking(ring=12, scale=1.0, clip=1e9)
+    plan = Plan(masking=scale)
+    fields: dict[str, Any] = {
+        "federation": "plant",
+        "lineage": LINEAGE,
+        "plan": plan,
+        "seal_key": sealing.public(OPENS),
+        "helper": asker.helper.statement(),
+        "digest": b"8 bytes " + bytes(8),
+    }
+    asked = announced(**fields)
+    masked = scale.model_copy(update=dead.get("masking", {}))
+    others = plan.model_copy(update={"masking": masked, **dead.get("plan", {})})
+    bait = announced(**{**fields, "plan": others, "digest": dead.get("digest", fields["digest"])})
+    schema = Schema.of({"w": np.zeros(VALUES, np.float32)})
+
+    def sent(device: Sender, announcement: Announcement) -> tuple[str, Update]:
+        device.seq += 1
+        masker = Masker(RequireSecure(helper_key=HELPER.public_pem()), "plant", device.name, lambda: 1.7e9)
+        made = masker.mask(delta(1), update_of(announcement, "", b""), announcement, schema, None)
+        update = made.update.model_copy(update={"outbox": 1, "seq": device.seq})
+        return asker.hold(device, (masking.signed_entry(device.key, "plant", device.name, update), made.body))
+
+    held = [sent(each, bait) for each in devices[1:]]
+    assert asker.sums(asker.ask([sent(devices[0], asked), *held], size=6)) == []
+    answers = asker.ask([], size=5)
+    assert {each.device for each in answers[-1][0].members} == {each.name for each in devices[1:]}
 
 
 def test_each_base_of_a_sum_has_k_min_devices(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ class MaskEntry(Message):
     """Of the plan; with noise, the updates of a sum have equal weights."""
     honest: Honest = 0
     """Of the plan."""
+    terms: Annotated[bytes, Field(max_length=16)] = b""
+    """Digest of the model and the plan of the training (`masking.terms`): devices that agree in it hide each other."""
 
 
 class Ticket(Message):
