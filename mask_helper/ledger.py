@@ -148,7 +148,8 @@ class Ledger:
     def versions(self, lineage: bytes) -> dict[Version, bytes]:
         """The digest of each version that K_min devices of a sum stated."""
         rows = self._database.connection.execute(
-            "SELECT generation, version, digest FROM versions WHERE lineage = ?", (lineage,)
+            "SELECT generation, version, digest FROM versions WHERE lineage = ? AND length(digest) = ?",
+            (lineage, masking.DIGEST),  # an earlier Midge recorded an empty one too
         )
         return {(generation, version): bytes(digest) for generation, version, digest in rows}
 
