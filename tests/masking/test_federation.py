@@ -263,7 +263,10 @@ async def test_a_sum_that_is_too_long_is_scaled_down(tmp_path: Path) -> None:
         loud = announcement.plan.masking
         assert loud is not None
         plan = announcement.plan.model_copy(update={"masking": loud.model_copy(update={"clip": 1e9})})
-        return honest(np.full_like(delta, 15.0), update, announcement.model_copy(update={"plan": plan}), *rest)
+        made = honest(np.full_like(delta, 15.0), update, announcement.model_copy(update={"plan": plan}), *rest)
+        entry = masking.parse_entry(made.update.entry + bytes(signing.SIGNATURE))
+        stated = entry.model_copy(update={"terms": masking.terms(announcement)})
+        return replace(made, update=made.update.model_copy(update={"entry": frames.encode(stated)}))
 
     masker.mask = shouting  # type: ignore[method-assign,assignment]
     async with serving(party.helper(), server, *devices):
