@@ -31,8 +31,8 @@ log = logging.getLogger("aggregator")
 
 _AGAIN = 5.0
 """Seconds after which an unanswered deposit is sent again."""
-_AT_ONCE = 128
-"""Most tickets of a deposit: about 64 KB."""
+_AT_ONCE, _REPEATED = 128, 16
+"""Most tickets of a deposit: about 64 KB; and those of known updates: the helper may have refused one meanwhile."""
 _LONGEST = 2**28
 """Most bytes of an answer."""
 _AWAY = 30.0
@@ -68,7 +68,7 @@ class HelperLink:
         self._topics, self._issuer, self._bodies, self._outlet = topics, issuer, bodies, outlet
         self._deposited: set[int] = set()
         """Waiting updates, by lsn, that the helper has."""
-        self._number = 0
+        self._number = self._turn = 0
         self._asked: tuple[float, int, tuple[int, ...]] | None = None
         """When the unanswered deposit was sent, its number, and its updates."""
         self._since: float | None = None
@@ -154,6 +154,9 @@ class HelperLink:
         if self._told_away:
             self._told_away = False
             self._outlet.tell("helper_back")
+        if dealt.turn > self._turn:
+            # This process has restarted: the helper takes no deposit that may be an old one, repeated by the broker.
+            self._turn, self._asked, self._again_at = dealt.turn, None, float("-inf")
         if self._asked is not None and dealt.answers == self._asked[1] and not dealt.number:
             self._deposited |= set(self._asked[2])
             self._asked = None
@@ -260,6 +263,10 @@ class HelperLink:
         if not new and (not waiting or now < self._again_at):
             return
         self._number += 1
+        self._turn += 1
+        if not new:
+            first = self._number * _REPEATED % len(waiting)
+            new = waiting[first : first + _REPEATED]
         self._asked, self._again_at = (now, self._number, tuple(new)), now + _AGAIN
         self._since = now if self._since is None else self._since
         if now > self._since + _AWAY and not self._told_away:
@@ -274,6 +281,7 @@ class HelperLink:
         deposit = Deposit(
             lineage=engine.store.lineage,
             number=self._number,
+            turn=self._turn,
             store=newest.store,
             after=newest.number,
             size=core.sums.wanted(now),

@@ -13,6 +13,9 @@ from midge.wire.messages import Announcement, Update
 from midge.wire.messages.masking import HelperStatement
 from midge.wire.schema import Schema, Vector
 
+_FINEST = 2.0**40
+"""Most levels in the clip norm: far more than a ring holds."""
+
 
 class Masker:
     """Masks the updates of one device.
@@ -59,6 +62,10 @@ class Masker:
         least = max(required.k_min, plan.least, stated.least)
         if stated.devices < least:
             return f"the mask helper's roster has {stated.devices} devices, and a sum needs {least}"
+        if plan.clip > plan.scale * _FINEST:
+            return f"the plan's clip norm of {plan.clip:g} cannot be told in levels of {plan.scale:g}"
+        if least > (most := masking.room(plan.ring, plan.levels, plan.noise, plan.honest or least)):
+            return f"a sum needs {least} devices, and the plan's ring has room for {most}"
         if required.noise > plan.noise / plan.levels:
             return (
                 f"the plan's noise is {plan.noise / plan.levels:.3g} times the norm of a delta, and this device's "
@@ -92,7 +99,8 @@ class Masker:
         if (why := self.objection(announcement)) is not None:
             raise Unfit(why)
         now = self._clock()
-        keys = [key for key in self._stated(announcement).keys if now < key.until]
+        stated = self._stated(announcement)
+        keys = [key for key in stated.keys if now < key.until]
         if not keys:
             raise Unfit(
                 "the keys of the mask helper have expired: its newer ones have not arrived, or the clock is wrong"
@@ -101,7 +109,9 @@ class Masker:
         assert plan.masking is not None
         before = residual.unpack(left, announcement.lineage, schema) if left and plan.feedback else None
         wanted = delta if before is None else delta + before.values
-        to = SealTo(keys[0].key, self._federation, self._device, self._required.k_min)
+        # The helper's own minimum too: after a restart it may state a lower one, and the shares of noise are for this.
+        least = max(self._required.k_min, stated.least)
+        to = SealTo(keys[0].key, self._federation, self._device, least, masking.terms(announcement))
         made = masking.masked(wanted, plan.masking, update, to)
         after = None
         if plan.feedback:

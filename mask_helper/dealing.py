@@ -2,10 +2,14 @@
 
 Whoever chose the sets or their weights could read one update out of two sums that differ by it. So sets are disjoint,
 a set has one update of each device, and its weights follow from the updates' bases (`wire.masking.weights`).
+
+Whoever gives devices a dead model, or a plan without learning, knows their updates: zeros. So only devices that trained
+from the same model by the same plan hide each other: each base of a set has K_min devices, unless their noise hides
+each of them.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from midge.wire import masking
@@ -34,6 +38,13 @@ class WaitingUpdate:
         entry = self.entry
         return entry.ring, entry.levels, entry.scale, entry.slices, entry.part, entry.noise, entry.honest
 
+    @property
+    def cohort(self) -> tuple[object, ...] | None:
+        """Updates that hide each other agree in this: model and plan, or None if their shares of the noise suffice."""
+        entry = self.entry
+        hides = entry.noise >= masking.HIDING * entry.levels and entry.honest <= entry.least
+        return None if hides else (self.version, self.digest, entry.terms)
+
 
 @dataclass(frozen=True, slots=True)
 class Hand:
@@ -41,6 +52,8 @@ class Hand:
 
     updates: tuple[WaitingUpdate, ...]
     weights: tuple[int, ...]
+    models: tuple[tuple[Version, bytes], ...]
+    """Versions with the digest that K_min of these devices state."""
 
 
 def deal(
@@ -56,65 +69,93 @@ def deal(
 
     Args:
         waiting: updates of one lineage, in the order of their arrival.
-        known: the digest of each version that a set was dealt from: an update of another model never counts.
-        size: number of devices that the aggregator wants.
+        known: the digest of each version that K_min devices of a set stated: an update of another model never counts.
+        size: number of devices that the aggregator wants. A set has a few more if its last base has K_min of them.
         least: fewest devices, of the helper's configuration.
         groups: number of sets that are dealt together. A device is in one of them.
         shuffle: puts a list in a random order; neither aggregator nor devices may predict it.
     """
     kinds: dict[tuple[object, ...], list[WaitingUpdate]] = defaultdict(list)
     for update in waiting:
-        kinds[update.kind].append(update)
+        if known.get(update.version, update.digest) == update.digest:
+            kinds[update.kind].append(update)
     for alike in kinds.values():
-        models = dict(known) | _majority(update for update in alike if update.version not in known)
-        by_device: dict[str, WaitingUpdate] = {}
-        for update in alike:
-            if models[update.version] == update.digest:
-                by_device.setdefault(update.device, update)  # the oldest of each device
-        if hands := _hands(list(by_device.values()), max(size, least), groups, shuffle):
-            return hands
+        entry = alike[0].entry
+        if entry.noise and not entry.honest:
+            continue  # the shares of that noise are not defined
+        room = masking.room(entry.ring, entry.levels, entry.noise, entry.honest)
+        fitting = [update for update in alike if update.entry.least <= room]
+        wanted = min(max(size, least), room)
+        if groups > 1:
+            sets = _groups(fitting, wanted, least, room, groups, shuffle)
+        else:
+            sets = _merged(fitting, wanted, least, room)
+        if sets:
+            return [_hand(chosen, least) for chosen in sets]
     return []
 
 
-def _majority(updates: Iterable[WaitingUpdate]) -> dict[Version, bytes]:
-    """The digest of each version that most devices report: one liar must not keep the others' updates out."""
-    votes: dict[Version, dict[bytes, set[str]]] = defaultdict(lambda: defaultdict(set))
+def _cohorts(updates: Iterable[WaitingUpdate], least: int) -> Iterator[tuple[list[WaitingUpdate], int]]:
+    """Updates that hide each other, none of a device that was in an earlier cohort, and the fewest that may be summed.
+
+    The oldest come first. A device that asks for more company than there is leaves the others alone.
+    """
+    cohorts: dict[object, list[WaitingUpdate]] = defaultdict(list)
     for update in updates:
-        votes[update.version][update.digest].add(update.device)
-    return {version: max(each, key=lambda digest: len(each[digest])) for version, each in votes.items()}
+        cohorts[update.cohort].append(update)
+    taken: set[str] = set()
+    for cohort in cohorts.values():
+        by_device: dict[str, WaitingUpdate] = {}
+        for update in cohort:
+            if update.device not in taken:
+                by_device.setdefault(update.device, update)
+        found = list(by_device.values())
+        while len(found) >= least and (need := max(least, *(each.entry.least for each in found))) > len(found):
+            found = [each for each in found if each.entry.least < need]
+        if len(found) >= least:
+            taken |= {each.device for each in found}
+            yield found, need
 
 
-def _hands(
-    updates: list[WaitingUpdate], wanted: int, groups: int, shuffle: Callable[[list[WaitingUpdate]], None]
-) -> list[Hand]:
-    """Sets of the oldest updates."""
-    # A device that asks for more company than there is leaves the others alone.
-    while updates:
-        demanded = max(update.entry.least for update in updates)
-        need = max(wanted, demanded)
-        if len(updates) >= need * groups:
-            break
-        if demanded <= wanted:
-            return []
-        updates = [update for update in updates if update.entry.least < demanded]
-    if not updates:
-        return []
-    entry = updates[0].entry
-    if entry.noise and not entry.honest:
-        return []  # the shares of that noise are not defined
-    if masking.reach(need, entry.levels, entry.noise, entry.honest) >= 2 ** (entry.ring - 1):
-        return []  # the sum would not be exact
-    chosen = updates[: need * groups]
-    if groups > 1:
-        shuffle(chosen)
-    return [_hand(chosen[place : place + need]) for place in range(0, len(chosen), need)]
+def _merged(updates: Iterable[WaitingUpdate], wanted: int, least: int, room: int) -> list[list[WaitingUpdate]]:
+    """A set of the oldest cohorts that has as many devices as are wanted; empty if there are too few."""
+    chosen: list[WaitingUpdate] = []
+    for cohort, need in _cohorts(updates, least):
+        count = min(max(need, wanted - len(chosen)), room - len(chosen))
+        if count >= need:
+            chosen += cohort[:count]
+        if len(chosen) >= wanted:
+            return [chosen]
+    return []
 
 
-def _hand(chosen: list[WaitingUpdate]) -> Hand:
+def _groups(  # noqa: PLR0917 - one decision and its limits
+    updates: Iterable[WaitingUpdate],
+    wanted: int,
+    least: int,
+    room: int,
+    groups: int,
+    shuffle: Callable[[list[WaitingUpdate]], None],
+) -> list[list[WaitingUpdate]]:
+    """Sets at random, each of one cohort; empty if there are too few."""
+    sets: list[list[WaitingUpdate]] = []
+    for cohort, need in _cohorts(updates, least):
+        size = max(need, wanted)
+        count = min(len(cohort) // size, groups - len(sets))
+        if size <= room:
+            chosen = cohort[: count * size]
+            shuffle(chosen)
+            sets += [chosen[place : place + size] for place in range(0, len(chosen), size)]
+    return sets if len(sets) == groups else []
+
+
+def _hand(chosen: Sequence[WaitingUpdate], least: int) -> Hand:
     """A set with its weights."""
     entry = chosen[0].entry
-    least = max(update.entry.least for update in chosen)
+    least = max(least, *(update.entry.least for update in chosen))
     bases = [number for _, number in (update.version for update in chosen)]
     # Noise is accounted for at equal weights: with others, it would hide a heavy update less.
     equal = (1,) * len(chosen)
-    return Hand(tuple(chosen), equal if entry.noise else masking.weights(bases, entry.ring, entry.levels, least))
+    weights = equal if entry.noise else masking.weights(bases, entry.ring, entry.levels, least)
+    votes = Counter((update.version, update.digest) for update in chosen)
+    return Hand(tuple(chosen), weights, tuple(model for model, count in votes.most_common() if count >= least))

@@ -1,7 +1,8 @@
 """The helper's decisions on deposits: it trusts neither the aggregator nor the broker, and journals before it answers.
 
 - An update counts if a device of the roster has signed it. The aggregator cannot add devices.
-- A set has updates of at least K_min distinct devices, one of each; the helper deals it and computes its weights.
+- A set has updates of at least K_min distinct devices for each base, one of each device; the helper deals it and
+  computes its weights.
 - A seed is used once, under whatever identity it comes.
 - A sum that was dealt is repeated byte for byte, until the aggregator says that it has it.
 """
@@ -10,7 +11,8 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,11 @@ TICKETS = 512
 """Most tickets of a deposit."""
 PIECE = 64 * 1024
 """Bytes of an answer in one message."""
+_WAIT = 2
+"""Updates of one device that wait at most: one before them, whose version the others have left, is refused …"""
+_PASSED = 4
+"""… and one after which this multiple of the roster's number of updates have come."""
+_ERASED = "the key that its seed was sealed to has been erased"
 _VALUES = 2**26
 """Most values of a sum: more would use up the memory."""
 
@@ -102,28 +109,37 @@ class MaskHelper:
             WireError: it is no deposit of this federation's aggregator.
         """
         deposit, tickets = self._read(payload)
-        before = self._ledger.dealt
-        with self._ledger.transaction():
-            if deposit.store == self._ledger.store:
-                self._ledger.forget(deposit.lineage, deposit.after)
+        ledger, lineage = self._ledger, deposit.lineage
+        acknowledgement = Dealt(store=ledger.store, lineage=lineage, answers=deposit.number, turn=deposit.turn)
+        if deposit.turn < (newest := ledger.turn(lineage)):
+            # A broker may repeat what it carried. An aggregator that has restarted goes on from here.
+            late = acknowledgement.model_copy(update={"answers": 0, "turn": newest})
+            return list(_pieces(self._sealed(late, b"", deposit)))
+        before = ledger.dealt
+        with ledger.transaction():
+            ledger.take_turn(lineage, deposit.turn)
+            if deposit.store == ledger.store:
+                ledger.forget(lineage, deposit.after)
             judged = [(ticket, self._consider(deposit, ticket)) for ticket in tickets]
+            judged += self._refuse(lineage, self._erased(lineage), _ERASED)
             while self._deal(deposit):
                 pass
-        self._keys.answered(self._ledger.dealt)
+            judged += self._refuse(lineage, self._left(lineage), "too few devices have trained from its version")
+        self._keys.answered(ledger.dealt)
         failpoint("helper.answered")
-        if self._ledger.dealt > before:
-            self._tell("dealt", sums=self._ledger.dealt - before, number=self._ledger.dealt)
-        after = deposit.after if deposit.store == self._ledger.store else 0
-        rejected = tuple(
-            Rejected(device=ticket.device, outbox=ticket.outbox, seq=ticket.seq, why=why[:400])
-            for ticket, why in judged
+        if ledger.dealt > before:
+            self._tell("dealt", sums=ledger.dealt - before, number=ledger.dealt)
+        after = deposit.after if deposit.store == ledger.store else 0
+        rejected = {
+            (each.device, each.outbox, each.seq): Rejected(
+                device=each.device, outbox=each.outbox, seq=each.seq, why=why[:400]
+            )
+            for each, why in judged
             if why
-        )
-        acknowledgement = Dealt(
-            store=self._ledger.store, lineage=deposit.lineage, answers=deposit.number, rejected=rejected
-        )
-        answers = [self._sealed(acknowledgement, b"", deposit)]
-        if (found := self._ledger.answer(deposit.lineage, after)) is not None:
+        }
+        told = acknowledgement.model_copy(update={"rejected": tuple(rejected.values())})
+        answers = [self._sealed(told, b"", deposit)]
+        if (found := ledger.answer(lineage, after)) is not None:
             answers.append(found)
         return [piece for answer in answers for piece in _pieces(answer)]
 
@@ -136,22 +152,18 @@ class MaskHelper:
         if not chunks.fits(body, deposit.sha256):
             raise WireError("the tickets are not those that were signed")
         listed = frames.unpack(body, items=TICKETS)
-        if not isinstance(listed, tuple):
-            raise WireError("the tickets are no array")
-        return deposit, [frames.validate(Ticket, frames.decode(bytes(each))[0]) for each in listed]
+        if not isinstance(listed, tuple) or not all(isinstance(each, bytes) for each in listed):
+            raise WireError("the tickets are no array of frames")
+        return deposit, [frames.validate(Ticket, frames.decode(each)[0]) for each in listed]
 
     def _consider(self, deposit: Deposit, ticket: Ticket) -> str:
         """Add an update to those that wait. Returns why it is refused for ever; empty if it is not."""
         lineage, ledger = deposit.lineage, self._ledger
         if (known := ledger.state(lineage, ticket)) is not None:
-            number, why, key = known
+            number, why = known
             if number:
                 # The aggregator holds it although it has the sum: its store was restored, or a set could not be used.
-                lost = ledger.answer(lineage, number - 1) is None or number <= deposit.after
-                return f"its mask is in sum {number}, which was answered" if lost else ""
-            if not why and self._keys.private(key) is None:
-                why = "the key that its seed was sealed to has been erased"
-                ledger.reject(lineage, ticket, why)
+                return "" if ledger.holds(number) else f"its mask is in sum {number}, which was answered"
             return why
         try:
             why = self._add(lineage, ticket)
@@ -170,8 +182,15 @@ class MaskHelper:
         entry = masking.read_entry(ticket, config.federation, lineage, public)
         if entry.part >= entry.slices:
             return "there is no such slice"
+        if len(ticket.base_digest) != masking.DIGEST:
+            return f"the digest of its base has {len(ticket.base_digest)} bytes, not {masking.DIGEST}"
+        if entry.noise and not entry.honest:
+            return "it says not how many devices share its noise"
+        room = masking.room(entry.ring, entry.levels, entry.noise, entry.honest)
+        if (least := max(entry.least, config.least)) > room:
+            return f"a sum needs {least} devices, and its ring has room for {room}"
         if (private := self._keys.private(entry.key)) is None:
-            return "the key that its seed was sealed to has been erased"
+            return _ERASED
         seed = masking.open_seed(config.federation, lineage, ticket, entry, private)
         known = self._ledger.versions(lineage).get((ticket.generation, ticket.base))
         if known is not None and known != ticket.base_digest:
@@ -183,13 +202,8 @@ class MaskHelper:
     def _deal(self, deposit: Deposit) -> bool:
         """Deal the next sets, if there are any."""
         lineage, ledger = deposit.lineage, self._ledger
-        waiting = ledger.waiting(lineage)
-        expired = [each.number for each in waiting if self._keys.private(each.entry.key) is None]
-        if expired:
-            ledger.expire(lineage, expired, "the key that its seed was sealed to has been erased")
-            waiting = [each for each in waiting if each.number not in set(expired)]
         hands = deal(
-            waiting,
+            ledger.waiting(lineage),
             ledger.versions(lineage),
             size=deposit.size,
             least=self._config.least,
@@ -202,6 +216,24 @@ class MaskHelper:
             number = ledger.dealt + 1
             ledger.deal(lineage, hand, number, self._summed(deposit, hand, number))
         return True
+
+    def _erased(self, lineage: bytes) -> list[int]:
+        """Numbers of updates that wait, and whose seeds cannot be opened any more."""
+        return [number for number, _, key in self._ledger.queue(lineage) if self._keys.private(key) is None]
+
+    def _left(self, lineage: bytes) -> list[int]:
+        """Numbers of updates that wait for company that will not come: it would be for ever."""
+        by_device: dict[str, list[int]] = defaultdict(list)
+        queue, oldest = self._ledger.queue(lineage), self._ledger.newest - _PASSED * len(self._config.roster)
+        for number, device, _ in queue:
+            by_device[device].append(number)
+        left = {number for numbers in by_device.values() for number in numbers[:-_WAIT]}
+        return [number for number, _, _ in queue if number in left or number <= oldest]
+
+    def _refuse(self, lineage: bytes, numbers: Sequence[int], why: str) -> list[tuple[Ticket, str]]:
+        """Refuse updates that waited too long, for ever."""
+        self._ledger.expire(lineage, numbers, why)
+        return [(self._ledger.ticket(number), why) for number in numbers]
 
     def _summed(self, deposit: Deposit, hand: Hand, number: int) -> bytes:
         """The answer with the sum of a set's masks."""

@@ -77,13 +77,13 @@ class Ledger:
 
     # ---------------------------------------------------------------------- updates
 
-    def state(self, lineage: bytes, ticket: Ticket) -> tuple[int, str, bytes] | None:
-        """The sum that an update is in, why it is refused, and the id of its key; None if it is not known."""
+    def state(self, lineage: bytes, ticket: Ticket) -> tuple[int, str] | None:
+        """The sum that an update is in, and why it is refused; None if it is not known."""
         row = self._database.connection.execute(
-            "SELECT dealt, rejected, key FROM entries WHERE lineage = ? AND device = ? AND outbox = ? AND seq = ?",
+            "SELECT dealt, rejected FROM entries WHERE lineage = ? AND device = ? AND outbox = ? AND seq = ?",
             (lineage, ticket.device, ticket.outbox, ticket.seq),
         ).fetchone()
-        return None if row is None else (int(row[0]), str(row[1]), bytes(row[2]))
+        return None if row is None else (int(row[0]), str(row[1]))
 
     def add(self, lineage: bytes, ticket: Ticket, entry: MaskEntry, seed: bytes) -> bool:
         """Add an update that waits; False if its seed is known from another one."""
@@ -101,6 +101,20 @@ class Ledger:
         db.execute(
             "UPDATE entries SET rejected = ? WHERE lineage = ? AND device = ? AND outbox = ? AND seq = ?", (why, *place)
         )
+
+    @property
+    def newest(self) -> int:
+        """The number of the newest update."""
+        ((number,),) = self._database.connection.execute("SELECT coalesce(max(number), 0) FROM entries")
+        return int(number)
+
+    def queue(self, lineage: bytes) -> list[tuple[int, str, bytes]]:
+        """Number, device and id of the key of each update that waits, in the order of their arrival."""
+        rows = self._database.connection.execute(
+            "SELECT number, device, key FROM entries WHERE lineage = ? AND dealt = 0 AND rejected = '' ORDER BY number",
+            (lineage,),
+        )
+        return [(int(number), str(device), bytes(key)) for number, device, key in rows]
 
     def waiting(self, lineage: bytes) -> list[WaitingUpdate]:
         """The updates that wait, in the order of their arrival."""
@@ -132,11 +146,23 @@ class Ledger:
     # ------------------------------------------------------------------------- sums
 
     def versions(self, lineage: bytes) -> dict[Version, bytes]:
-        """The digest of each version that a sum was dealt from."""
+        """The digest of each version that K_min devices of a sum stated."""
         rows = self._database.connection.execute(
-            "SELECT generation, version, digest FROM versions WHERE lineage = ?", (lineage,)
+            "SELECT generation, version, digest FROM versions WHERE lineage = ? AND length(digest) = ?",
+            (lineage, masking.DIGEST),  # an earlier Midge recorded an empty one too
         )
         return {(generation, version): bytes(digest) for generation, version, digest in rows}
+
+    def turn(self, lineage: bytes) -> int:
+        """The highest turn of a deposit."""
+        row = self._database.connection.execute(
+            "SELECT value FROM meta WHERE name = ?", (_turn_of(lineage),)
+        ).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def take_turn(self, lineage: bytes, turn: int) -> None:
+        """Record the turn of a deposit."""
+        self._database.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_turn_of(lineage), turn))
 
     def deal(self, lineage: bytes, hand: Hand, number: int, answer: bytes) -> None:
         """Record a sum with its answer."""
@@ -148,7 +174,7 @@ class Ledger:
         )
         db.executemany(
             "INSERT OR IGNORE INTO versions VALUES (?, ?, ?, ?)",
-            [(lineage, *update.version, update.digest) for update in hand.updates],
+            [(lineage, *version, digest) for version, digest in hand.models],
         )
 
     def answer(self, lineage: bytes, after: int) -> bytes | None:
@@ -158,9 +184,18 @@ class Ledger:
         ).fetchone()
         return None if row is None else bytes(row[0])
 
+    def holds(self, number: int) -> bool:
+        """Whether the answer of a sum is kept still."""
+        found = self._database.connection.execute("SELECT 1 FROM sums WHERE number = ?", (number,))
+        return found.fetchone() is not None
+
     def forget(self, lineage: bytes, through: int) -> None:
         """Delete answers that are in the aggregator's journal."""
         self._database.connection.execute("DELETE FROM sums WHERE lineage = ? AND number <= ?", (lineage, through))
+
+
+def _turn_of(lineage: bytes) -> str:
+    return f"turn {lineage.hex()}"
 
 
 def _named(seed: bytes) -> bytes:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from midge.wire import chunks, frames, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Update
+from midge.wire.messages import Announcement, Update
 from midge.wire.messages.masking import MaskEntry, Masking, Ticket
 from midge.wire.noise import noise_share
 from midge.wire.schema import Vector
@@ -40,6 +40,10 @@ HEAVIEST = 4
 """Largest weight of an update in a sum."""
 LEAST_RING = 8
 """Fewest bits of a ring that devices accept unless their owner says otherwise; sums of two devices fit into 7."""
+DIGEST = 8
+"""Bytes of the base's digest in a masked update."""
+HIDING = 0.5
+"""Noise of a sum, in multiples of `levels`, that hides a device whatever the others send: ε is 12 at δ = 10⁻⁵."""
 NOISY_LEVELS = 1024
 """Levels of a delta with noise: its integers are cut towards zero, which loses little on a grid this fine."""
 SEED = 32
@@ -67,6 +71,16 @@ def reach(devices: int, levels: int, noise: float = 0.0, honest: int = 0) -> int
     With noise (`Masking.noise`), but for a probability below 1e-14 for each value.
     """
     return devices * levels + (math.ceil(_TAIL * noise * math.sqrt(devices / honest)) if noise else 0)
+
+
+def room(ring: int, levels: int, noise: float = 0.0, honest: int = 0) -> int:
+    """The most devices whose sum is exact in a ring, at weights of 1."""
+    low, high = 0, 2**ring
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = reach(middle, levels, noise, honest) < 2 ** (ring - 1)
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
 
 
 def ring_for(devices: int, levels: int, noise: float = 0.0, honest: int = 0) -> int:
@@ -102,7 +116,10 @@ def shortened(values: Vector, scale: float, levels: int) -> Integers:
 
     Noise hides a bounded change: rounding at random could exceed the bound.
     """
-    exact = values.astype(np.float64) / scale
+    with np.errstate(over="ignore"):
+        exact = values.astype(np.float64) / scale
+    if not np.isfinite(exact).all():
+        raise ValueError(f"the values cannot be told in levels of {scale:g}")
     while True:
         integers = np.trunc(exact).astype(np.int64)
         if (norm := float(np.sqrt(np.sum(np.square(exact))))) <= levels:
@@ -190,6 +207,12 @@ def seed_info(federation: str, device: str, ticket: Update | Ticket, lineage: by
     return b"midge/1 seed\0" + frames.pack([federation, device, lineage, *of])
 
 
+def terms(announcement: Announcement) -> bytes:
+    """A digest of what decides, besides a device's rows, what a training gives: the model and the plan, 16 bytes."""
+    plan = frames.encode(announcement.plan.model_copy(update={"seed": 0}))
+    return hashlib.sha256(b"midge/1 terms\0" + announcement.digest + plan).digest()[:16]
+
+
 def ticket_of(update: Update, device: str = "") -> Ticket:
     """The ticket of a masked update."""
     return Ticket(
@@ -255,7 +278,7 @@ def open_seed(federation: str, lineage: bytes, ticket: Ticket, entry: MaskEntry,
 
 
 def covered(update: Update, body: frames.Buffer, schema_size: int, wanted: Masking) -> None:
-    """Check that a masked update is as the plan wants it.
+    """Check that a masked update is as the plan wants it, and that sums of as many devices as it asks for are exact.
 
     Raises:
         WireError: it is not.
@@ -266,6 +289,10 @@ def covered(update: Update, body: frames.Buffer, schema_size: int, wanted: Maski
         wanted.ring
     ):
         raise WireError("its ring, levels, slice or noise are not those of the plan: train from the newest model")
+    if entry.scale != wanted.scale:
+        raise WireError("its scale is not that of the plan: train from the newest model")
+    if entry.least > (most := room(wanted.ring, wanted.levels, wanted.noise, wanted.honest)):
+        raise WireError(f"it asks for {entry.least} devices in a sum, and the plan's ring has room for {most}")
     count = places(update.lineage, schema_size, entry.slices, entry.part).size
     if len(body) != size(count, entry.ring):
         raise WireError(f"a masked delta of {count} values has {size(count, entry.ring)} bytes, not {len(body)}")
@@ -292,6 +319,8 @@ class SealTo:
     device: str
     least: int
     """Fewest devices in a sum that the device's owner allows."""
+    terms: bytes = b""
+    """Of its training."""
 
 
 class Masked(NamedTuple):
@@ -337,6 +366,7 @@ def masked(delta: Vector, masking: Masking, update: Update, to: SealTo, seed: by
         seed=bytes(sealing.overhead(to.key)),
         noise=masking.noise,
         honest=masking.honest,
+        terms=to.terms,
     )
     info = seed_info(to.federation, to.device, update, update.lineage, entry)
     entry = entry.model_copy(update={"seed": sealing.seal(seed, to.key, info)})

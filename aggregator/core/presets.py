@@ -12,7 +12,7 @@ from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import constant, polynomial, relative
 from midge.aggregator.core.strategy import Calibration, Fairness, Form, Rate, Staled, Strategy
 from midge.wire.field_checks import Count, NotNegative, Positive, Whole, check_arguments, check_value
-from midge.wire.masking import LEAST_RING, NOISY_LEVELS, ring_for
+from midge.wire.masking import HIDING, LEAST_RING, NOISY_LEVELS, ring_for
 from midge.wire.messages import Plan
 from midge.wire.messages.masking import Least, Levels, Masking, Scale, Slices
 
@@ -308,6 +308,8 @@ def secure(
     if privacy is not None:
         clip, levels, honest = privacy.clip, NOISY_LEVELS, k_min - colluding
         noise, scale = levels * privacy.noise, clip / levels
+        if privacy.noise < HIDING:
+            raise ValueError(f"noise={privacy.noise:g} hides no device by itself: secure needs {HIDING:g} or more.")
         if honest < 1:
             raise ValueError(f"colluding={colluding} leaves none of k_min={k_min} devices whose noise counts.")
         privacy = replace(privacy, honest=honest)

@@ -221,6 +221,8 @@ class UpdateAdmission:
             return Verdict.TOO_LARGE, f"{update.size} bytes; at most {largest} are allowed"
         if (why := self._unlike_plan(update)) is not None:
             return Verdict.UNKNOWN_CODEC, why
+        if update.entry and len(update.base_digest) != masking.DIGEST:
+            return Verdict.BAD_ENCODING, f"a masked update states {masking.DIGEST} bytes of the digest of its base"
         if update.accepted and (why := self._no_sum(device, update)):
             return Verdict.BAD_ENCODING, why
         if update.entry:

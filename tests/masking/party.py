@@ -80,6 +80,8 @@ class Asker:
     def __init__(self, helper: MaskHelper, key: signing.PrivateKey = RELEASE) -> None:
         self.helper, self._key = helper, key
         self.number = 0
+        self.turns = True
+        """Whether deposits are numbered over restarts, as those of earlier versions were not."""
         self.bodies: dict[tuple[str, int, int], bytes] = {}
 
     def hold(self, device: Sender, sent: tuple[Update, bytes]) -> tuple[str, Update]:
@@ -96,15 +98,17 @@ class Asker:
         store: bytes = b"",
         groups: int = 1,
     ) -> bytes:
-        self.number += 1
         body = frames.pack([frames.encode(masking.ticket_of(update, name)) for name, update in tickets])
+        return self.signed(body, size=size, after=after, store=store, groups=groups)
+
+    def signed(self, body: bytes, **request: Any) -> bytes:
+        """A deposit with these bytes for its tickets."""
+        self.number += 1
         deposit = Deposit(
             lineage=LINEAGE,
             number=self.number,
-            store=store,
-            after=after,
-            size=size,
-            groups=groups,
+            turn=self.number if self.turns else 0,
+            **{"size": 2, **request},
             seal_key=sealing.public(OPENS),
             values=VALUES,
             sha256=checksum(body),

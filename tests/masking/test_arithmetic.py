@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from midge.wire import masking
 from midge.wire.errors import WireError
 from midge.wire.masking import HEAVIEST
+from midge.wire.messages import Plan
+from midge.wire.messages.masking import Masking
+from tests.announced import announced
 
 LINEAGE = bytes(range(16))
 
@@ -40,6 +43,20 @@ def test_the_ring_is_the_smallest_that_holds_the_largest_sum() -> None:
         largest = devices * levels * HEAVIEST
         ring = masking.ring_for(devices, levels)
         assert largest < 2 ** (ring - 1) <= 2 * largest
+
+
+@given(st.integers(4, 24), st.integers(1, 40), st.sampled_from([0.0, 3.0, 1000.0]), st.integers(1, 9))
+@settings(deadline=None)
+def test_a_ring_has_room_for_as_many_as_it_says(ring: int, levels: int, noise: float, honest: int) -> None:
+    room, half = masking.room(ring, levels, noise, honest), 2 ** (ring - 1)
+    assert room == 0 or masking.reach(room, levels, noise, honest) < half
+    assert masking.reach(room + 1, levels, noise, honest) >= half
+
+
+def test_values_without_a_level_end_no_device() -> None:
+    """With a scale of 1e-320 the loop had no end."""
+    with pytest.raises(ValueError, match="levels of"):
+        masking.shortened(np.array([0.1, 0.2], np.float32), 1e-320, 1024)
 
 
 @pytest.mark.parametrize("ring", [4, 8, 9, 10, 16, 17, 31])
@@ -88,3 +105,14 @@ def test_no_modulus_singles_out_fewer_than_the_least(bases: list[int], least: in
     for modulus in range(2, HEAVIEST + 1):
         exposed = sum(weight % modulus != 0 for weight in found)
         assert exposed == 0 or exposed >= min(least, len(bases))
+
+
+def test_terms_are_the_same_for_all_devices_and_versions_of_midge() -> None:
+    """Devices whose terms differ are not summed together: a field of a plan that is at its default leaves them."""
+    asked = announced(plan=Plan(local_steps=5, masking=Masking(ring=10, scale=0.05, clip=4.0)))
+    assert masking.terms(asked).hex() == "ac9dffec358e68679e1c65f81ac4100f"
+    assert masking.terms(asked.model_copy(update={"issued": 9.0, "byte_rate": 1.0})) == masking.terms(asked)
+    seeded = asked.plan.model_copy(update={"seed": 7})
+    assert masking.terms(asked.model_copy(update={"plan": seeded})) == masking.terms(asked)
+    for other in (asked.plan.model_copy(update={"local_steps": 6}), Plan()):
+        assert masking.terms(asked.model_copy(update={"plan": other})) != masking.terms(asked)

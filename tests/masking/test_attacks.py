@@ -2,14 +2,34 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from midge.iot_client.masking import Masker
+from midge.iot_client.masking_requirement import RequireSecure
+from midge.iot_client.training.update_encoder import update_of
 from midge.mask_helper.opening_keys import DAY, KEEP, VALID
-from midge.wire import chunks, envelopes, masking, sealing, signing
+from midge.wire import chunks, envelopes, frames, masking, sealing, signing
 from midge.wire.errors import WireError
-from tests.masking.party import HELPER, LINEAGE, Asker, Sender, delta, helper_of, opened, rejections, senders
+from midge.wire.messages import Announcement, Plan, Update
+from midge.wire.messages.masking import Masking
+from midge.wire.schema import Schema
+from tests.announced import announced
+from tests.masking.party import (
+    HELPER,
+    LINEAGE,
+    OPENS,
+    VALUES,
+    Asker,
+    Sender,
+    delta,
+    helper_of,
+    opened,
+    rejections,
+    senders,
+)
 
 
 def test_a_sum_is_the_sum_and_its_members_are_named(tmp_path: Path) -> None:
@@ -125,22 +145,180 @@ def test_a_device_with_another_model_is_not_summed(tmp_path: Path) -> None:
     assert "another model" in rejections(asker.ask([later]))[devices[0].name]
 
 
-def test_one_liar_about_a_model_does_not_keep_the_others_out(tmp_path: Path) -> None:
+def test_a_version_for_one_device_is_in_no_sum(tmp_path: Path) -> None:
+    """The bait has a number of its own; the others get a dead model, whose updates are zeros: the sum was the victim's.
+
+    The others' deltas are known to whoever made their model, so only devices of the same model hide each other.
+    """
+    devices = senders(12)
+    asker = Asker(helper_of(tmp_path, devices, least=5))
+    victim = asker.hold(devices[0], devices[0].send(asker.helper, delta(7), base=9, digest=b"bait for one"))
+    dead = [asker.hold(each, each.send(asker.helper, 0 * delta(0), base=1)) for each in devices[1:6]]
+    (dealt, _) = asker.ask([victim, *dead], size=6)[-1]
+    assert dealt.number == 0
+    (dealt, _) = asker.ask([], size=5)[-1]
+    assert {each.device for each in dealt.members} == {each.name for each in devices[1:6]}
+    # The same version for K_min devices: the sum is of these, whoever else is in it.
+    more = [
+        asker.hold(each, each.send(asker.helper, delta(7), base=9, digest=b"bait for one")) for each in devices[6:9]
+    ]
+    assert asker.ask(more, size=2, after=1, store=dealt.store)[-1][0].number == 0
+    last = asker.hold(devices[9], devices[9].send(asker.helper, delta(7), base=9, digest=b"bait for one"))
+    (total,) = asker.sums(asker.ask([last], size=2, after=1, store=dealt.store))
+    assert total.tolist() == (5 * delta(7)).tolist()
+
+
+@pytest.mark.parametrize(
+    "dead",
+    [
+        {"plan": {"learning_rate": 1e-30}},
+        {"plan": {"local_steps": 1}},
+        {"masking": {"clip": 1e-30}},
+        {"digest": b"8 bytes " + b"of another"[:8]},
+    ],
+)
+def test_a_plan_for_all_but_one_device_hides_nobody(tmp_path: Path, dead: dict[str, Any]) -> None:
+    """The same version and digest, and a learning rate of 1e-30 for the others: their updates were zeros again.
+
+    Two models that share eight bytes of their digests are found by 2^32 attempts.
+    """
+    devices = senders(6)
+    asker = Asker(helper_of(tmp_path, devices, least=5))
+    scale = Masking(ring=12, scale=1.0, clip=1e9)
+    plan = Plan(masking=scale)
+    fields: dict[str, Any] = {
+        "federation": "plant",
+        "lineage": LINEAGE,
+        "plan": plan,
+        "seal_key": sealing.public(OPENS),
+        "helper": asker.helper.statement(),
+        "digest": b"8 bytes " + bytes(8),
+    }
+    asked = announced(**fields)
+    masked = scale.model_copy(update=dead.get("masking", {}))
+    others = plan.model_copy(update={"masking": masked, **dead.get("plan", {})})
+    bait = announced(**{**fields, "plan": others, "digest": dead.get("digest", fields["digest"])})
+    schema = Schema.of({"w": np.zeros(VALUES, np.float32)})
+
+    def sent(device: Sender, announcement: Announcement) -> tuple[str, Update]:
+        device.seq += 1
+        masker = Masker(RequireSecure(helper_key=HELPER.public_pem()), "plant", device.name, lambda: 1.7e9)
+        made = masker.mask(delta(1), update_of(announcement, "", b""), announcement, schema, None)
+        update = made.update.model_copy(update={"outbox": 1, "seq": device.seq})
+        return asker.hold(device, (masking.signed_entry(device.key, "plant", device.name, update), made.body))
+
+    held = [sent(each, bait) for each in devices[1:]]
+    assert asker.sums(asker.ask([sent(devices[0], asked), *held], size=6)) == []
+    answers = asker.ask([], size=5)
+    assert {each.device for each in answers[-1][0].members} == {each.name for each in devices[1:]}
+
+
+def test_each_base_of_a_sum_has_k_min_devices(tmp_path: Path) -> None:
+    """Five of version 8 and four of version 9: the four wait for a fifth, and then both are one set, of two weights."""
+    devices = senders(10)
+    asker = Asker(helper_of(tmp_path, devices, least=5))
+    bases = [6] * 5 + [9] * 4
+    held = [asker.hold(each, each.send(asker.helper, delta(n), bases[n])) for n, each in enumerate(devices[:9])]
+    assert asker.sums(asker.ask(held, size=9)) == []
+    last = asker.hold(devices[9], devices[9].send(asker.helper, delta(9), 9))
+    answers = asker.ask([last], size=9)
+    assert sorted(each.weight for each in answers[-1][0].members) == [2] * 5 + [4] * 5
+    (total,) = asker.sums(answers)
+    assert total.tolist() == np.sum([(2 if n < 5 else 4) * delta(n) for n in range(10)], axis=0).tolist()
+
+
+def test_a_liar_about_a_model_keeps_no_others_out(tmp_path: Path) -> None:
+    """An empty digest passed, and became the one of its version: the updates of all honest devices were refused."""
+    devices = senders(8)
+    asker = Asker(helper_of(tmp_path, devices, least=3))
+    for digest in (b"a lie, and first", b"", b"short"):
+        lie = asker.hold(devices[0], devices[0].send(asker.helper, delta(0), base=2, digest=digest))
+        old = [asker.hold(each, each.send(asker.helper, delta(1), base=1)) for each in devices[1:4]]
+        answers = asker.ask([lie, *old], size=3)
+        dealt = answers[-1][0]
+        assert {each.device for each in dealt.members} == {each.name for each in devices[1:4]}
+        assert ("digest" in rejections(answers).get(devices[0].name, "")) == (len(digest) < 8)
+        asker.ask([], size=8, after=dealt.number, store=dealt.store)
+    honest = [asker.hold(each, each.send(asker.helper, delta(2), base=2)) for each in devices[1:]]
+    answers = asker.ask(honest, size=7, after=dealt.number, store=dealt.store)
+    assert rejections(answers) == {}
+    assert len(asker.sums(answers)) == 1
+
+
+def test_one_digest_counts_for_a_version_if_k_min_devices_state_it(tmp_path: Path) -> None:
+    """With noise, a set may hold one update of a version: that one decides nothing about the others."""
+    devices = senders(6)
+    asker = Asker(helper_of(tmp_path, devices, least=3))
+    noisy: dict[str, Any] = {"noise": 8.0, "honest": 2}
+    lie = asker.hold(devices[0], devices[0].send(asker.helper, delta(0), 2, digest=b"a lie, and first", **noisy))
+    old = [asker.hold(each, each.send(asker.helper, delta(1), 1, **noisy)) for each in devices[1:3]]
+    dealt = asker.ask([lie, *old], size=3)[-1][0]
+    assert dealt.number == 1
+    honest = [asker.hold(each, each.send(asker.helper, delta(2), 2, **noisy)) for each in devices[1:]]
+    assert rejections(asker.ask(honest, size=5, after=1, store=dealt.store)) == {}
+
+
+@pytest.mark.parametrize(("noise", "honest", "dealt"), [(3.5, 5, 1), (3.4, 5, 0), (100.0, 6, 0)])
+def test_only_noise_that_hides_a_device_by_itself_lets_bases_be_mixed(
+    tmp_path: Path, noise: float, honest: int, dealt: int
+) -> None:
+    """The plan says how much there is: of shares for more devices than a set has, or of next to nothing, it is none."""
+    devices = senders(6)
+    asker = Asker(helper_of(tmp_path, devices, least=5))
+    shared: dict[str, Any] = {"least": 5, "ring": 16, "noise": noise, "honest": honest}
+    held = [asker.hold(each, each.send(asker.helper, delta(n), n, **shared)) for n, each in enumerate(devices)]
+    assert asker.ask(held, size=6)[-1][0].number == dealt
+
+
+def test_the_helpers_minimum_holds_for_each_weight_too(tmp_path: Path) -> None:
+    """Entries of K_min 2, a helper of 6: two late updates among eight showed their sum modulo 2."""
+    devices = senders(12)
+    asker = Asker(helper_of(tmp_path, devices, least=6))
+    held = [
+        asker.hold(each, each.send(asker.helper, delta(n), 6 if n < 2 else 9)) for n, each in enumerate(devices[:8])
+    ]
+    dealt = asker.ask(held, size=2)[-1][0]
+    assert {each.device for each in dealt.members} == {each.name for each in devices[2:8]}
+    more = [asker.hold(each, each.send(asker.helper, delta(0), 6)) for each in devices[8:]]
+    dealt = asker.ask(more, size=2, after=1, store=dealt.store)[-1][0]
+    assert [each.weight for each in dealt.members] == [1] * 6
+
+
+def test_a_device_that_asks_for_more_than_the_ring_holds_stops_no_others(tmp_path: Path) -> None:
+    """After an outage, 90 updates wait. One of them wants 80 others, whose sum does not fit: no sum was dealt."""
+    devices = senders(90)
+    asker = Asker(helper_of(tmp_path, devices, least=3))
+    shy = asker.hold(devices[0], devices[0].send(asker.helper, delta(0), least=80, ring=10))
+    held = [asker.hold(each, each.send(asker.helper, delta(1), ring=10)) for each in devices[1:]]
+    answers = asker.ask([shy, *held], size=200)
+    assert "ring" in rejections(answers)[devices[0].name]
+    assert len(answers[-1][0].members) == 73, "an aggregator that asks for more than fits gets as many as fit"
+    assert asker.sums(answers)[0].tolist() == (73 * delta(1)).tolist()
+
+
+def test_an_update_that_its_version_left_behind_is_refused_in_the_end(tmp_path: Path) -> None:
+    """It would wait for ever, and the aggregator holds back a device of which many updates wait."""
     devices = senders(4)
     asker = Asker(helper_of(tmp_path, devices, least=3))
-    lie = asker.hold(devices[0], devices[0].send(asker.helper, delta(0), digest=b"a lie, and first"))
-    others = [asker.hold(each, each.send(asker.helper, delta(1))) for each in devices[1:]]
-    assert len(asker.sums(asker.ask([lie, *others], size=3))) == 1
+    late, store, after = [], b"", 0
+    found: dict[str, str] = {}
+    for base in range(1, 9):
+        late.append(asker.hold(devices[0], devices[0].send(asker.helper, delta(0), base - 1)))
+        held = [asker.hold(each, each.send(asker.helper, delta(0), base)) for each in devices[1:]]
+        answers = asker.ask([late[-1], *held], size=3, after=after, store=store)
+        store, after = answers[-1][0].store, answers[-1][0].number
+        assert after == base
+        found |= {f"{each.device} {each.seq}": each.why for dealt, _ in answers for each in dealt.rejected}
+    assert set(found) == {f"{devices[0].name} {seq}" for seq in range(1, 7)}
+    assert "too few devices" in found["pump-0 1"]
+    # If the answer was lost, the update is named again, and refused again.
+    assert "too few devices" in rejections(asker.ask([late[0]], size=3, after=after, store=store))["pump-0"]
 
 
 def test_weights_come_from_signed_bases_and_single_no_device_out(tmp_path: Path) -> None:
-    """With weights 1, 16, 256 a sum would show each value; with 4, 4 … 1 its residue modulo 4 would be one device's."""
+    """With weights 1, 16, 256 a sum would show each value; here each weight is that of K_min devices."""
     devices = senders(6)
-    asker = Asker(helper_of(tmp_path, devices, least=3))
-    held = [asker.hold(each, each.send(asker.helper, delta(n), base=9 if n else 1)) for n, each in enumerate(devices)]
-    (dealt, _) = asker.ask(held, size=6)[-1]
-    assert [each.weight for each in dealt.members] == [1] * 6
-    apart = helper_of(tmp_path / "two", devices, least=3)
+    apart = helper_of(tmp_path, devices, least=3)
     asker = Asker(apart)
     held = [asker.hold(each, each.send(apart, delta(n), base=9 if n < 3 else 6)) for n, each in enumerate(devices)]
     answers = asker.ask(held, size=6)
@@ -229,8 +407,6 @@ def test_the_broker_and_the_helper_hold_no_value_of_a_device(tmp_path: Path) -> 
 
 
 def _privates(directory: Path) -> list[bytes]:
-    from midge.wire import frames
-
     return [private for private, _ in frames.unpack((directory / "opening.keys").read_bytes())["keys"]]
 
 
@@ -261,3 +437,61 @@ def test_colluding_devices_reduce_who_hides_whom_by_their_number(tmp_path: Path)
     (total,) = asker.sums(asker.ask(held, size=4))
     left = total - delta(2) - delta(3)
     assert left.tolist() == (delta(0) + delta(1)).tolist()
+
+
+def test_a_deposit_that_is_no_list_of_tickets_ends_nothing(tmp_path: Path) -> None:
+    """A signed one with a text or nil among its tickets ended the process, and a large number took all its memory."""
+    devices = senders(3)
+    asker = Asker(helper_of(tmp_path, devices))
+    for ticket in ("a text", None, 7, 2**40, [b"ticket"], {"ticket": b""}, 1.5, True, b""):
+        with pytest.raises(WireError):
+            asker.helper.take(asker.signed(frames.pack([ticket])))
+    for body in (b"", frames.pack("tickets"), frames.pack({"a": b"b"})):
+        with pytest.raises(WireError):
+            asker.helper.take(asker.signed(body))
+    held = [asker.hold(each, each.send(asker.helper, delta(1))) for each in devices]
+    assert len(asker.sums(asker.ask(held, size=3))) == 1
+
+
+def test_a_broker_that_repeats_an_old_deposit_changes_nothing(tmp_path: Path) -> None:
+    """It had asked for one set: repeated, it dealt one in the order of arrival, where the aggregator wants groups."""
+    devices = senders(9)
+    asker = Asker(helper_of(tmp_path, devices))
+    old = asker.payload([], size=3, groups=1)
+    held = [asker.hold(each, each.send(asker.helper, delta(n))) for n, each in enumerate(devices)]
+    assert asker.sums(asker.ask(held[:8], size=3, groups=3)) == []
+    ((answer, _),) = opened(asker.helper.take(old))
+    assert (answer.number, answer.answers, answer.turn) == (0, 0, 2)
+    newest = asker.payload(held[8:], size=3, groups=3)
+    first = asker.helper.take(newest)
+    assert opened(first)[-1][0].number == 1
+    assert asker.helper.take(newest)[-1] == first[-1]  # a broker may deliver the newest twice
+    asker.helper.close()
+    asker.helper = helper_of(tmp_path, devices)
+    assert [dealt.number for dealt, _ in opened(asker.helper.take(old))] == [0]
+    assert asker.ask([], size=3, groups=3)[-1][0].number == 1
+
+
+def test_deposits_of_an_earlier_midge_are_taken_until_a_numbered_one_comes(tmp_path: Path) -> None:
+    devices = senders(3)
+    asker = Asker(helper_of(tmp_path, devices))
+    held = [asker.hold(each, each.send(asker.helper, delta(1))) for each in devices]
+    asker.turns = False
+    before = asker.payload([], size=3)
+    assert asker.ask(held[:2], size=3)[-1][0].answers == 2
+    asker.turns = True
+    assert len(asker.sums(asker.ask(held[2:], size=3))) == 1
+    assert [dealt.number for dealt, _ in opened(asker.helper.take(before))] == [0]
+
+
+def test_an_update_of_a_confirmed_sum_is_refused_whatever_sum_is_pending(tmp_path: Path) -> None:
+    """A restored aggregator holds it again; while a later sum was pending, it was left to wait for ever."""
+    devices = senders(6)
+    asker = Asker(helper_of(tmp_path, devices))
+    first = [asker.hold(each, each.send(asker.helper, delta(1))) for each in devices[:3]]
+    second = [asker.hold(each, each.send(asker.helper, delta(1))) for each in devices[3:]]
+    store = asker.ask(first, size=3)[0][0].store
+    assert asker.ask(second, size=3, after=1, store=store)[-1][0].number == 2
+    answers = asker.ask([*first, *second], size=3)
+    assert set(rejections(answers)) == {each.name for each in devices[:3]}
+    assert answers[-1][0].number == 2

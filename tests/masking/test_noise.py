@@ -86,6 +86,8 @@ def test_the_strategy_accounts_for_the_honest_devices() -> None:
     assert masking.reach(10, plan.levels, plan.noise, 3) < 2 ** (plan.ring - 1)
     assert privacy.spent(3) > gaussian_epsilon(3 * privacy.rho, privacy.delta)  # of sums of discrete noise: more
     assert not strategy.plan.feedback
+    with pytest.raises(ValueError, match=r"secure needs 0\.5"):
+        secure(5, privacy=replace(PRIVACY, noise=0.4, epsilon=1e9))
     with pytest.raises(ValueError, match="colluding"):
         secure(5, privacy=PRIVACY, colluding=5)
     with pytest.raises(ValueError, match="honest"):

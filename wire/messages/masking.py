@@ -57,6 +57,8 @@ class MaskEntry(Message):
     """Of the plan; with noise, the updates of a sum have equal weights."""
     honest: Honest = 0
     """Of the plan."""
+    terms: Annotated[bytes, Field(max_length=16)] = b""
+    """Digest of the model and the plan of the training (`masking.terms`): devices that agree in it hide each other."""
 
 
 class Ticket(Message):
@@ -111,6 +113,8 @@ class Deposit(Message):
     lineage: Id
     number: U63
     """Counts deposits of this process; the answer repeats it."""
+    turn: U63 = 0
+    """Rises with each deposit of a lineage, over restarts too: one with a lower number changes nothing."""
     store: Annotated[bytes, Field(max_length=16)] = b""
     """The helper's journal that `after` refers to; empty if none is known."""
     after: U63 = 0
@@ -157,6 +161,8 @@ class Dealt(Message):
     """The number of the deposit; of a sum, that of the deposit that it was first dealt for."""
     number: U63 = 0
     """Counts sums from 1; 0 if there is none yet."""
+    turn: U63 = 0
+    """The highest turn of a deposit; of a sum 0."""
     members: Annotated[tuple[SumMember, ...], Field(max_length=4096)] = ()
     ring: U32 = 0
     levels: U32 = 0
