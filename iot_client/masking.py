@@ -59,6 +59,8 @@ class Masker:
         least = max(required.k_min, plan.least, stated.least)
         if stated.devices < least:
             return f"the mask helper's roster has {stated.devices} devices, and a sum needs {least}"
+        if plan.noise and announcement.plan.feedback:
+            return "the plan adds noise and asks for error feedback, which takes the noise back with the next update"
         if required.noise > plan.noise / plan.levels:
             return (
                 f"the plan's noise is {plan.noise / plan.levels:.3g} times the norm of a delta, and this device's "

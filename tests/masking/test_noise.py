@@ -15,10 +15,12 @@ from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.store.summary import summarise
 from midge.configuration.strategies import strategy_of
 from midge.iot_client.masking_requirement import RequireSecure
+from midge.iot_client.training.update_encoder import Unfit, update_of
 from midge.sensor_fleet.report.store_sections import packed, store_page
 from midge.wire import masking
 from midge.wire.messages import Plan
 from midge.wire.noise import gaussian_epsilon
+from midge.wire.schema import Schema
 from tests.federation.live import serving
 from tests.masking.party import Asker, delta, helper_of, senders
 from tests.masking.test_federation import NAMES, Party, _announcement
@@ -152,6 +154,20 @@ def test_a_device_that_requires_noise_beats_any_plan(tmp_path: Path) -> None:
     assert objection(noise=1.0, colluding=1) == ""
     assert "requires 1.5" in objection(noise=1.5)
     assert "trusts 1 of 3" in objection(noise=1.0, colluding=2)
+
+
+def test_a_device_adds_no_noise_that_its_next_update_takes_back(tmp_path: Path) -> None:
+    """With error feedback, an update carries the noise of the one before it, negated: their sum has that of one."""
+    party = Party(tmp_path, NAMES, secure(3, 4, privacy=PRIVACY, colluding=1, plan=Plan()))
+    plan = party._strategy.plan
+    masker = party.device(NAMES[0])._parts.masker
+    assert masker is not None and not plan.feedback
+    assert masker.objection(_announcement(party).model_copy(update={"plan": plan})) is None
+    carried = plan.model_copy(update={"feedback": True})
+    asked = _announcement(party).model_copy(update={"plan": carried})
+    assert "feedback" in (masker.objection(asked) or "")
+    with pytest.raises(Unfit, match="feedback"):
+        masker.mask(np.zeros(4, np.float32), update_of(asked, "", b""), asked, Schema.of({"w": np.zeros(4)}), None)
 
 
 def test_a_settings_file_has_a_budget_for_secure_too() -> None:
