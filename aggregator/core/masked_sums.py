@@ -101,7 +101,9 @@ class MaskedSums:
     def group(self, name: SumName, weights: Mapping[int, int], part: int, factor: float) -> rec.OpenedSumRecord:
         """The record of a sum that waits for others: its updates by lsn with their weights."""
         updates = tuple((lsn, float(weight)) for lsn, weight in weights.items())
-        return rec.OpenedSumRecord(self._state.next, updates, name.store, name.number, part, factor)
+        privacy = self._strategy.privacy
+        noise, clip = (0.0, 0.0) if privacy is None else (privacy.deviation, privacy.clip)
+        return rec.OpenedSumRecord(self._state.next, updates, name.store, name.number, part, factor, noise, clip)
 
     def complete(self, now: float) -> tuple[int, ...]:
         """Sums, by lsn, of which a step can be made: the oldest of one slice; empty if there are too few."""

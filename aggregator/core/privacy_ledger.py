@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from midge.aggregator.core.buffered import Buffered
 from midge.aggregator.core.privacy import Privacy
 from midge.wire.noise import gaussian_rho
 
@@ -90,6 +91,12 @@ class PrivacyLedger:
         if outbox >= _RANDOM:
             self._outboxes.setdefault(outbox, account)
         self._spent[account] = self._spent.get(account, 0.0) + rho
+
+    def charge_sum(self, updates: Iterable[Buffered], noise: float, clip: float) -> None:
+        """Charge the devices of the updates in a sum with this noise and clip norm."""
+        rho = rho_of(noise, clip)
+        for item in updates:
+            self.charge(item.device, item.outbox, rho)
 
     def charge_all(self, rho: float) -> None:
         """Charge every device, because a store that was put back does not know what they spent since."""

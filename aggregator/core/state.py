@@ -16,7 +16,7 @@ from midge.aggregator.core.groups import OpenedGroups
 from midge.aggregator.core.local_work import LocalWork
 from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.participation_counts import ParticipationCounter
-from midge.aggregator.core.privacy_ledger import PrivacyLedger, rho_of
+from midge.aggregator.core.privacy_ledger import PrivacyLedger
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_log import ReleaseLog
 from midge.aggregator.core.sequence_tracker import Outboxes
@@ -98,6 +98,9 @@ class CoreState:
                 self._take_step(record)
             case rec.OpenedSumRecord():
                 self.buffer = self.groups.take(record, self.buffer)
+                if record.noise:
+                    opened = [item for item in self.buffer if item.group == record.lsn]
+                    self.ledger.charge_sum(opened, record.noise, record.clip)
             case rec.ReleaseRecord():
                 self.version = record.version
                 self.versions.add(record.version, record.step, record.at)
@@ -183,10 +186,8 @@ class CoreState:
             self.ledger.bare = record.step
         else:
             known = self._strategy.privacy
-            rho = rho_of(record.noise, record.clip or (0.0 if known is None else known.clip))
-            for item in taken:
-                if weights[item.lsn]:
-                    self.ledger.charge(item.device, item.outbox, rho)
+            owed = [item for item in taken if weights[item.lsn] and self.groups.owes(item.group)]
+            self.ledger.charge_sum(owed, record.noise, record.clip or (0.0 if known is None else known.clip))
         if record.groups:
             self.groups.step(record, taken)
         self.contributors |= {name for item in taken if not item.trivial for name in item.names}
@@ -254,8 +255,11 @@ class CoreState:
         return record
 
     def revoke(self, device: str) -> list[rec.DropRecord]:
-        """Drop a device's updates and statistics that wait. Its outbox stays, so a retransmission is a duplicate."""
-        waiting = self.waiting_of(device)
+        """Drop a device's updates and statistics that wait, with the opened sums that they are in.
+
+        Its outbox stays, so a retransmission is a duplicate.
+        """
+        waiting = (*self.waiting_of(device), *self.groups.company(device, self.buffer))
         if not waiting:
             return []
         record = rec.DropRecord(self.next, waiting)
