@@ -1,5 +1,6 @@
 """What a device's owner requires of secure aggregation."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,11 @@ class RequireSecure:
     """Least noise of a sum, as a multiple of the largest norm of one device's delta in it; 0 requires none."""
     colluding: int = 0
     """t: devices of a sum that may disclose their shares of the noise, or send none, without harm to this one."""
+    epsilon: float | None = None
+    """Most ε that this device spends in all, by its own count, which is in its outbox; None sets no limit. Neither an
+    aggregator nor a plan can raise it. A plan without noise is refused."""
+    delta: float = 1e-5
+    """δ of this ε."""
     ring: int = LEAST_RING
     """Fewest bits of the ring: in a smaller one, sums of few devices are not exact."""
     roster: bytes | None = None
@@ -41,6 +47,8 @@ class RequireSecure:
             )
         if self.noise < 0 or not 0 <= self.colluding < self.k_min:
             raise ValueError("noise must not be negative, and colluding is from 0 to below k_min.")
+        if (self.epsilon is not None and not 0 < self.epsilon < math.inf) or not 0 < self.delta < 1:
+            raise ValueError("epsilon must be above 0, and delta between 0 and 1.")
 
     def read_key(self) -> PublicKey:
         """The pinned key.
