@@ -116,6 +116,7 @@ class OpenedGroups:
 
     def load(self, values: Sequence[Any]) -> None:
         """Restore from the result of `dump`; a checkpoint of an earlier Midge has fewer values."""
-        opened, scores, rate, charged = (*values, *(_FIRST, ())[len(values) - 2 :])
+        added: list[Any] = [_FIRST, ()]
+        opened, scores, rate, charged = [*values, *added[len(values) - 2 :]]
         self.open = {lsn: OpenedGroup(part, factor, lsn in charged) for lsn, part, factor in opened}
         self._scores, self._rate = dict(scores), rate

@@ -1,5 +1,7 @@
 """A device's own count of what it spends of its ε: in the outbox, and beyond the reach of aggregator and plan."""
 
+import argparse
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -8,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from midge.__main__ import main
 from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.presets import secure
 from midge.aggregator.core.privacy import Privacy
+from midge.commands.device import _trust
+from midge.commands.parser import command_parser
+from midge.commands.parts import Problem
 from midge.iot_client.masking import Masker, cost
 from midge.iot_client.masking_requirement import RequireSecure
 from midge.iot_client.state import outbox as module
@@ -18,6 +24,7 @@ from midge.iot_client.state.outbox import Outbox
 from midge.iot_client.state.outbox_state import FORMAT, OutboxState
 from midge.wire.messages import Announcement, Plan
 from midge.wire.messages.masking import Masking
+from midge.wire.noise import zcdp_epsilon
 from tests.federation.live import Log, serving
 from tests.iot_client.test_session import made
 from tests.masking.test_federation import NAMES, Party, _announcement
@@ -55,6 +62,27 @@ async def test_a_device_stops_once_its_own_budget_is_spent_whatever_the_aggregat
     async with serving(party.helper(), party.aggregator(), party.device(NAMES[0], again, secure=own)):
         await again.until(lambda: again.of("hindered") and stops in again.of("hindered")[-1]["why"])
     assert not again.of("uncounted") and not again.of("training")
+
+
+async def test_a_device_whose_outbox_was_put_back_says_that_it_does_not_know_what_it_spent(tmp_path: Path) -> None:
+    party, log = Party(tmp_path, NAMES, STRATEGY), Log()
+    own, name = required(party, epsilon=1000.0), NAMES[0]
+    others = [party.device(each) for each in NAMES[1:]]
+    path, copy = tmp_path / f"{name}.outbox", tmp_path / "copy"
+    with Outbox(path):
+        pass
+    copy.mkdir()
+    for each in (path, tmp_path / f"{name}.outbox.witness"):
+        shutil.copy(each, copy / each.name)
+    async with serving(party.helper(), party.aggregator(), party.device(name, log, secure=own), *others):
+        await log.until(lambda: len(log.of("settled")) >= 2)
+    for each in copy.iterdir():
+        shutil.copy(each, path.with_name(each.name))
+    path.with_name(f"{path.name}-wal").unlink(missing_ok=True)
+    again = Log()
+    async with serving(party.helper(), party.aggregator(), party.device(name, again, secure=own)):
+        await again.until(lambda: again.of("hindered") and "put back" in again.of("hindered")[-1]["why"])
+    assert again.of("renewed") and spent(path) == math.inf
 
 
 def masker_of(party: Party, spent: float, **more: Any) -> Masker:
@@ -178,3 +206,39 @@ def test_an_outbox_that_counts_nothing_is_as_it_was_and_one_that_does_has_a_late
         assert counted.format == FORMAT + 2 + unsealed
         assert OutboxState.unpack(counted.pack()[:-1]) is None
         assert OutboxState.unpack(bytes([FORMAT + unsealed]) + counted.pack()[1:]) is None
+
+
+# ------------------------------------------------------------------------------- commands
+
+
+def options(*given: str) -> argparse.Namespace:
+    return command_parser().parse_args(["device", "app:device", *given])
+
+
+def test_the_command_takes_the_budget_with_a_helpers_key_or_for_the_programs_own(tmp_path: Path) -> None:
+    party = Party(tmp_path, NAMES)
+    (tmp_path / "helper.pub").write_bytes(party.key.public_pem())
+    app = party.device(NAMES[0], secure=None)
+    with pytest.raises(Problem, match="give --helper-key"):
+        _trust(app, options("--epsilon", "8"), None)
+    with pytest.raises(Problem, match="above 0"):
+        _trust(app, options("--epsilon", "-1", "--helper-key", str(tmp_path / "helper.pub")), None)
+    _trust(app, options("--epsilon", "8", "--k-min", "7", "--helper-key", str(tmp_path / "helper.pub")), None)
+    secure = app.config.secure
+    assert secure is not None and (secure.epsilon, secure.delta, secure.k_min) == (8.0, 1e-5, 7)
+    own = party.device(NAMES[1], secure=required(party, noise=1.0))
+    _trust(own, options("--epsilon", "8", "--delta", "1e-6"), None)
+    secure = own.config.secure
+    assert secure is not None and (secure.epsilon, secure.delta, secure.noise) == (8.0, 1e-6, 1.0)
+
+
+def test_the_status_shows_what_was_spent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "box"
+    with Outbox(path) as outbox:
+        store(outbox)
+    assert main(["device", "status", str(path)]) == 0
+    assert f"spent     ε = {zcdp_epsilon(0.5, 1e-5):.3g} at δ = 1e-05, by its own count" in capsys.readouterr().out
+    with Outbox(path) as outbox:
+        outbox.renew((), unknown=True)
+    assert main(["device", "status", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rho"] is None

@@ -61,7 +61,7 @@ def opened(core: AggregatorCore, *, charged: bool = True) -> list[rec.OpenedSumR
     return found
 
 
-def spent(core: AggregatorCore) -> list[float]:
+def spent(core: AggregatorCore) -> list[float | None]:
     return [core.spent_of(name) for name in NAMES]
 
 
