@@ -104,6 +104,7 @@ class CoreState:
             case rec.ReleaseRecord():
                 self.version = record.version
                 self.versions.add(record.version, record.step, record.at)
+                self.ledger.given.clear()
                 # The first release of a generation publishes no device's work: it is still only in x.
                 if record.devices:
                     self.contributors.clear()
@@ -128,9 +129,10 @@ class CoreState:
                 self.statistics.clear()
                 self.digests.clear()
             case rec.GenerationRecord():
-                # What devices spent in the versions that are missing here is not known: at least once in each.
-                if self._strategy.privacy is not None and record.version > self.version:
-                    self.ledger.charge_all((record.version - self.version) * self._strategy.privacy.rho)
+                # What devices spent since is not known: an update in each missing version, and one in this, at most.
+                behind = record.version > self.version or record.generation > self.generation + 1
+                if self._strategy.privacy is not None and behind:
+                    self.ledger.charge_all((record.version - self.version + 1) * self._strategy.privacy.rho)
                 self.generation = record.generation
                 self.version = record.version
                 # Numbers of the earlier generation may name other models on the devices.
