@@ -275,7 +275,7 @@ def test_an_account_moves_with_all_that_leads_to_it() -> None:
     ledger.move("gone-1", "b")
     ledger.move("gone-2", "a")
     assert ledger.spent("a") == ledger.spent("b") == 0.75 and len(ledger) == 1
-    assert not ledger.spent("c", OUTBOX), "a broker knows outboxes: none is kept of a device that was erased"
+    assert not ledger.spent("c", OUTBOX), "as docs/strategies.md says: no outbox is kept of a device that was erased"
     again = PrivacyLedger()
     again.load(ledger.dump())
     assert again.dump() == ledger.dump()
