@@ -56,14 +56,11 @@ def robust_jobs(data: str, seeds: Sequence[int], quick: bool) -> list[Job]:
 
 def noise_jobs(data: str, seeds: Sequence[int], quick: bool) -> list[Job]:
     """Rows of differential privacy: noise of the aggregator, and of the devices."""
-    cases = (privacy_noise.LINEAR, privacy_noise.PERCEPTRON, privacy_noise.SMALL_GROUPS)
-    budgets = privacy_noise.SHARED.epsilons
+    cases = (privacy_noise.LINEAR, privacy_noise.PERCEPTRON, privacy_noise.SMALL_GROUPS)[: 1 if quick else None]
+    budgets = privacy_noise.SHARED.epsilons[-1 if quick else 0 :]
     return [
-        *(
-            partial(privacy_noise.central_rows, data, seeds, case, quick=quick)
-            for case in cases[: 1 if quick else None]
-        ),
-        *(partial(privacy_noise.shared_row, data, seeds, each, quick=quick) for each in budgets[-1 if quick else 0 :]),
+        *(partial(privacy_noise.central_rows, data, seeds, case, quick=quick) for case in cases),
+        *(partial(privacy_noise.shared_row, data, seeds, budget, quick=quick) for budget in budgets),
     ]
 
 
@@ -89,9 +86,8 @@ def main() -> int:
     seeds = [1] if args.quick else [int(seed) for seed in args.seeds.split(",")]
     began = time.perf_counter()
     rows = privacy_secure.costs(repeats=3 if args.quick else 9)  # alone: its seconds are a result
-    rows += measured(
-        [job for jobs in (secure_jobs, robust_jobs, noise_jobs) for job in jobs(args.data, seeds, args.quick)]
-    )
+    sources = (secure_jobs, robust_jobs, noise_jobs)
+    rows += measured([job for jobs in sources for job in jobs(args.data, seeds, args.quick)])
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     seconds = round(time.perf_counter() - began, 1)
     found = {"benchmark": "privacy", "quick": args.quick, "seeds": seeds, "seconds": seconds, "rows": rows}
