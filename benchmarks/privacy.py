@@ -10,9 +10,10 @@
 | `step_seconds` | processor seconds, median: the helper verifies K tickets and sums masks, the aggregator opens it |
 | `accuracy`, `float32_accuracy` | after the same number of steps, mean of the last ten; for regression the RMSE |
 | `…_range` | of a median over the seeds: the least and the largest |
-| `epsilon`, `epsilon_lower` | the accounted ε, and the lower bound that an audit of the same releases finds; null without noise |
+| `epsilon`, `epsilon_lower` | the accounted ε, and the lower bound of an audit of the same releases; null without noise |
 
-One JSON line, progress to stderr; the rows are made by as many processes as there are cores. `--quick` is for testing the benchmark: digits only, one seed, and fewer steps.
+One JSON line, progress to stderr; the rows are made by a process on each core. `--quick` is for testing the benchmark:
+digits only, one seed, and fewer steps.
 `--store` writes `benchmarks/results/privacy.json`, from which `python docs/privacy.py` makes the page's tables.
 """
 

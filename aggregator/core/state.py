@@ -98,9 +98,8 @@ class CoreState:
                 self._take_step(record)
             case rec.OpenedSumRecord():
                 self.buffer = self.groups.take(record, self.buffer)
-                if record.noise:
-                    opened = [item for item in self.buffer if item.group == record.lsn]
-                    self.ledger.charge_sum(opened, record.noise, record.clip)
+                opened = [item for item in self.buffer if record.noise and item.group == record.lsn]
+                self.ledger.charge_sum(opened, record.noise, record.clip)
             case rec.ReleaseRecord():
                 self.version = record.version
                 self.versions.add(record.version, record.step, record.at)

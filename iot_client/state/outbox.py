@@ -355,10 +355,7 @@ class Outbox:
     # ------------------------------------------------------------------ residual
 
     def residual(self) -> bytes | None:
-        """The residual of the last stored update; None if there is none, or its file is lost or damaged.
-
-        A loss only makes the next update a little worse; the updates themselves are intact.
-        """
+        """The residual of the last stored update; None if there is none, or it was lost, which makes the next one worse."""
         return files.read_residual(self.path, self.state)
 
     def _count(self, size: int) -> None:
@@ -397,9 +394,9 @@ class Outbox:
         # Those that may have been sent stay behind: under the new identity they would count a second time.
         kept = {update.seq: update for update in self.held()}
         moved = [(kept[seq], self.body(seq)) for seq in sorted(keep)]
-        identity = randbits(63)
+        identity, spent = randbits(63), math.inf if unknown else self.spent
         state = replace(self.state, identity=identity, before=self.identity, next=len(moved) + 1, first=1, sent=0)
-        state = replace(state, spent=math.inf if unknown else state.spent)
+        state = replace(state, spent=spent)
         with self._writing():
             files.renumber(self._db, moved, identity)
             files.enter(self._db, state)
