@@ -355,7 +355,7 @@ class Outbox:
     # ------------------------------------------------------------------ residual
 
     def residual(self) -> bytes | None:
-        """The residual of the last stored update; None if there is none, or it was lost, which makes the next one worse."""
+        """The residual of the last stored update; None if there is none, or if it was lost."""
         return files.read_residual(self.path, self.state)
 
     def _count(self, size: int) -> None:
