@@ -209,6 +209,12 @@ class Engine:
         opened = Opened.read(self.store.body(lsn))
         return self.model.contribution(opened.delta(self.store.lineage, self.model.schema.size), None, opened.base, "")
 
+    def ticket(self, lsn: int) -> bytes:
+        """The ticket of a masked update that waits."""
+        record = self.store.record(lsn)
+        assert isinstance(record, rec.UpdateRecord)
+        return record.ticket
+
     def _sent(self, lsn: int) -> Sent:
         """A device's statistics."""
         record = self.store.record(lsn)

@@ -228,7 +228,7 @@ class FederationRuntime:
     def begin(self, now: float) -> None:
         """Do what is due at the start of the process: the first release, an overdue step."""
         strategy = self.core.note_strategy(repr(asdict(self.config.strategy)))
-        unlike = self.core.sums.unlike()
+        unlike = self.core.sums.unlike(self.engine.ticket)
         dropped = [] if unlike is None else self.core.note(unlike)
         self.processor.shell.carry_out(strategy + dropped + self.core.start(now), now)
         self._begin_restored(now)

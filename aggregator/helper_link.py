@@ -201,9 +201,10 @@ class HelperLink:
         keys = [(each.device, each.outbox, each.seq) for each in dealt.members]
         held = [by_name[key] for key in keys if key in by_name]
         if len(held) < len(keys):
-            # Without one of the bodies, the sum of the masks opens nothing: the store was restored, or lost one.
+            # Without one of the bodies, the sum of the masks opens nothing.
             log.warning("Sum %d of the mask helper has an update that is not held here; it is dropped.", name.number)
-            self._outlet.tell("unsummed", dropped=len(held), why="an update of its sum is not held here")
+            why = "an update of its sum is not held here: its device was revoked, or the store was restored"
+            self._outlet.tell("unsummed", dropped=len(held), why=why)
             processor.shell.carry_out(core.note(core.sums.drop(held, "unsummed", name)), now)
             return
         count = masking.places(store.lineage, engine.model.schema.size, dealt.slices, dealt.part).size

@@ -10,9 +10,10 @@
 | `step_seconds` | processor seconds, median: the helper verifies K tickets and sums masks, the aggregator opens it |
 | `accuracy`, `float32_accuracy` | after the same number of steps, mean of the last ten; for regression the RMSE |
 | `…_range` | of a median over the seeds: the least and the largest |
-| `epsilon`, `epsilon_lower` | the accounted ε, and the lower bound that an audit finds; null without noise |
+| `epsilon`, `epsilon_lower` | the accounted ε, and an audit's lower bound for the same releases; null without noise |
 
-One JSON line, progress to stderr. `--quick` is for testing the benchmark: digits only, one seed, and fewer steps.
+One JSON line, progress to stderr; the rows are made by a process on each core. `--quick` is for testing the benchmark:
+digits only, one seed, and fewer steps.
 `--store` writes `benchmarks/results/privacy.json`, from which `python docs/privacy.py` makes the page's tables.
 """
 
@@ -21,9 +22,12 @@ import benchmarks.one_thread  # noqa: F401, I001 - before NumPy
 import argparse
 import json
 import os
+import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,33 +35,46 @@ from benchmarks import privacy_noise, privacy_robust, privacy_secure
 from benchmarks.suite import machine
 
 Row = dict[str, Any]
+Job = Callable[[], list[Row]]
 RESULTS = Path(__file__).parent / "results" / "privacy.json"
 SETS = ("digits", "spsw_har.npz", "fashion_mnist.npz", "cmapss_fd001.npz")
 
 
-def secure_rows(data: str, seeds: Sequence[int], quick: bool) -> Iterator[Row]:
-    """Rows of secure aggregation; `data` is measured in place of the sets that have a name."""
-    yield from privacy_secure.costs(repeats=3 if quick else 9)
+def secure_jobs(data: str, seeds: Sequence[int], quick: bool) -> list[Job]:
+    """Rows of secure aggregation, of each set; `data` is measured in place of the sets that have a name."""
     folder = os.environ.get("MIDGE_DATA", "")
     names = SETS[: 1 if quick else None] if data == SETS[0] else (data,)
     sets = [name if "." not in name else os.path.join(folder, name) for name in names]  # noqa: PTH118
-    steps = 100 if quick else privacy_secure.STEPS
-    yield from privacy_secure.accuracies(sets, steps, seeds, privacy_secure.MASKED)
+    steps = 50 if quick else privacy_secure.STEPS
+    return [partial(privacy_secure.accuracies, each, steps, seeds) for each in sets]
 
 
-def robust_rows(data: str, seeds: Sequence[int], quick: bool) -> Iterator[Row]:
-    """Rows of secure aggregation with liars."""
-    yield from privacy_robust.rows(data, seeds, quick=quick)
+def robust_jobs(data: str, seeds: Sequence[int], quick: bool) -> list[Job]:
+    """Rows of secure aggregation with liars, of each kind, on the first seed."""
+    kinds = privacy_robust.KINDS[:2] if quick else privacy_robust.KINDS
+    return [partial(privacy_robust.rows, data, seeds[:1], kind, quick=quick) for kind in kinds]
 
 
-def noise_rows(data: str, seeds: Sequence[int], quick: bool) -> Iterator[Row]:
+def noise_jobs(data: str, seeds: Sequence[int], quick: bool) -> list[Job]:
     """Rows of differential privacy: noise of the aggregator, and of the devices."""
-    yield from privacy_noise.rows(data, seeds, quick=quick)
-    yield from privacy_noise.shared_rows(data, seeds, quick=quick)
+    cases = (privacy_noise.LINEAR, privacy_noise.PERCEPTRON, privacy_noise.SMALL_GROUPS)[: 1 if quick else None]
+    budgets = privacy_noise.SHARED.epsilons[-1 if quick else 0 :]
+    return [
+        *(partial(privacy_noise.central_rows, data, seeds, case, quick=quick) for case in cases),
+        *(partial(privacy_noise.shared_row, data, seeds, budget, quick=quick) for budget in budgets),
+    ]
 
 
-SOURCES: tuple[Callable[[str, Sequence[int], bool], Iterator[Row]], ...] = (secure_rows, robust_rows, noise_rows)
-"""Each makes the rows of one kind of protection."""
+def measured(jobs: Sequence[Job]) -> list[Row]:
+    """The rows of all jobs, in their order; made by a process on each core."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        places = {pool.submit(job): place for place, job in enumerate(jobs)}
+        found: dict[int, list[Row]] = {}
+        for done in as_completed(places):
+            found[places[done]] = done.result()
+            for row in done.result():
+                print(row, file=sys.stderr, flush=True)
+    return [row for place in sorted(found) for row in found[place]]
 
 
 def main() -> int:
@@ -68,14 +85,14 @@ def main() -> int:
     parser.add_argument("--store", action="store_true", help="store the results in benchmarks/results/privacy.json")
     args = parser.parse_args()
     seeds = [1] if args.quick else [int(seed) for seed in args.seeds.split(",")]
-    rows: list[Row] = []
     began = time.perf_counter()
-    for source in SOURCES:
-        for row in source(args.data, seeds, args.quick):
-            print(row, file=sys.stderr, flush=True)
-            rows.append(row)
+    rows = privacy_secure.costs(repeats=3 if args.quick else 9)  # alone: its seconds are a result
+    sources = (secure_jobs, robust_jobs, noise_jobs)
+    rows += measured([job for jobs in sources for job in jobs(args.data, seeds, args.quick)])
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     seconds = round(time.perf_counter() - began, 1)
     found = {"benchmark": "privacy", "quick": args.quick, "seeds": seeds, "seconds": seconds, "rows": rows}
+    found["processor_seconds"] = round(sum(each.ru_utime + each.ru_stime for each in used), 1)
     if args.store:
         RESULTS.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
     print(json.dumps(found))

@@ -7,10 +7,9 @@ intervals of its true and false positives: log((TPR − δ) / FPR) ≤ ε. An im
 accounted ε has a fault: less noise than it says, or noise that is not on everything.
 """
 
-import json
 import math
+import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +35,7 @@ from midge.sensor_fleet.simulation.simulate import simulate
 from midge.wire import masking, sealing
 from midge.wire.messages import Plan, Update
 from midge.wire.messages.masking import Masking
-from midge.wire.noise import rounded_gaussian
+from midge.wire.noise import noise_share, rounded_gaussian
 from midge.wire.schema import Schema, Tensor
 from tests.aggregator.rig import Rig, rig
 
@@ -44,6 +43,10 @@ DELTA = 1e-5
 RUNS = 200
 """Runs of an audit with the victim's canaries, and as many without, if it is quick."""
 CONFIDENCE = 0.95
+_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where an audit has its stores: a sync costs nothing there, and is most of the time elsewhere."""
+_APART = 100.0
+"""Seconds between two steps of an audit: a device gives one update to a version, which waits for the byte rate."""
 SIZE = 64
 """Parameters of an audited model. The Gaussian mechanism hides as much in any number of dimensions."""
 
@@ -83,7 +86,10 @@ def audit(privacy: Privacy, contributions: int, runs: int = RUNS, *, noise: bool
     none = patch("midge.aggregator.processor.rounded_gaussian", lambda _, size, __: np.zeros(size, np.int64))
     counts = {}
     for present in (True, False):
-        with tempfile.TemporaryDirectory() as there, rig(Path(there), _strategy(promised), parameters=_model()) as life:
+        with (
+            tempfile.TemporaryDirectory(dir=_MEMORY) as there,
+            rig(Path(there), _strategy(promised), parameters=_model()) as life,
+        ):
             rng = np.random.default_rng((seed, present))
             if noise:
                 scores = [_score(life, privacy, contributions, run, rng, present=present) for run in range(runs)]
@@ -96,15 +102,18 @@ def audit(privacy: Privacy, contributions: int, runs: int = RUNS, *, noise: bool
 
 
 @cache
-def shared_audit(noise: float, k_min: int, colluding: int, runs: int = RUNS, *, shares: bool = True) -> Audit:
-    """Attack one masked sum as its aggregator, together with `colluding` of its devices.
+def shared_audit(
+    noise: float, k_min: int, colluding: int, contributions: int = 1, runs: int = RUNS, *, shares: bool = True
+) -> Audit:
+    """Attack masked sums as their aggregator, together with `colluding` of the devices in each.
 
-    The attacker knows everything but the victim's update and the shares of noise of the other honest devices.
+    The attacker knows everything but the victim's updates and the shares of noise of the other honest devices.
 
     Args:
         noise: the multiplier of `Privacy`.
-        k_min: devices in the sum.
+        k_min: devices in a sum.
         colluding: of these, devices that tell the attacker their integers and their shares.
+        contributions: sums with an update of the victim: its canary in all, or zeros in all.
         runs: with the victim's canary, and as many without.
         shares: False has devices add no noise: a fault that an audit must find.
     """
@@ -112,7 +121,8 @@ def shared_audit(noise: float, k_min: int, colluding: int, runs: int = RUNS, *, 
     wanted, privacy = promised.plan.masking, promised.privacy
     assert wanted is not None
     assert privacy is not None
-    deviation, threshold = noise * wanted.levels, 0.5 / noise
+    deviation, threshold = noise * wanted.levels, 0.5 * math.sqrt(contributions) / noise
+    others = (k_min - colluding - 1, contributions, SIZE)
     if not shares:
         wanted = wanted.model_copy(update={"noise": 0.0})
     rng, counts, lineage = np.random.default_rng(1), dict.fromkeys((True, False), 0), bytes(16)
@@ -123,12 +133,16 @@ def shared_audit(noise: float, k_min: int, colluding: int, runs: int = RUNS, *, 
             canary = rng.standard_normal(SIZE)
             canary *= 0.999 / np.linalg.norm(canary)
             total = np.zeros(SIZE)
-            for place in range(k_min - colluding):  # what colluding devices sent is taken off
-                delta = canary if present and place == 0 else np.zeros(SIZE)
-                total += masking.masked(delta.astype(np.float32), wanted, header, to).sent / wanted.scale
-            counts[present] += bool(total @ canary / np.linalg.norm(canary) / deviation > threshold)
+            delta = (canary if present else np.zeros(SIZE)).astype(np.float32)
+            for _ in range(contributions):
+                total += masking.masked(delta, wanted, header, to).sent / wanted.scale
+            if shares:  # what colluding devices sent is taken off, and the deltas of the other honest ones
+                drawn = noise_share(wanted.noise, wanted.honest, math.prod(others), os.urandom)
+                total += drawn.reshape(others).sum((0, 1))
+            score = total @ canary / np.linalg.norm(canary) / deviation / math.sqrt(contributions)
+            counts[present] += bool(score > threshold)
     lower = epsilon_lower(counts[True], counts[False], runs, DELTA)
-    return Audit(runs, counts[True], counts[False], privacy.spent(1), lower)
+    return Audit(runs, counts[True], counts[False], privacy.spent(contributions), lower)
 
 
 def _strategy(privacy: Privacy) -> Strategy:
@@ -151,8 +165,9 @@ def _score(
     nothing = np.zeros(SIZE, np.float32)
     before = life.model.x.astype(np.float64)
     for seq in range(1, contributions + 1):
-        life.send(f"victim{run}", seq, canary.astype(np.float32) if present else nothing)
-        life.send(f"other{run}", seq, nothing)
+        now = _APART * (run * contributions + seq)
+        life.send(f"victim{run}", seq, canary.astype(np.float32) if present else nothing, now=now)
+        life.send(f"other{run}", seq, nothing, now=now)
     change = 2 * (life.model.x - before)  # a step divides by K = 2
     return float(change @ canary / privacy.clip / (privacy.deviation * math.sqrt(contributions)))
 
@@ -261,44 +276,56 @@ def step_seconds(params: int, k: int, privacy: Privacy | None, times: int = 5) -
 
 SHARED = replace(LINEAR, epsilons=(2.0, 4.0, 8.0))
 K_MIN, COLLUDING = 160, 16
+RATES = (0.5, 1.0, 2.0, 3.0, 5.0)
+"""Server rates of the rows with distributed noise and of those without: each takes the one that is best on a seed that
+is not reported."""
+UNREPORTED = 0
 
 
-def shared_rows(source: str, seeds: Sequence[int], *, quick: bool) -> Iterator[dict[str, Any]]:
+def shared_row(source: str, seeds: Sequence[int], budget: float, *, quick: bool) -> list[dict[str, Any]]:
     """Distributed noise: the devices of the linear case add it themselves, in sums of all of them."""
-    runs, case = RUNS if quick else 5 * RUNS, SHARED
-    for budget in case.epsilons[-1:] if quick else case.epsilons:
-        multiplier = noise_for(budget, case.contributions, honest=K_MIN - COLLUDING)
-        privacy = Privacy(case.clip, multiplier, budget, DELTA)
-        strategy = secure(K_MIN, case.k, privacy=privacy, colluding=COLLUDING)
-        plan, promised = strategy.plan.masking, strategy.privacy
-        assert plan is not None
-        assert promised is not None
-        federations = [Federation(source, seed, case.devices, case.model) for seed in seeds]
-        found = [each.run(case.contributions, SumsOfAll(plan, case), case.k, rate=case.rate) for each in federations]
-        plain = [
-            [each.run(case.contributions, SumsOfAll(None, case), case.k, rate=rate) for each in federations]
-            for rate in (case.rate, 1.0)  # without clipping, the rate for clipped deltas is too large
-        ]
-        shown = shared_audit(multiplier, 5, 1, runs)
-        size = federations[0].schema.size
-        yield {
-            "mode": "shared",
-            "params": size,
-            "k": case.k,
-            "bytes_per_param": round(masking.size(size, plan.ring) / size, 3),
-            "step_seconds": None,
-            **spread("accuracy", found),
-            **spread("float32_accuracy", max(plain, key=statistics.median)),
-            "epsilon": round(promised.spent(case.contributions), 4),
-            "epsilon_lower": round(shown.lower, 4),
-            "epsilon_one": round(shown.accounted, 4),
-            "delta": DELTA,
-            "noise": round(multiplier, 4),
-            "contributions": case.contributions,
-            "devices": case.devices,
-            "honest": promised.honest,
-            "runs": shown.runs,
-        }
+    case, honest = SHARED, K_MIN - COLLUDING
+    multiplier = noise_for(budget, case.contributions, honest=honest)
+    privacy = Privacy(case.clip, multiplier, budget, DELTA)
+    strategy = secure(K_MIN, case.k, privacy=privacy, colluding=COLLUDING)
+    plan, promised = strategy.plan.masking, strategy.privacy
+    assert plan is not None
+    assert promised is not None
+    size, found, rate = _tuned(source, seeds, plan, quick=quick)
+    _, plain, plain_rate = _tuned(source, seeds, None, quick=quick)
+    shown = shared_audit(multiplier, K_MIN, COLLUDING, case.contributions, RUNS if quick else 5 * RUNS)
+    assert shown.accounted == promised.spent(case.contributions)
+    row = {
+        "mode": "shared",
+        "params": size,
+        "k": case.k,
+        "bytes_per_param": round(masking.size(size, plan.ring) / size, 3),
+        "step_seconds": None,
+        **spread("accuracy", found),
+        **spread("float32_accuracy", plain),
+        "rate": rate,
+        "float32_rate": plain_rate,
+        "epsilon": round(shown.accounted, 4),
+        "epsilon_lower": round(shown.lower, 4),
+        "delta": DELTA,
+        "noise": round(multiplier, 4),
+        "contributions": case.contributions,
+        "devices": case.devices,
+        "honest": promised.honest,
+        "runs": shown.runs,
+    }
+    return [row]
+
+
+def _tuned(source: str, seeds: Sequence[int], plan: Masking | None, *, quick: bool) -> tuple[int, list[float], float]:
+    """Parameters, accuracy of each seed, and the rate, which is the best on another seed."""
+
+    def run(federation: Federation, rate: float) -> float:
+        return federation.run(SHARED.contributions, SumsOfAll(plan, SHARED), SHARED.k, rate=rate)
+
+    first, *others = [Federation(source, seed, SHARED.devices, SHARED.model) for seed in (UNREPORTED, *seeds)]
+    best = max(RATES[1:4:2] if quick else RATES, key=lambda rate: run(first, rate))
+    return first.schema.size, [run(each, best) for each in others], best
 
 
 class SumsOfAll:
@@ -320,34 +347,38 @@ class SumsOfAll:
             self._waiting.clear()
 
 
-def rows(source: str, seeds: Sequence[int], *, quick: bool) -> Iterator[dict[str, Any]]:
-    """Central differential privacy: one row for each case and budget."""
-    runs = RUNS if quick else 5 * RUNS
-    for case in (LINEAR, PERCEPTRON, SMALL_GROUPS):
-        data = load(source, devices=case.devices)
-        plain = _plain_accuracy(case, data, seeds)
-        for budget in case.epsilons:
-            noise = noise_for(budget, case.contributions)
-            privacy = Privacy(clip=case.clip, noise=noise, epsilon=budget, delta=DELTA)
-            strategy = private(privacy, case.k, case.rate, bounded=False)
-            accuracy, run = _accuracies(case, data, seeds, strategy)
-            size = sum(int(array.size) for array in run.parameters.values())
-            shown = audit(replace(privacy, clip=1.0), privacy.contributions, runs)
-            yield {
-                "mode": "central",
-                "params": size,
-                "k": case.k,
-                "bytes_per_param": round(float(run.bytes_up.sum()) / max(len(run.senders), 1) / size, 3),
-                "step_seconds": round(step_seconds(size, case.k, privacy), 5),
-                "plain_step_seconds": round(step_seconds(size, case.k, None), 5),
-                **spread("accuracy", accuracy),
-                **spread("float32_accuracy", plain),
-                "epsilon": round(float(run.privacy["worst"]), 4),
-                "epsilon_lower": round(shown.lower, 4),
-                "delta": DELTA,
-                "noise": round(noise, 4),
-                "contributions": privacy.contributions,
-                "devices": case.devices,
-                "runs": shown.runs,
-            }
-            print(json.dumps({"budget": budget, "accuracy": accuracy, "plain": plain}), file=sys.stderr)
+def central_rows(source: str, seeds: Sequence[int], case: Case, *, quick: bool) -> list[dict[str, Any]]:
+    """Central differential privacy: one row for each budget of a case."""
+    data, found = load(source, devices=case.devices), []
+    plain = _plain_accuracy(case, data, seeds)
+    for budget in case.epsilons[-1:] if quick else case.epsilons:
+        noise = noise_for(budget, case.contributions)
+        privacy = Privacy(clip=case.clip, noise=noise, epsilon=budget, delta=DELTA)
+        strategy = private(privacy, case.k, case.rate, bounded=False)
+        accuracy, run = _accuracies(case, data, seeds, strategy)
+        size = sum(int(array.size) for array in run.parameters.values())
+        audited, runs = replace(privacy, clip=1.0), 20 if quick else RUNS
+        shown = audit(audited, privacy.contributions, runs)
+        row = {
+            "mode": "central",
+            "model": case.model,
+            "params": size,
+            "k": case.k,
+            "bytes_per_param": round(float(run.bytes_up.sum()) / max(len(run.senders), 1) / size, 3),
+            "step_seconds": round(step_seconds(size, case.k, privacy), 5),
+            "plain_step_seconds": round(step_seconds(size, case.k, None), 5),
+            **spread("accuracy", accuracy),
+            **spread("float32_accuracy", plain),
+            "epsilon": round(float(run.privacy["worst"]), 4),
+            "epsilon_lower": round(shown.lower, 4),
+            "delta": DELTA,
+            "noise": round(noise, 4),
+            "contributions": privacy.contributions,
+            "devices": case.devices,
+            "runs": shown.runs,
+        }
+        if case is LINEAR and budget == case.epsilons[-1]:
+            bare = audit(audited, privacy.contributions, runs, noise=False)
+            row["epsilon_lower_without_noise"] = round(bare.lower, 4)
+        found.append(row)
+    return found

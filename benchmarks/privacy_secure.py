@@ -146,8 +146,9 @@ def opened_sum(dealt: Dealt, body: bytes, bodies: Mapping[tuple[str, int], bytes
 # ---------------------------------------------------------------------------- costs
 
 
-def costs(repeats: int) -> Iterator[Row]:
+def costs(repeats: int) -> list[Row]:
     """Bytes of an update, and seconds of a step of helper and aggregator, on one core."""
+    found = []
     schema = Schema.of({"w": np.zeros(PARAMETERS, np.float32)})
     rng = np.random.default_rng(1)
     for mode in (*MASKED, HYBRID):
@@ -173,7 +174,9 @@ def costs(repeats: int) -> Iterator[Row]:
                 assert len(dealt.members) == DEVICES
                 after = dealt.number
             parties.helper.close()
-        yield _row(mode.name, params=PARAMETERS, k=DEVICES, bytes=statistics.mean(sizes) / PARAMETERS, step=seconds)
+        size = statistics.mean(sizes) / PARAMETERS
+        found.append(_row(mode.name, params=PARAMETERS, k=DEVICES, bytes=size, step=seconds))
+    return found
 
 
 def _sent(parties: Parties, name: str, made: EncodedUpdate) -> int:
@@ -303,22 +306,22 @@ class MaskedSending:
                 yield opened_sum(dealt, body, self._bodies, size).delta(LINEAGE, size)
 
 
-def accuracies(sources: Sequence[str], steps: int, seeds: Sequence[int], modes: Sequence[Mode]) -> Iterator[Row]:
-    """The metric of each data set, masked and as float32, at the same number of steps."""
+def accuracies(source: str, steps: int, seeds: Sequence[int], modes: Sequence[Mode] = MASKED) -> list[Row]:
+    """The metric of a data set, masked and as float32, at the same number of steps."""
     size = 5
-    for source in sources:
-        federations = [Federation(source, seed) for seed in seeds]
-        plain = [each.run(steps, plainly(size), size) for each in federations]
-        for mode in modes:
-            found = [_masked(each, mode, steps, size) for each in federations]
-            yield _row(
-                mode.name,
-                data=Path(source).stem,
-                params=federations[0].schema.size,
-                k=size,
-                accuracy=spread("accuracy", found),
-                float32=spread("float32_accuracy", plain),
-            )
+    federations = [Federation(source, seed) for seed in seeds]
+    plain = [each.run(steps, plainly(size), size) for each in federations]
+    return [
+        _row(
+            mode.name,
+            data=Path(source).stem,
+            params=federations[0].schema.size,
+            k=size,
+            accuracy=spread("accuracy", [_masked(each, mode, steps, size) for each in federations]),
+            float32=spread("float32_accuracy", plain),
+        )
+        for mode in modes
+    ]
 
 
 def _masked(federation: Federation, mode: Mode, steps: int, size: int) -> float:

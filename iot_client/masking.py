@@ -1,5 +1,6 @@
 """The device's part in secure aggregation: the check of what its owner requires, and the masking of an update."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -9,8 +10,9 @@ from midge.iot_client.training.update_encoder import EncodedUpdate, Unfit
 from midge.wire import envelopes, masking, sealing
 from midge.wire.errors import WireError
 from midge.wire.masking import SealTo
-from midge.wire.messages import Announcement, Update
-from midge.wire.messages.masking import HelperStatement
+from midge.wire.messages import Announcement, Plan, Update
+from midge.wire.messages.masking import HelperStatement, Masking
+from midge.wire.noise import shared_rho, zcdp_epsilon
 from midge.wire.schema import Schema, Vector
 
 _FINEST = 2.0**40
@@ -25,16 +27,22 @@ class Masker:
         federation: its name.
         device: the device's name.
         clock: seconds since 1970.
+        spent: ρ that the device has spent so far.
 
     Raises:
         KeyUnusable: the helper's key cannot be read.
     """
 
     def __init__(
-        self, required: RequireSecure, federation: str, device: str, clock: Callable[[], float] = time.time
+        self,
+        required: RequireSecure,
+        federation: str,
+        device: str,
+        clock: Callable[[], float] = time.time,
+        spent: Callable[[], float] = lambda: 0.0,
     ) -> None:
         sealing.required()
-        self._clock = clock
+        self._clock, self._spent = clock, spent
         self._required, self._federation, self._device = required, federation, device
         self._key = required.read_key()
 
@@ -66,17 +74,58 @@ class Masker:
             return f"the plan's clip norm of {plan.clip:g} cannot be told in levels of {plan.scale:g}"
         if least > (most := masking.room(plan.ring, plan.levels, plan.noise, plan.honest or least)):
             return f"a sum needs {least} devices, and the plan's ring has room for {most}"
+        return self._noise_objection(announcement.plan, plan, least)
+
+    def _noise_objection(self, whole: Plan, plan: Masking, least: int) -> str | None:
+        required = self._required
+        if plan.noise and whole.feedback:
+            return "the plan adds noise and asks for error feedback, which takes the noise back with the next update"
+        if required.epsilon is not None and not plan.noise:
+            return f"the plan adds no noise, and this device's owner allows ε = {required.epsilon:g} in all"
+        try:
+            cost(plan)
+        except ValueError as error:
+            return f"the plan's noise cannot be accounted for: {error}"
         if required.noise > plan.noise / plan.levels:
             return (
                 f"the plan's noise is {plan.noise / plan.levels:.3g} times the norm of a delta, and this device's "
                 f"owner requires {required.noise:g}"
             )
-        if required.noise and plan.honest > least - required.colluding:
+        if (required.noise or required.epsilon) and plan.honest > least - required.colluding:
             return (
                 f"the plan shares the noise among {plan.honest} devices, and this device's owner trusts "
                 f"{least - required.colluding} of {least}"
             )
         return None
+
+    def overspent(self, announcement: Announcement) -> str | None:
+        """Why the owner's ε allows no further update under this announcement; None if it does, or there is no limit."""
+        epsilon, delta, plan = self._required.epsilon, self._required.delta, announcement.plan.masking
+        spent = self._spent()
+        if epsilon is None or plan is None or not plan.noise:
+            return None
+        if spent == math.inf:
+            return (
+                f"its outbox was put back from a copy, so nothing says how much of ε = {epsilon:g} this device has "
+                "spent: a new outbox begins a new count"
+            )
+        # Sums of floats: without the margin, the last update could be lost to rounding.
+        if zcdp_epsilon(spent + cost(plan), delta) <= epsilon * (1 + 1e-9):
+            return None
+        return (
+            f"this device has spent ε = {zcdp_epsilon(spent, delta):.3g} by its own count, and another update would "
+            f"exceed the ε = {epsilon:g} that its owner allows"
+        )
+
+    @property
+    def uncounted(self) -> str | None:
+        """That a count of spent privacy begins, and what it leaves out; None if there is one, or no limit."""
+        if self._required.epsilon is None or self._spent():
+            return None
+        return (
+            f"this device counts from 0 what it spends of ε = {self._required.epsilon:g}: if it has trained before, "
+            "with another outbox or an earlier version, that is not in the count"
+        )
 
     def _stated(self, announcement: Announcement) -> HelperStatement:
         return envelopes.read_statement(announcement.helper, self._federation, [self._key])
@@ -96,7 +145,7 @@ class Masker:
         Raises:
             Unfit: the helper's keys have expired.
         """
-        if (why := self.objection(announcement)) is not None:
+        if (why := self.objection(announcement) or self.overspent(announcement)) is not None:
             raise Unfit(why)
         now = self._clock()
         stated = self._stated(announcement)
@@ -118,7 +167,16 @@ class Masker:
             norms: Sequence[Sequence[float]] = [() if before is None else before.norms]
             (kept,) = residual.keep((wanted - made.sent)[None], delta[None], announcement.lineage, schema, norms=norms)
             after = kept.pack()
-        return EncodedUpdate(made.update, made.body, after)
+        return EncodedUpdate(made.update, made.body, after, cost(plan.masking))
+
+
+def cost(plan: Masking) -> float:
+    """ρ of one update in a sum with the noise of a plan; 0 without noise, which nothing accounts for.
+
+    Raises:
+        ValueError: there is noise, but too little, or of no honest device.
+    """
+    return shared_rho(plan.levels, plan.noise, plan.honest) if plan.noise else 0.0
 
 
 def unmasked_objection(announcement: Announcement) -> str | None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from midge.storage.key_files import read_key
 from midge.wire import signing
-from midge.wire.field_checks import Count, NotNegative, Range, Whole, check_fields
+from midge.wire.field_checks import Count, NotNegative, Positive, Range, Whole, check_fields
 from midge.wire.masking import LEAST_RING
 from midge.wire.signing import PublicKey
 
@@ -31,6 +31,11 @@ class RequireSecure:
     """Least noise of a sum, as a multiple of the largest norm of one device's delta in it; 0 requires none."""
     colluding: Whole = 0
     """t: devices of a sum that may disclose their shares of the noise, or send none, without harm to this one."""
+    epsilon: Positive | None = None
+    """Most ε that this device spends in all, by its own count, which is in its outbox; None sets no limit. Neither an
+    aggregator nor a plan can raise it. A plan without noise is refused."""
+    delta: Annotated[float, Range(gt=0, lt=1)] = 1e-5
+    """δ of this ε."""
     ring: Count = LEAST_RING
     """Fewest bits of the ring: in a smaller one, sums of few devices are not exact."""
     roster: bytes | None = None

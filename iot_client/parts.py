@@ -164,7 +164,9 @@ class DeviceParts:
             tell=tell,
             consent=consent,
             kept=AliasModels(path, config.name, stated(config.link, config.capabilities, micro=config.micro)),
-            masker=None if config.secure is None else Masker(config.secure, config.federation, config.name),
+            masker=None
+            if config.secure is None
+            else Masker(config.secure, config.federation, config.name, spent=lambda: outbox.spent),
         )
         return parts
 
@@ -174,6 +176,27 @@ class DeviceParts:
         model = VerifiedModel("train", told.lineage, told.version, state, told.features, told.generation)
         with suppress(Missing):  # the training reports it, with details
             self.predicting.take(model, time.monotonic())
+
+    def opened(self) -> None:
+        """Report what was wrong with the outbox when it was opened, or that its count of spent privacy begins."""
+        if self.outbox.rotted:
+            self.tell("rotted", why=self.outbox.rotted, lost=self.outbox.lost)
+        if self.masker is not None and (why := self.masker.uncounted) is not None:
+            log.warning("%s: %s.", self.config.name, why)
+            self.tell("uncounted", why=why)
+
+    def overspent(self, announcement: Announcement | None) -> str | None:
+        """Why the owner's ε allows no update under this announcement; None if it does."""
+        return None if self.masker is None or announcement is None else self.masker.overspent(announcement)
+
+    def blocked(self, announcement: Announcement | None) -> str | None:
+        """The device's own reason not to train now; None if there is none.
+
+        Raises:
+            Exception: whatever a condition raised.
+        """
+        asked = None if announcement is None else announcement.participation
+        return self.overspent(announcement) or self.constraints.blocked(asked)
 
     def objection(self, announcement: Announcement) -> str | None:
         """Why the owner's requirements forbid training under this announcement; None if they do not."""

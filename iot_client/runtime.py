@@ -91,8 +91,7 @@ class DeviceRuntime:
             sent=parts.outbox.sent,
             site=(parts.outbox.remembered(_SITE) or b"").decode(),
         )
-        if parts.outbox.rotted:
-            parts.tell("rotted", why=parts.outbox.rotted, lost=parts.outbox.lost)
+        parts.opened()
         self.shell = DeviceShell(self.session, self)
         self._events: asyncio.Queue[ev.Event] = asyncio.Queue()
         self.put = self._events.put_nowait
@@ -203,7 +202,7 @@ class DeviceRuntime:
         """Check whether the device's own constraints keep it from training, or off its link. In the loop of `run`."""
         parts, session = self.parts, self.session
         announcement = session.announcement
-        why = parts.constraints.blocked(None if announcement is None else announcement.participation)
+        why = parts.blocked(announcement)
         muted = parts.constraints.muted()
         withheld = parts.consent.withheld()
         unready = withheld or self._statistics.unready(announcement)
@@ -292,7 +291,8 @@ class DeviceRuntime:
     def store(self, update: Update, key: int) -> bool:
         parts, made = self.parts, self._made.pop(key)
         try:
-            parts.outbox.store(*self.sealed.stored(update, made.body), made.residual, sent=self.session.sent)
+            stored, sent = self.sealed.stored(update, made.body), self.session.sent
+            parts.outbox.store(*stored, made.residual, sent=sent, rho=made.rho)
             parts.identity.stored(time.monotonic())
         except OutboxFull as error:
             log.warning("%s: %s An update is lost, and none is trained for a while.", parts.config.name, error)
@@ -338,7 +338,7 @@ class DeviceRuntime:
             updates(len(keep)),
             updates(unsure),
         )
-        outbox.renew(keep)
+        outbox.renew(keep, unknown=self.parts.masker is not None)
         self.sealed.renewed()
         failpoint("outbox.renewed")
         self.parts.tell("renewed", kept=len(keep), unsure=unsure)

@@ -276,6 +276,7 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("training", "info", "version", "a training begins"),
         ("trouble", "warning", "why", "the aggregator dropped what this device sent"),
         ("unannounced", "warning", "why", "no aggregator has announced the federation on this broker"),
+        ("uncounted", "warning", "why", "the device begins to count what it spends of its ε, from 0"),
         ("unfit", "warning", "why", "a training's result cannot be sent"),
         ("unhindered", "info", "why", "training continues"),
         ("unmuted", "info", "why", "sending and fetching continue"),

@@ -41,6 +41,8 @@ _AT_ONCE = 2**17
 _ERROR = 2.0**-48
 """Bound of the rounding errors of an acceptance probability in float64, and of its comparison with 53 bits."""
 _WORD = 64
+MOST_VALUES = 2**26
+"""Most values of a vector with distributed noise, unless the number is known."""
 
 
 def rounded_gaussian(deviation: float, size: int, entropy: Entropy) -> Integers:
@@ -246,7 +248,8 @@ def noise_share(total: float, honest: int, size: int, entropy: Entropy) -> Integ
     return discrete_gaussian(share_deviation(total, honest), size, entropy)
 
 
-def shared_rho(sensitivity: float, total: float, honest: int, size: int) -> float:
+@lru_cache(maxsize=64)
+def shared_rho(sensitivity: float, total: float, honest: int, size: int = MOST_VALUES) -> float:
     """ρ of a sum with the shares of `honest` devices, against anyone who knows all other shares.
 
     A sum of discrete Gaussians is almost a discrete Gaussian: ρ = (Δ/σ + τ·√d)²/2 with τ = 10·Σ exp(−2π²s²·k/(k+1))
@@ -258,6 +261,9 @@ def shared_rho(sensitivity: float, total: float, honest: int, size: int) -> floa
         total: σ.
         honest: n.
         size: d, the number of values.
+
+    Raises:
+        ValueError: there is no honest device, or the shares are too coarse for this accounting.
     """
     square = share_deviation(total, honest) ** 2
     tau = 10 * math.fsum(math.exp(-2 * math.pi**2 * square * k / (k + 1)) for k in range(1, honest))

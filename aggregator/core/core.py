@@ -114,7 +114,7 @@ class AggregatorCore(CoreView):
             case ev.FetchAsked(_, fetch):
                 return [ev.Republish(fetch)] if fetch.lineage == self.lineage else []
             case ev.Revoked(device):
-                return self._drop(self._state.waiting_of(device), "revoked")
+                return self._drop(self._state.withdrawn_with(device), "revoked")
             case ev.InputsCompared():
                 self._conditions.take(event)
                 return self._drop(self._gathering.refused, "unlike")

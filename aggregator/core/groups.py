@@ -41,6 +41,8 @@ class OpenedGroup:
     """The slice that it covers."""
     factor: float
     """What brings it within the longest that honest devices can make."""
+    charged: bool = False
+    """Whether its devices were charged for its noise when it was opened."""
 
 
 class OpenedGroups:
@@ -61,7 +63,7 @@ class OpenedGroups:
     def take(self, record: rec.OpenedSumRecord, buffer: Sequence[Buffered]) -> list[Buffered]:
         """Add a sum; returns the buffer, in which its updates belong to it."""
         self.count(record)
-        self.open[record.lsn] = OpenedGroup(record.part, record.factor)
+        self.open[record.lsn] = OpenedGroup(record.part, record.factor, record.noise > 0)
         lsns = {lsn for lsn, _ in record.updates}
         return [replace(item, group=record.lsn) if item.lsn in lsns else item for item in buffer]
 
@@ -83,6 +85,16 @@ class OpenedGroups:
         held = {item.group for item in buffer}
         self.open = {lsn: group for lsn, group in self.open.items() if lsn in held}
 
+    def owes(self, group: int) -> bool:
+        """Whether the step of a sum, or of none, is what charges its devices."""
+        return group not in self.open or not self.open[group].charged
+
+    def company(self, device: str, buffer: Iterable[Buffered]) -> list[int]:
+        """Updates of other devices, by lsn, that cannot be in the model without one of this device in their sum."""
+        buffer = list(buffer)
+        shared = {item.group for item in buffer if item.group and item.device == device}
+        return [item.lsn for item in buffer if item.group in shared and item.device != device]
+
     def suspect(self, device: str) -> bool:
         """Whether the groups of a device were out of line too often for an honest one."""
         return self._scores.get(device, 0.0) >= SUSPECT
@@ -99,10 +111,12 @@ class OpenedGroups:
     def dump(self) -> list[Any]:
         """Plain values for `load`."""
         opened = [[lsn, group.part, group.factor] for lsn, group in self.open.items()]
-        return [opened, [[device, score] for device, score in self._scores.items()], self._rate]
+        charged = [lsn for lsn, group in self.open.items() if group.charged]
+        return [opened, [[device, score] for device, score in self._scores.items()], self._rate, charged]
 
     def load(self, values: Sequence[Any]) -> None:
-        """Restore from the result of `dump`; empty in a checkpoint of an earlier Midge."""
-        opened, scores, *rate = values
-        self.open = {lsn: OpenedGroup(part, factor) for lsn, part, factor in opened}
-        self._scores, self._rate = dict(scores), rate[0] if rate else _FIRST
+        """Restore from the result of `dump`; a checkpoint of an earlier Midge has fewer values."""
+        added: list[Any] = [_FIRST, ()]
+        opened, scores, rate, charged = [*values, *added[len(values) - 2 :]]
+        self.open = {lsn: OpenedGroup(part, factor, lsn in charged) for lsn, part, factor in opened}
+        self._scores, self._rate = dict(scores), rate

@@ -4,7 +4,7 @@ The mask helper decides which updates are summed, and with which weights. The co
 when it asks for a smaller set. The records are for `AggregatorCore.note`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from midge.aggregator.core import records as rec
@@ -12,6 +12,9 @@ from midge.aggregator.core.buffered import Buffered
 from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import LATE_GROUPS, Strategy
+from midge.wire import frames
+from midge.wire.masking import parse_entry
+from midge.wire.messages.masking import Masking, Ticket
 
 MEDIAN = 0.4
 """Share of the groups that the trimmed mean of a step leaves out at either end: two of five, so the median is left."""
@@ -66,10 +69,17 @@ class MaskedSums:
         """Masked updates that wait for their sum, by device and lsn."""
         return {(item.device, item.lsn): item for item in self._state.buffer if item.masked and not item.group}
 
-    def unlike(self) -> rec.DropRecord | None:
-        """A record that drops waiting updates which this strategy cannot use: masked ones, or unmasked ones."""
-        masked = self._strategy.masked
-        lsns = [item.lsn for item in self._state.buffer if item.masked != masked]
+    def unlike(self, ticket: Callable[[int], bytes]) -> rec.DropRecord | None:
+        """A record that drops waiting updates which this strategy cannot use; `ticket` reads one's ticket by lsn.
+
+        Masked ones, or unmasked ones; and masked ones with another noise than this strategy charges for.
+        """
+        plan = self._strategy.plan.masking
+        lsns = [
+            item.lsn
+            for item in self._state.buffer
+            if item.masked != (plan is not None) or (plan is not None and not _has_noise_of(plan, ticket(item.lsn)))
+        ]
         return self.drop(lsns, "strategy") if lsns else None
 
     def step(self, name: SumName, weights: Mapping[int, int], factor: float) -> rec.StepRecord:
@@ -91,7 +101,9 @@ class MaskedSums:
     def group(self, name: SumName, weights: Mapping[int, int], part: int, factor: float) -> rec.OpenedSumRecord:
         """The record of a sum that waits for others: its updates by lsn with their weights."""
         updates = tuple((lsn, float(weight)) for lsn, weight in weights.items())
-        return rec.OpenedSumRecord(self._state.next, updates, name.store, name.number, part, factor)
+        privacy = self._strategy.privacy
+        noise, clip = (0.0, 0.0) if privacy is None else (privacy.deviation, privacy.clip)
+        return rec.OpenedSumRecord(self._state.next, updates, name.store, name.number, part, factor, noise, clip)
 
     def complete(self, now: float) -> tuple[int, ...]:
         """Sums, by lsn, of which a step can be made: the oldest of one slice; empty if there are too few."""
@@ -125,3 +137,9 @@ class MaskedSums:
     def made(self, now: float) -> None:
         """Record that a step was made."""
         self._steps.made(now)
+
+
+def _has_noise_of(plan: Masking, packed: bytes) -> bool:
+    """Whether a device has added the noise of this plan to its masked update, by its ticket."""
+    entry = parse_entry(frames.validate(Ticket, frames.decode(packed)[0]).entry)
+    return (entry.noise / entry.levels, entry.honest) == (plan.noise / plan.levels, plan.honest)

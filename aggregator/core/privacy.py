@@ -32,8 +32,6 @@ _GRID = 20
 a clipped delta has 256 of them."""
 _LEAST = 0.001
 """Least noise multiplier: the noise is Gaussian from 256 steps of the grid on."""
-_VALUES = 2**26
-"""Most values of a masked delta."""
 _NOISY = 64.0
 """Noise multiplier above which the grid is as coarse as the noise allows: the noise of a step fits 32 bits."""
 
@@ -92,7 +90,7 @@ class Privacy:
     def _shared(self) -> float:
         """ρ of one contribution, if devices add the noise: it exceeds `rho` if their shares are coarse."""
         levels = masking.NOISY_LEVELS
-        return noise.shared_rho(levels, levels * self.noise, self.honest, _VALUES)
+        return noise.shared_rho(levels, levels * self.noise, self.honest)
 
     def spent(self, contributions: int) -> float:
         """ε after a number of contributions of one device, and of each of its owner's other devices."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from midge.aggregator.core.buffered import Buffered
 from midge.aggregator.core.privacy import Privacy
 from midge.wire.noise import gaussian_rho
 
@@ -57,6 +58,11 @@ class PrivacyLedger:
         """By the later name of a device, its account."""
         self._outboxes: dict[int, str] = {}
         """By outbox, the account of the device that it was first charged to."""
+        self._least = 0.0
+        """ρ of an account that is not known: a store that was put back may have forgotten it."""
+        self.given: set[str] = set()
+        """Accounts that were charged since the last release: each may give one update to a version, so that a number of
+        versions says how much was spent at most."""
         self.bare = 0
         """The last step without noise."""
 
@@ -75,7 +81,7 @@ class PrivacyLedger:
 
     def spent(self, device: str, outbox: int = 0) -> float:
         """ρ that a device has spent."""
-        return self._spent.get(self.account(device, outbox), 0.0)
+        return self._spent.get(self.account(device, outbox), self._least)
 
     def affords(self, privacy: Privacy, device: str, outbox: int = 0) -> bool:
         """Whether one more contribution of a device is within its budget."""
@@ -89,10 +95,18 @@ class PrivacyLedger:
             self._renamed[device] = account
         if outbox >= _RANDOM:
             self._outboxes.setdefault(outbox, account)
-        self._spent[account] = self._spent.get(account, 0.0) + rho
+        self._spent[account] = self._spent.get(account, self._least) + rho
+        self.given.add(account)
+
+    def charge_sum(self, updates: Iterable[Buffered], noise: float, clip: float) -> None:
+        """Charge the devices of the updates in a sum with this noise and clip norm."""
+        rho = rho_of(noise, clip)
+        for item in updates:
+            self.charge(item.device, item.outbox, rho)
 
     def charge_all(self, rho: float) -> None:
         """Charge every device, because a store that was put back does not know what they spent since."""
+        self._least += rho
         for account in self._spent:
             self._spent[account] += rho
 
@@ -100,6 +114,8 @@ class PrivacyLedger:
         """Move a device's account to an alias, or back; added to what is there, so that nothing is lost."""
         account = self._renamed.pop(device, device)
         self._outboxes = {number: to for number, to in self._outboxes.items() if to != account}
+        if account == device and account in self.given:
+            self.given = self.given - {account} | {alias}
         if account != device:
             self._renamed[alias] = account
         elif account in self._spent:
@@ -128,12 +144,15 @@ class PrivacyLedger:
             "renamed": [[name, account] for name, account in self._renamed.items()],
             "outboxes": [[number, account] for number, account in self._outboxes.items()],
             "bare": self.bare,
+            "least": self._least,
+            "given": sorted(self.given),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore from the result of `dump`."""
         self._spent = dict(state["spent"])
         self._renamed, self._outboxes, self.bare = dict(state["renamed"]), dict(state["outboxes"]), state["bare"]
+        self._least, self.given = state.get("least", 0.0), set(state.get("given", ()))
 
     def load_counts(self, counts: Iterable[tuple[str, int]], privacy: Privacy) -> None:
         """Restore from the contributions in a checkpoint of an earlier Midge, at the noise of now."""

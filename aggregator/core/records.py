@@ -123,6 +123,11 @@ class OpenedSumRecord:
     """The slice that it covers."""
     factor: float = 1.0
     """Below 1 if it is longer than honest devices can make it: what brings it within that."""
+    noise: float = 0.0
+    """As in `StepRecord`: its devices are charged now, because it was read. With 0, or by an earlier version, they are
+    charged with its step."""
+    clip: float = 0.0
+    """With noise, the largest L2 norm of an update in the sum."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from midge.aggregator.core.groups import OpenedGroups
 from midge.aggregator.core.local_work import LocalWork
 from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.participation_counts import ParticipationCounter
-from midge.aggregator.core.privacy_ledger import PrivacyLedger, rho_of
+from midge.aggregator.core.privacy_ledger import PrivacyLedger
 from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_log import ReleaseLog
 from midge.aggregator.core.sequence_tracker import Outboxes
@@ -98,9 +98,12 @@ class CoreState:
                 self._take_step(record)
             case rec.OpenedSumRecord():
                 self.buffer = self.groups.take(record, self.buffer)
+                opened = [item for item in self.buffer if record.noise and item.group == record.lsn]
+                self.ledger.charge_sum(opened, record.noise, record.clip)
             case rec.ReleaseRecord():
                 self.version = record.version
                 self.versions.add(record.version, record.step, record.at)
+                self.ledger.given.clear()
                 # The first release of a generation publishes no device's work: it is still only in x.
                 if record.devices:
                     self.contributors.clear()
@@ -125,9 +128,10 @@ class CoreState:
                 self.statistics.clear()
                 self.digests.clear()
             case rec.GenerationRecord():
-                # What devices spent in the versions that are missing here is not known: at least once in each.
-                if self._strategy.privacy is not None and record.version > self.version:
-                    self.ledger.charge_all((record.version - self.version) * self._strategy.privacy.rho)
+                # What devices spent since is not known: an update in each missing version, and one in this, at most.
+                behind = record.version > self.version or record.generation > self.generation + 1
+                if self._strategy.privacy is not None and behind:
+                    self.ledger.charge_all((record.version - self.version + 1) * self._strategy.privacy.rho)
                 self.generation = record.generation
                 self.version = record.version
                 # Numbers of the earlier generation may name other models on the devices.
@@ -183,10 +187,8 @@ class CoreState:
             self.ledger.bare = record.step
         else:
             known = self._strategy.privacy
-            rho = rho_of(record.noise, record.clip or (0.0 if known is None else known.clip))
-            for item in taken:
-                if weights[item.lsn]:
-                    self.ledger.charge(item.device, item.outbox, rho)
+            owed = [item for item in taken if weights[item.lsn] and self.groups.owes(item.group)]
+            self.ledger.charge_sum(owed, record.noise, record.clip or (0.0 if known is None else known.clip))
         if record.groups:
             self.groups.step(record, taken)
         self.contributors |= {name for item in taken if not item.trivial for name in item.names}
@@ -271,6 +273,10 @@ class CoreState:
     def waiting(self, device: str) -> int:
         """Number of this device's updates that wait for their step."""
         return sum(item.device == device for item in self.buffer)
+
+    def withdrawn_with(self, device: str) -> tuple[int, ...]:
+        """Numbers of what waits of a device, and of all in the opened sums that it is in: no sum is without it."""
+        return *self.waiting_of(device), *self.groups.company(device, self.buffer)
 
     def waiting_of(self, device: str) -> tuple[int, ...]:
         """Records (lsn) of a device's updates that wait for their step and of its statistics that wait for pooling."""

@@ -152,17 +152,20 @@ class UpdateAdmission:
             return Settled(seq=update.seq, verdict=Verdict.QUARANTINED, why=why, retry_after=_HELD)
         # At most one of a device in a step: the noise is scaled to hide one contribution, not two.
         waiting = state.waiting(device)
-        if strategy.privacy is not None and self._account_waits(device, update.outbox):
-            why = "an update of this device waits for its step, and differential privacy allows one in each"
+        if strategy.privacy is not None and self._account_gave(device, update.outbox):
+            why = "an update of this device waits for its step or release, and differential privacy allows one in each"
             return _busy(update, why, _CROWDED)
         if waiting >= strategy.most_waiting:
             return _busy(update, "as many updates of this device as a step may hold wait for it", _CROWDED)
         return None
 
-    def _account_waits(self, device: str, outbox: int) -> bool:
-        """Whether an update of this device waits for its step, under whatever name."""
-        same = self._state.ledger.same
-        return any(same(device, outbox, item.device, item.outbox) for item in self._state.buffer)
+    def _account_gave(self, device: str, outbox: int) -> bool:
+        """Whether an update of this device waits for its step, or for its release, under whatever name."""
+        ledger = self._state.ledger
+        same = ledger.same
+        return ledger.account(device, outbox) in ledger.given or any(
+            same(device, outbox, item.device, item.outbox) for item in self._state.buffer
+        )
 
     def refusal(self, device: str, update: Update, now: float) -> tuple[Verdict, str] | None:
         """The final verdict on an update that is refused, and its reason; None if it can be accepted."""

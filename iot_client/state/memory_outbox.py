@@ -4,6 +4,7 @@ It keeps the promises of `iot_client.state.outbox.Outbox` except for the disk, a
 residual. It survives its device as long as it is referenced.
 """
 
+import math
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ class MemoryOutbox:
         "path",
         "pending",
         "sent",
+        "spent",
         "verdicts",
         "written",
     )
@@ -36,6 +38,7 @@ class MemoryOutbox:
         self.identity = secrets.randbits(63)
         self.next_seq = 1
         self.sent = self.lost = 0
+        self.spent = 0.0
         self.pending: dict[str, bytes] = {}
         self.written = 0
         self.verdicts: dict[int, str] = {}
@@ -71,8 +74,11 @@ class MemoryOutbox:
         """Always empty: memory does not rot."""
         return ""
 
-    def store(self, update: Update, body: bytes, residual: bytes | None = None, *, sent: int = 0) -> None:
+    def store(
+        self, update: Update, body: bytes, residual: bytes | None = None, *, sent: int = 0, rho: float = 0.0
+    ) -> None:
         """Store an update under its seq, which must be the next, and the residual."""
+        self.spent += rho
         self.note_sent(sent)
         assert update.seq == self.next_seq
         self._held[update.seq] = update, body
@@ -107,8 +113,9 @@ class MemoryOutbox:
             del self._held[seq]
         self.verdicts.clear()
 
-    def renew(self, keep: Iterable[int]) -> None:
+    def renew(self, keep: Iterable[int], *, unknown: bool = False) -> None:
         """Adopt a new identity; only these updates move over, numbered from 1."""
+        self.spent = math.inf if unknown else self.spent
         moved = [self._held[seq] for seq in sorted(keep)]
         self.identity, self.next_seq, self.sent = secrets.randbits(63), len(moved) + 1, 0
         self._held = {

@@ -8,6 +8,7 @@ the transaction that stores the update, and the transaction records which file i
 """
 
 import logging
+import math
 import sqlite3
 import time
 import zlib
@@ -57,7 +58,7 @@ class Outbox:
     """An outbox file. From one thread; a context manager. Simulations use `iot_client.state.memory_outbox`."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path, self._written = Path(path), 0
         lock = self.path.with_name(self.path.name + ".lock")
         self._database = Database(self.path, lock=lock)
         self._ballast = ReservedSpace(lock, RESERVED)
@@ -70,7 +71,6 @@ class Outbox:
         """Values to store, by name. Written with the next update: a transaction of its own would wear the flash."""
         self.verdicts: dict[int, str] = {}
         """Verdicts of receipts, by seq, to be remembered with the updates that are removed."""
-        self._written = 0
 
     @property
     def identity(self) -> int:
@@ -91,6 +91,11 @@ class Outbox:
     def lost(self) -> int:
         """Number of updates that were lost to damage before they were settled, since it was made."""
         return self.state.lost
+
+    @property
+    def spent(self) -> float:
+        """ρ of all updates with noise that were ever stored; infinite if it is not known."""
+        return self.state.spent
 
     @property
     def written(self) -> int:
@@ -118,7 +123,7 @@ class Outbox:
         except DiskFull as error:
             raise self._full from error
         except DatabaseError as error:
-            raise self._unusable(error) from error
+            raise files.unusable(self.path, error) from error
         try:
             self._load()
         except BaseException:
@@ -134,7 +139,7 @@ class Outbox:
             self.rotted = repair(self.path)
         except (OSError, sqlite3.Error) as error:
             self.close()
-            raise self._full if no_room(error) else self._unusable(error) from error
+            raise self._full if no_room(error) else files.unusable(self.path, error) from error
         except BaseException:
             self.close()
             raise
@@ -166,7 +171,7 @@ class Outbox:
             if witness != self.state or noted.damaged:
                 self._record()
         except sqlite3.Error as error:
-            raise self._unusable(error) from error
+            raise files.unusable(self.path, error) from error
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -181,9 +186,6 @@ class Outbox:
 
     def _unwritable(self, error: Exception) -> OutboxError:
         return OutboxError(f"The outbox {self.path} cannot be written any more ({error}).")
-
-    def _unusable(self, error: object) -> OutboxError:
-        return files.unusable(self.path, error)
 
     def close(self) -> None:
         self._database.close()
@@ -227,7 +229,7 @@ class Outbox:
         try:
             rows = self._db.execute("SELECT header FROM updates WHERE header != x'' ORDER BY seq").fetchall()
         except sqlite3.Error as error:
-            raise self._unusable(error) from error
+            raise files.unusable(self.path, error) from error
         return [frames.validate(Update, frames.unpack(header)) for (header,) in rows]
 
     def body(self, seq: int) -> bytes:
@@ -239,7 +241,7 @@ class Outbox:
         try:
             row = self._db.execute("SELECT header, body, checked FROM updates WHERE seq = ?", (seq,)).fetchone()
         except sqlite3.Error as error:
-            raise self._unusable(error) from error
+            raise files.unusable(self.path, error) from error
         if row is None or checksum(row[0], row[1]) != row[2]:
             raise OutboxError(f"Update {seq} in the outbox {self.path} is damaged: start the device again.")
         return bytes(row[1])
@@ -250,7 +252,9 @@ class Outbox:
             body.seek(min(start, len(body)))
             return body.read(size)
 
-    def store(self, update: Update, body: bytes, residual: bytes | None = None, *, sent: int = 0) -> None:
+    def store(
+        self, update: Update, body: bytes, residual: bytes | None = None, *, sent: int = 0, rho: float = 0.0
+    ) -> None:
         """Store an update under its seq, which must be the next, and replace the residual.
 
         When this returns both survive a power cut; if it raises, neither was written.
@@ -260,12 +264,13 @@ class Outbox:
             body: the encoded delta.
             residual: error feedback for the next update; None if there is none.
             sent: the highest seq that is sent now: recorded in the same transaction, to spare the flash.
+            rho: the privacy that it costs, which is counted in the same transaction.
 
         Raises:
             OutboxFull: there is no room for it; the seq stays free, and the residual is unchanged.
         """
         assert update.seq == self.next_seq
-        header, before = _pack(update), self.state.residual
+        header, before = files.packed(update), self.state.residual
         # A new name each time: the file that the transaction names is complete whenever the power fails.
         left = 0 if residual is None else before + 1
         if residual is not None:
@@ -282,6 +287,7 @@ class Outbox:
             residual=left,
             residual_crc=zlib.crc32(residual or b""),
             unsealed=self.state.unsealed or update.awaits_seal,
+            spent=self.state.spent + rho,
         )
         with self._writing():
             self._db.execute(INSERT, (update.seq, header, body, checksum(header, body)))
@@ -289,8 +295,7 @@ class Outbox:
             self._remember()
             failpoint("outbox.storing")
         failpoint("outbox.stored")
-        # Only now: after an exception above, this object must match the disk.
-        self.state = state
+        self.state = state  # only now: after an exception above, this object must match the disk
         self.pending.clear()
         self._count(len(header) + len(body))
         self._record_after_commit()
@@ -305,7 +310,7 @@ class Outbox:
             OutboxFull: there is no room for it; the update is unchanged.
         """
         with self._writing():
-            files.rewrite(self._db, update.seq, header := _pack(update), body)
+            files.rewrite(self._db, update.seq, header := files.packed(update), body)
         self._count(len(header) + len(body))
 
     def note_sent(self, through: int) -> None:
@@ -350,10 +355,7 @@ class Outbox:
     # ------------------------------------------------------------------ residual
 
     def residual(self) -> bytes | None:
-        """The residual of the last stored update; None if there is none, or its file is lost or damaged.
-
-        A loss only makes the next update a little worse; the updates themselves are intact.
-        """
+        """The residual of the last stored update; None if there is none, or if it was lost."""
         return files.read_residual(self.path, self.state)
 
     def _count(self, size: int) -> None:
@@ -370,8 +372,7 @@ class Outbox:
         """
         try:
             self._delete(through)
-        except OutboxFull:
-            # SQLite needs room even to delete, and deleting is what makes room.
+        except OutboxFull:  # SQLite needs room even to delete, and deleting is what makes room
             self._ballast.release()
             self._delete(through)
 
@@ -388,18 +389,16 @@ class Outbox:
                 files.enter(self._db, settled)
         self._count(known and _PAGE)
 
-    def renew(self, keep: Iterable[int]) -> None:
-        """Adopt a new identity; only these updates move over, numbered from 1."""
+    def renew(self, keep: Iterable[int], *, unknown: bool = False) -> None:
+        """Adopt a new identity for these updates only, from number 1; `unknown`: as a copy, it has not counted all."""
         # Those that may have been sent stay behind: under the new identity they would count a second time.
         kept = {update.seq: update for update in self.held()}
         moved = [(kept[seq], self.body(seq)) for seq in sorted(keep)]
-        identity = randbits(63)
+        identity, spent = randbits(63), math.inf if unknown else self.spent
         state = replace(self.state, identity=identity, before=self.identity, next=len(moved) + 1, first=1, sent=0)
+        state = replace(state, spent=spent)
         with self._writing():
-            self._db.execute("DELETE FROM updates")
-            for number, (update, body) in enumerate(moved, start=1):
-                header = _pack(update.model_copy(update={"outbox": identity, "seq": number, "first": 1}))
-                self._db.execute(INSERT, (number, header, body, checksum(header, body)))
+            files.renumber(self._db, moved, identity)
             files.enter(self._db, state)
             failpoint("outbox.renewing")
         self.state = state
@@ -408,7 +407,3 @@ class Outbox:
 
 def _pages(size: int) -> int:
     return -(-size // _PAGE)
-
-
-def _pack(update: Update) -> bytes:
-    return frames.pack(update.model_dump())

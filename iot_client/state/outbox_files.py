@@ -5,7 +5,7 @@ import hashlib
 import logging
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from midge.iot_client.state.given import TABLE as GIVEN
-from midge.iot_client.state.outbox_state import FORMAT, UNSEALED, Agreed, OutboxState, Strangers, agreed
+from midge.iot_client.state.outbox_state import FORMAT, FORMATS, Agreed, OutboxState, Strangers, agreed
 from midge.storage.witness import CommitWitness
 from midge.wire import chunks, frames
 from midge.wire.errors import WireError
@@ -206,7 +206,7 @@ def _examine(db: sqlite3.Connection, found: OutboxFiles) -> None:
     found.there = True
     found.database = OutboxState.unpack(meta.get(STATE))
     form = meta.get("format")
-    if found.database is None and isinstance(form, int) and form not in (FORMAT, UNSEALED):
+    if found.database is None and isinstance(form, int) and form not in FORMATS:
         found.format = form
         if form != 1 or not all(isinstance(meta.get(name), int) for name in ("identity", "next")):
             return
@@ -287,6 +287,19 @@ def read_residual(path: Path, state: OutboxState) -> bytes | None:
 def enter(db: sqlite3.Connection, state: OutboxState) -> None:
     """Write a state, and the format that follows from it."""
     db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("format", state.format), (STATE, state.pack())])
+
+
+def renumber(db: sqlite3.Connection, updates: Iterable[tuple[Update, bytes]], identity: int) -> None:
+    """Replace all updates by these, numbered from 1 under an identity."""
+    db.execute("DELETE FROM updates")
+    for number, (update, body) in enumerate(updates, start=1):
+        header = packed(update.model_copy(update={"outbox": identity, "seq": number, "first": 1}))
+        db.execute(INSERT, (number, header, body, checksum(header, body)))
+
+
+def packed(update: Update) -> bytes:
+    """A header as it is stored."""
+    return frames.pack(update.model_dump())
 
 
 def rewrite(db: sqlite3.Connection, seq: int, header: bytes, body: bytes) -> None:

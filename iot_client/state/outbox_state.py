@@ -14,7 +14,11 @@ from typing import Self
 FORMAT = 2
 UNSEALED = 3
 """The format while an update waits that must be sealed before it is sent: an earlier Midge would send it as it is."""
+_COUNTED = 2
+"""Added to the format of an outbox that counts spent privacy: an earlier Midge would not."""
+FORMATS = (FORMAT, UNSEALED, FORMAT + _COUNTED, UNSEALED + _COUNTED)
 _LAYOUT = struct.Struct("<B7QI")
+_SPENT = struct.Struct("<d")
 _CRC = struct.Struct("<I")
 
 
@@ -39,29 +43,36 @@ class OutboxState:
     """Updates lost to damage before they were settled, of all identities."""
     unsealed: bool = False
     """Whether an update may wait that must be sealed before it is sent."""
+    spent: float = 0.0
+    """ρ of all updates with noise that were ever stored, under any identity; infinite if it is not known."""
 
     @property
     def format(self) -> int:
         """The format of an outbox in this state."""
-        return UNSEALED if self.unsealed else FORMAT
+        return (UNSEALED if self.unsealed else FORMAT) + (_COUNTED if self.spent else 0)
 
     def pack(self) -> bytes:
         """Encode for the database and the witness."""
         counters = self.identity, self.next, self.first, self.sent, self.residual, self.before, self.lost
         data = _LAYOUT.pack(self.format, *counters, self.residual_crc)
+        data += _SPENT.pack(self.spent) if self.spent else b""
         return data + _CRC.pack(zlib.crc32(data))
 
     @classmethod
     def unpack(cls, data: object) -> Self | None:
         """Read what `pack` wrote; None if it is not."""
-        if not isinstance(data, bytes) or len(data) != _LAYOUT.size + _CRC.size:
+        if not isinstance(data, bytes) or len(data) < _LAYOUT.size + _CRC.size:
             return None
         form, identity, following, first, sent, residual, before, lost, crc = _LAYOUT.unpack_from(data)
-        if form not in (FORMAT, UNSEALED) or _CRC.unpack_from(data, _LAYOUT.size)[0] != zlib.crc32(
-            data[: _LAYOUT.size]
-        ):
+        counted = form >= FORMAT + _COUNTED
+        size = _LAYOUT.size + (_SPENT.size if counted else 0)
+        if form not in FORMATS or len(data) != size + _CRC.size:
             return None
-        return cls(identity, following, first, sent, residual, crc, before, lost, form == UNSEALED)
+        if _CRC.unpack_from(data, size)[0] != zlib.crc32(data[:size]):
+            return None
+        (spent,) = _SPENT.unpack_from(data, _LAYOUT.size) if counted else (0.0,)
+        unsealed = form in {UNSEALED, UNSEALED + _COUNTED}
+        return cls(identity, following, first, sent, residual, crc, before, lost, unsealed, spent)
 
     @property
     def waiting(self) -> int:
@@ -116,5 +127,6 @@ def agreed(database: OutboxState | None, witness: OutboxState | None, *, doubtfu
         sent=sent,
         lost=max(database.lost, witness.lost),
         unsealed=database.unsealed or witness.unsealed,
+        spent=max(database.spent, witness.spent),
     )
     return Agreed(state, behind=newer is witness)

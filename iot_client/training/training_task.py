@@ -17,7 +17,15 @@ from midge.iot_client.state.local_tensors import Missing
 from midge.iot_client.training.daemon_thread import DaemonThreads
 from midge.iot_client.training.evaluation import Evaluating
 from midge.iot_client.training.fit import Fit, Parameters, TrainingKilled, TrainingPlan
-from midge.iot_client.training.update_encoder import EncodedUpdate, NoFit, NoRows, TrainerError, checked, make_update
+from midge.iot_client.training.update_encoder import (
+    EncodedUpdate,
+    NoFit,
+    NoRows,
+    TrainerError,
+    Unfit,
+    checked,
+    make_update,
+)
 from midge.wire.lineage import State
 from midge.wire.messages import Announcement, Plan, Report
 
@@ -64,6 +72,9 @@ class TrainingTask:
         parts = self._parts
         name = parts.config.name
         self._check_consent()
+        if (why := parts.overspent(announcement)) is not None:
+            self._look()
+            raise Unfit(why)
         parts.tell("training", version=announcement.version)
         try:
             parameters = parts.personal.join(state.parameters(), state.schema)

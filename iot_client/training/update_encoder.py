@@ -60,6 +60,8 @@ class EncodedUpdate:
     update: Update
     body: bytes
     residual: bytes | None = None
+    rho: float = 0.0
+    """The privacy that it costs, if it has noise."""
 
 
 Mask = Callable[[Vector, Update, Announcement, Schema, bytes | None], EncodedUpdate]

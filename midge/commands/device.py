@@ -71,6 +71,16 @@ def register(subparsers: Subparsers) -> None:
         "--k-min", type=int, default=5, metavar="N", help="with --helper-key: fewest devices in a sum (default: 5)"
     )
     parser.add_argument(
+        "--epsilon",
+        type=float,
+        metavar="E",
+        help="with --helper-key: most ε that this device spends in all, by its own count; a plan without noise is "
+        "refused (default: no limit)",
+    )
+    parser.add_argument(
+        "--delta", type=float, default=1e-5, metavar="D", help="with --epsilon: its δ (default: %(default)g)"
+    )
+    parser.add_argument(
         "--capability",
         action="append",
         default=[],
@@ -210,9 +220,16 @@ def _trust(app: Device, args: argparse.Namespace, bundle: Bundle | None) -> None
     release = args.release_key or (None if bundle is None else bundle.release_key)
     signing = args.signing_key or own
     required: dict[str, Any] = {}
-    if args.helper_key:
-        with user_errors():
-            required["secure"] = RequireSecure(helper_key=Path(args.helper_key), k_min=args.k_min)
+    secure = app.config.secure
+    if args.epsilon is not None and not args.helper_key and secure is None:
+        raise Problem("--epsilon limits what masked updates spend: give --helper-key too.")
+    with user_errors():
+        if args.helper_key:
+            secure = RequireSecure(helper_key=Path(args.helper_key), k_min=args.k_min)
+        if secure is not None and args.epsilon is not None:
+            secure = replace(secure, epsilon=args.epsilon, delta=args.delta)
+    if secure is not app.config.secure:
+        required["secure"] = secure
     if release or signing or required:
         try:
             with user_errors():

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from midge.wire.plurals import counted
 from midge.wire.topics import ALIASES
 
 _MINUTE, _DAY = 60.0, 86_400.0
+DELTA = 1e-5
+"""δ of the ε that is shown, as in `RequireSecure`: the outbox has ρ, from which ε follows for any δ."""
 
 
 def run(args: argparse.Namespace, outbox: str) -> int:
@@ -76,6 +79,7 @@ def look(path: Path) -> dict[str, Any]:
         "identity": f"{state.identity:016x}",
         "next": state.next,
         "lost": state.lost,
+        "rho": state.spent if math.isfinite(state.spent) else None,
         "consent": Consent.beside(path).withheld() is None,
         "held": [{"seq": seq, "base": _base(header), "bytes": size} for seq, header, size in rows],
         "verified": {channel: _verified(packed) for channel, packed in trusts.items()},
@@ -184,6 +188,12 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     ]
     if not found["consent"]:
         said.append(f"consent   withdrawn: {WITHDRAWN}")
+    if (rho := found.get("rho", 0.0)) is None:
+        said.append("spent     not known of its ε: this outbox was put back from a copy")
+    elif rho:
+        from midge.wire.noise import zcdp_epsilon  # noqa: PLC0415
+
+        said.append(f"spent     ε = {zcdp_epsilon(rho, DELTA):.3g} at δ = {DELTA:g}, by its own count")
     if found["lost"]:
         said.append(f"lost      {counted(found['lost'], 'update')}, which this disk damaged before they were settled")
     if (running := found["running"]) is not None:

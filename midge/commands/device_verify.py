@@ -35,5 +35,7 @@ def run(args: argparse.Namespace, outbox: str) -> int:
         print(inert(f"{part.name}: DAMAGED, {part.damage}.{stake}" if part.damage else f"{part.name}: {part.checked}."))
     for each in aside:
         print(f"Put aside: {each}")
+    if aside:
+        print("With it goes its count of spent privacy (ε): the next outbox counts from 0.")
     print("Something is damaged." if damaged else "Everything is undamaged.")
     return 1 if damaged else 0

@@ -23,6 +23,8 @@ OPTIONS: Final[Mapping[str, Table]] = {
         "signing_key": "signing_key",
         "helper_key": "helper_key",
         "k_min": "k_min",
+        "epsilon": "epsilon",
+        "delta": "delta",
         "wait": "wait",
     },
     "data": {

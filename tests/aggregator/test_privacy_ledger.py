@@ -153,16 +153,50 @@ def test_it_follows_an_outbox_to_another_name_and_back(tmp_path: Path) -> None:
         assert life.send("old", 1, [1, 0, 0, 0], outbox=OUTBOX + 2).verdict is Verdict.QUOTA
 
 
-def test_a_store_that_was_put_back_charges_what_may_have_been_spent_since(tmp_path: Path) -> None:
-    """A version has at least one step, and a device is in a step at most once."""
+def test_a_device_gives_one_update_between_two_versions_whatever_the_steps(tmp_path: Path) -> None:
+    """Four steps to a version: seen to fail, with four updates of one device in one version, charged as one."""
+    strategy = private(PRIVACY, 2, release_every=4)
+    with rig(tmp_path, strategy) as life:
+        assert life.send("a", 1, [1, 0, 0, 0], outbox=OUTBOX).verdict is Verdict.ACCEPTED
+        life.send("o1", 1, [1, 0, 0, 0])
+        assert life.core.step == 1
+        assert life.send("a", 2, [1, 0, 0, 0], outbox=OUTBOX).verdict is Verdict.BUSY
+        assert life.send("other-name", 2, [1, 0, 0, 0], outbox=OUTBOX).verdict is Verdict.BUSY
+    with rig(tmp_path, strategy) as life:
+        assert life.send("a", 2, [1, 0, 0, 0], outbox=OUTBOX).verdict is Verdict.BUSY
+        version = life.core.version
+        for number in range(2, 8):
+            life.send(f"o{number}", 1, [1, 0, 0, 0])
+        assert life.core.version == version + 1
+        assert life.send("a", 2, [1, 0, 0, 0], outbox=OUTBOX).verdict is Verdict.ACCEPTED
+
+
+def test_a_store_that_was_put_back_charges_all_that_may_have_been_spent_since(tmp_path: Path) -> None:
+    """An update in each missing version, and one in that of the copy: also of devices that joined since it was made."""
     with rig(tmp_path, STRATEGY) as life:
         life.send("a", 1, [1, 0, 0, 0])
         life.send("b", 1, [1, 0, 0, 0])
         life.processor.shell.carry_out(life.core.begin_generation(0, life.core.version + 2, 1.0), 1.0)
-        assert life.core.spent_of("a") == pytest.approx(PRIVACY.spent(3))
+        assert life.core.spent_of("a") == pytest.approx(PRIVACY.spent(4))
+        assert life.core.spent_of("joined-since") == pytest.approx(PRIVACY.spent(3))
     with rig(tmp_path, STRATEGY) as life:
-        assert life.core.spent_of("a") == pytest.approx(PRIVACY.spent(3))
+        assert life.core.spent_of("a") == pytest.approx(PRIVACY.spent(4))
         assert any(isinstance(entry.record, GenerationRecord) for entry in life.store.entries(0))
+        life.send("joined-since", 1, [1, 0, 0, 0])
+        life.send("c", 1, [1, 0, 0, 0])
+        again = AggregatorCore(STRATEGY, lineage=life.core.lineage, schema_hash=life.core.schema_hash)
+        again.load(life.core.dump())
+        for name in ("joined-since", "c"):
+            assert again.spent_of(name) == life.core.spent_of(name) == pytest.approx(PRIVACY.spent(4))
+
+
+def test_a_store_that_the_operator_restored_charges_nothing_more(tmp_path: Path) -> None:
+    """`--accept-spent` said so: its generation begins by the mark in the store, at the same version."""
+    with rig(tmp_path, STRATEGY) as life:
+        life.send("a", 1, [1, 0, 0, 0])
+        life.send("b", 1, [1, 0, 0, 0])
+        life.processor.shell.carry_out(life.core.begin_generation(life.core.generation, life.core.version, 1.0), 1.0)
+        assert life.core.spent_of("a") == pytest.approx(PRIVACY.spent(1))
 
 
 def test_a_backup_has_it(tmp_path: Path) -> None:
@@ -241,7 +275,7 @@ def test_an_account_moves_with_all_that_leads_to_it() -> None:
     ledger.move("gone-1", "b")
     ledger.move("gone-2", "a")
     assert ledger.spent("a") == ledger.spent("b") == 0.75 and len(ledger) == 1
-    assert not ledger.spent("c", OUTBOX), "a broker knows outboxes: none is kept of a device that was erased"
+    assert not ledger.spent("c", OUTBOX), "as docs/strategies.md says: no outbox is kept of a device that was erased"
     again = PrivacyLedger()
     again.load(ledger.dump())
     assert again.dump() == ledger.dump()

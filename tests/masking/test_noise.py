@@ -9,19 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.privacy_noise import shared_audit
+from midge.aggregator.core import records as rec
 from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.presets import private, secure
 from midge.aggregator.core.privacy import Privacy
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.store.store import Store
 from midge.aggregator.store.summary import summarise
 from midge.configuration.strategies import strategy_of
 from midge.iot_client.masking_requirement import RequireSecure
+from midge.iot_client.training.update_encoder import Unfit, update_of
 from midge.sensor_fleet.report.store_sections import packed, store_page
-from midge.wire import masking
+from midge.wire import frames, masking
+from midge.wire.masking import parse_entry
 from midge.wire.messages import Plan
+from midge.wire.messages.masking import Ticket
 from midge.wire.noise import gaussian_epsilon
+from midge.wire.schema import Schema
 from tests.federation.live import serving
 from tests.masking.party import Asker, delta, helper_of, senders
-from tests.masking.test_federation import NAMES, Party, _announcement
+from tests.masking.test_federation import NAMES, STRATEGY, Party, _announcement
 
 PRIVACY = Privacy(clip=2.0, noise=1.0, epsilon=20.0)
 
@@ -139,6 +146,45 @@ async def test_a_budget_ends_what_a_device_gives_and_its_spending_is_reported(tm
     assert packed(found)["privacy"]["worst"] == spent.worst
 
 
+def noisy(noise: float, epsilon: float) -> Strategy:
+    privacy = Privacy(clip=2.0, noise=noise, epsilon=epsilon)
+    return secure(3, 4, privacy=privacy, server_rate=0.5, deadline=1.0, pace=Pace(rest=0.0), plan=Plan())
+
+
+@pytest.mark.parametrize("before", [STRATEGY, noisy(0.5, 500.0)], ids=["without noise", "with less"])
+async def test_what_waited_under_less_noise_is_in_no_step_that_is_charged_for_more(
+    tmp_path: Path, before: Strategy
+) -> None:
+    """Seen to fail: the exact sum of updates without noise was charged as one at z = 8."""
+    party = Party(tmp_path, NAMES, before)
+    server = party.aggregator()
+    async with serving(server, *party.devices()):
+        async with serving(party.helper()):
+            await party.log.until(lambda: server.open_now and server.core.step >= 1)
+        await party.log.until(lambda: len(server.core.sums.waiting) >= 4)
+    made, waiting = server.core.step, set(server.core.sums.waiting)
+    party._strategy = noisy(8.0, 20.0)
+    server = party.aggregator()
+    async with serving(party.helper(), server, *party.devices()):
+        await party.log.until(lambda: server.open_now and server.core.step > made)
+    assert server.core.counts["strategy"] == len(waiting)
+    noises, rhos = set(), set()
+    with Store(tmp_path / "store") as store:
+        for entry in store.entries(after=0):
+            step = entry.record
+            if isinstance(step, rec.StepRecord) and step.step > made:
+                noises |= {parse_entry(ticket_of(store, lsn)).noise for lsn, _ in step.updates}
+                rhos.add(step.noise / step.clip)
+    assert (noises, rhos) == ({8.0 * 1024}, {8.0})
+
+
+def ticket_of(store: Store, lsn: int) -> bytes:
+    """The signed entry of a masked update."""
+    record = store.record(lsn)
+    assert isinstance(record, rec.UpdateRecord)
+    return frames.validate(Ticket, frames.decode(record.ticket)[0]).entry
+
+
 def test_a_device_that_requires_noise_beats_any_plan(tmp_path: Path) -> None:
     party = Party(tmp_path, NAMES, secure(3, 4, privacy=PRIVACY, colluding=1, plan=Plan()))
     asked = _announcement(party).model_copy(update={"plan": party._strategy.plan})
@@ -154,6 +200,20 @@ def test_a_device_that_requires_noise_beats_any_plan(tmp_path: Path) -> None:
     assert objection(noise=1.0, colluding=1) == ""
     assert "requires 1.5" in objection(noise=1.5)
     assert "trusts 1 of 3" in objection(noise=1.0, colluding=2)
+
+
+def test_a_device_adds_no_noise_that_its_next_update_takes_back(tmp_path: Path) -> None:
+    """With error feedback, an update carries the noise of the one before it, negated: their sum has that of one."""
+    party = Party(tmp_path, NAMES, secure(3, 4, privacy=PRIVACY, colluding=1, plan=Plan()))
+    plan = party._strategy.plan
+    masker = party.device(NAMES[0])._parts.masker
+    assert masker is not None and not plan.feedback
+    assert masker.objection(_announcement(party).model_copy(update={"plan": plan})) is None
+    carried = plan.model_copy(update={"feedback": True})
+    asked = _announcement(party).model_copy(update={"plan": carried})
+    assert "feedback" in (masker.objection(asked) or "")
+    with pytest.raises(Unfit, match="feedback"):
+        masker.mask(np.zeros(4, np.float32), update_of(asked, "", b""), asked, Schema.of({"w": np.zeros(4)}), None)
 
 
 def test_a_settings_file_has_a_budget_for_secure_too() -> None:

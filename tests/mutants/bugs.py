@@ -26,8 +26,8 @@ from midge.iot_client.connection.publisher import Publisher
 from midge.iot_client.runtime import DeviceRuntime
 from midge.iot_client.session.timers import Timer
 from midge.iot_client.state.memory_outbox import AnyOutbox, MemoryOutbox
-from midge.iot_client.state.outbox import Outbox, _pack
-from midge.iot_client.state.outbox_files import INSERT, checksum, enter
+from midge.iot_client.state.outbox import Outbox
+from midge.iot_client.state.outbox_files import INSERT, checksum, enter, packed
 from midge.storage.failpoints import failpoint
 from midge.wire import frames, messages
 from midge.wire.errors import WireError
@@ -246,7 +246,7 @@ def _renumber(outbox: AnyOutbox) -> None:
         db.execute("DELETE FROM updates")
         for number, (update, body) in enumerate(held, start=outbox.next_seq):
             row = update.model_copy(update={"seq": number, "first": outbox.next_seq})
-            db.execute(INSERT, (number, _pack(row), body, checksum(_pack(row), body)))
+            db.execute(INSERT, (number, packed(row), body, checksum(packed(row), body)))
         outbox.state = replace(outbox.state, next=outbox.next_seq + len(held))
         enter(outbox._db, outbox.state)
 
@@ -254,8 +254,16 @@ def _renumber(outbox: AnyOutbox) -> None:
 def outbox_in_two_transactions(patch: Patch) -> None:
     """An update is stored, and only then its number is taken."""
 
-    def store(outbox: Outbox, update: Update, body: bytes, _residual: bytes | None = None, *, sent: int = 0) -> None:
-        header = _pack(update)
+    def store(
+        outbox: Outbox,
+        update: Update,
+        body: bytes,
+        _residual: bytes | None = None,
+        *,
+        sent: int = 0,
+        rho: float = 0.0,
+    ) -> None:
+        header = packed(update)
         with outbox._db as db:
             db.execute(INSERT, (update.seq, header, body, checksum(header, body)))
         failpoint("outbox.storing")
