@@ -249,6 +249,8 @@ class _Advising:
                 more = self.chosen.bytes / other.bytes
                 ratio = self.said("bytes", "fewer", other, more, f"{times(more)} times fewer bytes", other=self.chosen)
                 why += f" and {ratio}, as long as a device has {self.even(other, self.chosen, 'fewer than ')}"
+            elif reach == "anywhere" and other.bytes != self.chosen.bytes:
+                why += f" and {self.value(other, 'bytes')} in place of {self.value(self.chosen, 'bytes')}"
             yield f"{_IF[reach]}: {answer}{why}."
 
     def even(self, pooled: WayRow, other: WayRow, before: str = "") -> str:
