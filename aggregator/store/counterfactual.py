@@ -5,29 +5,36 @@ production. Two things stay. What a device contributed before the oldest checkpo
 devices trained from the models that were really published, so their updates are those that they really sent.
 """
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
+from midge.aggregator.core.buffered import names_of
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.presets import fedasync
+from midge.aggregator.core.registry import OrderRefused
 from midge.aggregator.core.registry_decisions import Cause
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.engine import Engine, load_past_frames
 from midge.aggregator.model.model import Model
 from midge.aggregator.model.reducer import distances
 from midge.aggregator.registry.policy import RegistryPolicy
+from midge.aggregator.store.ledger import GONE
 from midge.aggregator.store.put_back import private
 from midge.aggregator.store.registered import read_core
+from midge.aggregator.store.salvage import LOST
 from midge.aggregator.store.store import Checkpoint, Entry, Store, StoreError
 from midge.wire import lineage
+from midge.wire.errors import WireError
 from midge.wire.messages import Verdict
 from midge.wire.plurals import counted
 
 Combine = Literal["mean", "trimmed", "centred"]
+_NOTED = re.compile(r"'release_floor': (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,13 @@ class Guarantee:
     left_out: int
     """Updates that were left out."""
     remaining: int
-    """Accepted updates of these devices before that, which are in the checkpoint."""
+    """Accepted updates of these devices before that which the journal lists; they are in the checkpoint."""
+    pooled: int
+    """Statistics of these devices that were pooled before that."""
+    unlisted: int
+    """Records before that which the journal does not list any more: whose they were is not known."""
+    unnamed: int
+    """Updates of which the journal does not say whose work they are: under an erased name, or sums of a gateway."""
     returned: tuple[int, ...]
     """Records that went back to a registered version, which may hold the devices' work."""
     skipped: int
@@ -69,12 +82,12 @@ class Guarantee:
 
     @property
     def complete(self) -> bool:
-        """Whether no update of the devices is in the model."""
-        return not (self.remaining or self.returned)
+        """Whether it is known that no update and no statistics of the devices are in the model."""
+        return not (self.remaining or self.pooled or self.unlisted or self.unnamed or self.returned)
 
     def words(self) -> str:
         """The guarantee in words."""
-        where = "from the beginning" if self.since == 0 else f"from record {self.since} on, where the journal begins"
+        where = "from the beginning" if self.since == 0 else f"after record {self.since}, of the oldest checkpoint,"
         text = f"Exact: every step {where} was executed again"
         text += f", with {counted(self.left_out, 'update')} left out." if self.left_out else "."
         if self.remaining:
@@ -82,8 +95,20 @@ class Guarantee:
                 f" Not removed: at least {counted(self.remaining, 'earlier update')}, which the checkpoint of that "
                 "record contains."
             )
+        if self.pooled:
+            text += " Not removed: statistics of the inputs that were pooled before."
+        if self.unlisted:
+            text += (
+                f" Not known: how many updates were among {counted(self.unlisted, 'earlier record')} that the journal "
+                "does not list any more; they are in the checkpoint."
+            )
+        if self.unnamed:
+            text += (
+                f" Not known: whose work is in {counted(self.unnamed, 'update')}, of erased names or of sites that "
+                "send sums."
+            )
         if self.returned:
-            text += f" Record {self.returned[0]} went back to a registered version, with what was in it."
+            text += f" Not known: record {self.returned[0]} went back to a registered version, with what was in it."
         if self.skipped:
             text += f" {counted(self.skipped, 'update')} could not be used: the model under them is gone."
         return text + (
@@ -100,6 +125,8 @@ class Counterfactual:
     guarantee: Guarantee
     steps: int
     """Steps that were made."""
+    devices: int
+    """Distinct devices whose work is in them, counted as for a release."""
 
 
 def devices_of(store: Store) -> set[str]:
@@ -124,6 +151,11 @@ def counterfactual(store: Store, change: Change) -> Counterfactual:
             f"The federation of {store.directory} is private: a second model of the same noise would show the update "
             "that is left out."
         )
+    if store.query("SELECT 1 FROM journal WHERE kind = 'follow' LIMIT 1"):
+        raise StoreError(
+            f"{store.directory} is the store of a gateway: its model comes from the federation above, whose store can "
+            "answer for the gateway as a whole."
+        )
     if unknown := change.without - (known := devices_of(store)):
         listed = ", ".join(sorted(known)[:20]) or "none"
         raise StoreError(f"The journal has no update of {', '.join(sorted(unknown))}; it has some of: {listed}.")
@@ -140,6 +172,8 @@ class _Execution:
         load_past_frames(self._engine.model, store)
         self._devices = len(devices_of(store))
         self._left_out = self._skipped = self._steps = 0
+        self._hiding: tuple[set[str], set[str]] = set(), set()
+        """Devices whose work is in the steps, by whether it is trivial."""
         self._returned: list[int] = []
         self._released: dict[int, int] = {}
         """Steps made here before each version was released."""
@@ -161,21 +195,14 @@ class _Execution:
                 self._released[record.version] = self._steps
                 core.handle(ev.ReleaseCarried(record.version, engine.model.state.digest()), 0.0)
         guarantee = Guarantee(
-            self._start.lsn, self._left_out, self._remaining(waiting), tuple(self._returned), self._skipped
+            self._start.lsn,
+            self._left_out,
+            *_earlier(self._store, change.without, self._start.lsn, waiting),
+            tuple(self._returned),
+            self._skipped,
         )
-        return Counterfactual(engine.model, guarantee, self._steps)
-
-    def _remaining(self, waiting: Collection[int]) -> int:
-        """Accepted updates of the devices that were stepped before the start."""
-        rows = self._store.query("SELECT record FROM journal WHERE kind = 'update' AND lsn <= ?", (self._start.lsn,))
-        updates = [rec.unpack("update", data) for (data,) in rows]
-        return sum(
-            isinstance(one, rec.UpdateRecord)
-            and one.device in self._change.without
-            and one.verdict == Verdict.ACCEPTED
-            and one.lsn not in waiting
-            for one in updates
-        )
+        working, idle = self._hiding
+        return Counterfactual(engine.model, guarantee, self._steps, len(working or idle))
 
     def _changed(self, record: rec.Record) -> Sequence[rec.Record]:
         """The records that take the place of one."""
@@ -209,6 +236,10 @@ class _Execution:
         self._left_out += len(record.updates) - len(kept)
         if not kept:
             return []
+        for place in kept:
+            update = self._store.record(record.updates[place][0])
+            assert isinstance(update, rec.UpdateRecord)
+            self._hiding[update.trivial].update(names_of(update.device, update.devices))
         if len(kept) < len(record.updates):
             record = replace(
                 record,
@@ -260,18 +291,88 @@ class _Execution:
         return found
 
 
-def promote(store: Store, found: Counterfactual, change: Change, *, by: str, at: float, why: str = "") -> int:
+def _listed(store: Store) -> Iterator[rec.Record]:
+    """The records that the journal still lists and that can be read, also those without their bodies."""
+    for kind, data in store.query("SELECT kind, record FROM journal ORDER BY lsn"):
+        try:
+            record = rec.unpack(kind, data)
+        except WireError:
+            continue
+        if not (isinstance(record, rec.StrategyRecord) and record.strategy == LOST):
+            yield record
+
+
+def _earlier(store: Store, without: Collection[str], start: int, waiting: Collection[int]) -> tuple[int, int, int, int]:
+    """The devices' work before the start, as in `Guarantee`: remaining, pooled, unlisted, unnamed.
+
+    Args:
+        store: open.
+        without: the devices.
+        start: the record of the checkpoint.
+        waiting: updates before it that were stepped after it.
+    """
+    if not without:
+        return 0, 0, 0, 0
+    listed = remaining = sums = 0
+    first: dict[str, int] = {}
+    sent, frozen, erased = list[int](), set[int](), list[int]()
+    for record in _listed(store):
+        listed += record.lsn <= start
+        match record:
+            case rec.FreezeRecord() if record.lsn <= start:
+                frozen.update(record.statistics)
+            case rec.UpdateRecord() | rec.StatisticsRecord() if (
+                record.device.startswith(GONE) and record.device not in without
+            ):
+                erased.append(record.lsn)
+            case rec.StatisticsRecord() if record.device in without:
+                first.setdefault(record.device, record.lsn)
+                sent.append(record.lsn)
+            case rec.UpdateRecord() if record.device in without:
+                first.setdefault(record.device, record.lsn)
+                stepped = record.lsn <= start and record.lsn not in waiting
+                remaining += stepped and record.verdict == Verdict.ACCEPTED
+            case rec.UpdateRecord() if record.accepted and record.verdict == Verdict.ACCEPTED:
+                sums += 1
+    # Erasing a device renames all of its records: what one sent under its name came after that.
+    unnamed = sum(lsn < max(first.values()) for lsn in erased)
+    return remaining, len(frozen.intersection(sent)), start - listed, sums + unnamed
+
+
+def floor_of(store: Store) -> int:
+    """The least number of devices in a release: what the strategy in the journal says, otherwise what it was so far."""
+    records = list(_listed(store))
+    for record in reversed(records):
+        if isinstance(record, rec.StrategyRecord) and (noted := _NOTED.search(record.strategy)):
+            return int(noted[1])
+    return min((each.devices for each in records if isinstance(each, rec.ReleaseRecord) and each.devices), default=2)
+
+
+def promote(store: Store, found: Counterfactual, change: Change, cause: Cause, floor: int | None = None) -> int:
     """Make the model a registered version, the champion, from which a new generation of an open store goes on.
 
     The aggregator's next start publishes it. Returns the version's number.
 
+    Args:
+        store: open.
+        found: of this store.
+        change: of which it is the result.
+        cause: who wants it, and why.
+        floor: least number of devices whose work it carries; None is that of a release (`floor_of`).
+
     Raises:
         StoreError: the store cannot be written, or has changed since.
-        OrderRefused: the model waits for statistics.
+        OrderRefused: it carries the work of fewer devices, or the model waits for statistics.
     """
+    floor = floor_of(store) if floor is None else floor
+    if found.devices < floor:
+        raise OrderRefused(
+            f"after record {found.guarantee.since} it carries the work of {counted(found.devices, 'device')}, and a "
+            f"release that of at least {floor}: whoever has the model before would read it"
+        )
     core = read_core(store)
     state = found.model.used()
-    cause = Cause(f"{change.words()}{': ' if why else ''}{why}", by, at)
+    cause = replace(cause, why=f"{change.words()}{': ' if cause.why else ''}{cause.why}")
     version = core.version + 1
     body = lineage.encode_snapshot(state)
     decisions, keep = core.registering, RegistryPolicy().keep
@@ -279,6 +380,6 @@ def promote(store: Store, found: Counterfactual, change: Change, *, by: str, at:
     core.replay(register)
     back = replace(decisions.roll_back(version, cause), version=version)
     core.replay(back)
-    release = rec.ReleaseRecord(core.lsn + 1, version + 1, core.step, 0, at)
+    release = rec.ReleaseRecord(core.lsn + 1, version + 1, core.step, 0, cause.at)
     store.commit([Entry(register, body), Entry(back, body), Entry(release, None)])
     return version

@@ -36,6 +36,8 @@ from midge.aggregator.store.segments import segment_file
 from midge.aggregator.store.store import Store
 from midge.storage.files import atomic_write, copy_file, make_folder, sync_folder
 
+LOST = "This record is lost: the store was salvaged from a damaged one."
+"""The text in the place of a record that could not be read."""
 _KEY = ("name_key_check", "audit_end")
 """Metadata that depend on the key of the audit log."""
 
@@ -300,7 +302,7 @@ def _rows(evidence: Evidence, kept: Kept, end: int) -> Iterator[tuple[Any, ...]]
             packed = rec.pack(row.record)
             yield (lsn, rec.kind(row.record), packed, None, checksum(packed, None), None, None, None)
         elif lsn >= kept.oldest_body:
-            gone = rec.StrategyRecord(lsn, "This record is lost: the store was salvaged from a damaged one.")
+            gone = rec.StrategyRecord(lsn, LOST)
             packed = rec.pack(gone)
             yield (lsn, rec.kind(gone), packed, None, checksum(packed, None), None, None, None)
 

@@ -20,6 +20,7 @@ from midge.iot_client.data.intake import Intake
 from midge.iot_client.data.row_reader import Kind, RowReader
 from midge.iot_client.data.samples_file import SamplesFile
 from midge.storage.database import DatabaseError, DiskFull
+from midge.wire.clocks import SANE
 from midge.wire.moments import SENTINEL, Moments
 
 log = logging.getLogger("iot_client")
@@ -117,7 +118,7 @@ class Samples:
         self._lock = threading.RLock()
         self._wall, self._lifetime = wall, math.inf if expire is None else expire
         self._times: npt.NDArray[np.float64] = np.full(self.capacity, np.inf)
-        """When each row of the ring came, in seconds since 1970; never for one of an earlier Midge."""
+        """When each row of the ring came at the latest, in seconds since 1970; infinity while no set clock says."""
         self.expired = 0
         """Rows that were removed because of their age, since the start."""
         self._floor = 0
@@ -148,7 +149,8 @@ class Samples:
         """Number of outliers in the rows that were last read."""
         self._due = clock() + every
         self._closed = False
-        self._file = None if self.path is None else SamplesFile(self.path, (*self.features, self.label, self.kind))
+        columns = (*self.features, self.label, self.kind)
+        self._file = None if self.path is None else SamplesFile(self.path, columns, expires=expire is not None)
         self.marks: dict[str, str] = {} if self._file is None else self._file.marks
         """Read position of each source; stored with the rows."""
         if self._file is not None:
@@ -236,7 +238,7 @@ class Samples:
             self.missing += int(np.count_nonzero(~known))
             self._present |= known[: len(self.features)]
             self._ring[self.seen % self.capacity] = whole_row
-            self._times[self.seen % self.capacity] = self._wall()
+            self._times[self.seen % self.capacity] = now if (now := self._wall()) >= SANE else math.inf
             self.seen += 1
             if self.seen - self._stored >= min(BATCH, self.capacity) or self._clock() >= self._due:
                 self.flush()
@@ -336,13 +338,17 @@ class Samples:
     # --------------------------------------------------------------------- the disk
 
     def expire(self) -> int:
-        """Remove rows that are older than they may get, also from the disk; return how many."""
-        if math.isinf(self._lifetime):
+        """Remove rows that are older than they may get, also from the disk; return how many.
+
+        A wrong clock removes rows too early, and none too late: a row is no newer than this call, nor than later rows.
+        """
+        now = self._wall()
+        if math.isinf(self._lifetime) or now < SANE:
             return 0
         with self._lock:
             places = np.arange(self.seen - len(self), self.seen) % self.capacity
-            # By the newest of them: a clock that went back must not keep older rows behind a younger one.
-            old = np.flatnonzero(self._times[places] < self._wall() - self._lifetime)
+            self._times[places] = np.minimum(self._times[places], now)
+            old = np.flatnonzero(self._times[places] < now - self._lifetime)
             count = int(old[-1]) + 1 if old.size else 0
             self._ring[places[:count]] = np.nan
             self._floor = self.seen - len(self) + count
@@ -350,7 +356,7 @@ class Samples:
             self._stored = max(self._stored, self._floor)  # what was not written yet is not written any more
             if self._file is not None and not self._closed:
                 try:
-                    self._file.remove(self._wall() - self._lifetime)
+                    self._file.expire(now - self._lifetime, now)
                 except (DiskFull, DatabaseError) as error:
                     log.warning("Expired rows cannot be removed from %s (%s); it is tried again.", self.path, error)
             return count
@@ -361,9 +367,9 @@ class Samples:
             self._due = self._clock() + self._every
             if self._file is None or self._stored == self.seen or self._closed:
                 return
-            new = self._rows()[-min(self.seen - self._stored, len(self)) :]
+            new = np.arange(self.seen - min(self.seen - self._stored, len(self)), self.seen) % self.capacity
             try:
-                self._file.write(new, self.capacity, {_NEW: str(self.new)}, self._wall())
+                self._file.write(self._ring[new], self.capacity, {_NEW: str(self.new)}, float(self._times[new].min()))
             except (DiskFull, DatabaseError) as error:
                 log.warning("Samples cannot be written to %s (%s): they stay in memory.", self.path, error)
                 return

@@ -3,6 +3,7 @@
 import ast
 import logging
 import math
+import os
 import sqlite3
 import zlib
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ CREATE TABLE IF NOT EXISTS segments (
 );
 CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+_WITH_TRACES, _WITHOUT_TRACES = 0, 1
+"""Values of user_version: whether free pages may hold bytes of rows that were removed."""
 _CRC, _COLUMNS = " crc", " columns"
 """Marks that are not read positions: the checksum of the others, and the columns of the rows."""
 
@@ -41,12 +44,13 @@ class SamplesFile:
     Args:
         path: the file; a damaged one is moved aside, because rows can be collected again.
         columns: what its rows hold.
+        expires: whether `expire` will be called: no byte of a removed row may stay then.
 
     Raises:
         SamplesError: it cannot be used, or holds other columns.
     """
 
-    def __init__(self, path: Path, columns: tuple[object, ...]) -> None:
+    def __init__(self, path: Path, columns: tuple[object, ...], *, expires: bool = False) -> None:
         self.path = path
         self.marks: dict[str, str] = {}
         """Read position of each source; written in one transaction with the rows."""
@@ -55,9 +59,12 @@ class SamplesFile:
         self.segments: list[tuple[int, int]] = []
         """Number and rows of each segment, oldest first."""
         self.times: dict[int, float] = {}
-        """By segment, when it was written, in seconds since 1970; those of an earlier Midge are missing."""
+        """By segment, when its first row came at the latest, in seconds since 1970; infinity while that is unknown."""
+        self._damaged = path.with_name(f"{path.name}.damaged")
+        self._expires, self._traces = expires, True
+        """Whether bytes of removed rows may be in the log or in free pages."""
         # A power cut may lose the newest segments: nothing depends on them. The log is kept short, to spare the card.
-        pragmas = ("wal_autocheckpoint=64", "journal_size_limit=0")
+        pragmas = ("wal_autocheckpoint=64", "journal_size_limit=0", f"secure_delete={'ON' if expires else 'OFF'}")
         self.database = Database(path, synchronous="NORMAL", pragmas=pragmas, threads=True)
         try:
             self._open()
@@ -80,12 +87,14 @@ class SamplesFile:
             log.warning("The samples %s are damaged (%s): they start over; the file is kept as .damaged.", path, error)
             for each in ("-wal", "-shm"):
                 path.with_name(path.name + each).unlink(missing_ok=True)
-            path.replace(path.with_name(f"{path.name}.damaged"))
+            path.replace(self._damaged)
         self.database.open(_TABLES)
         known = {row[1] for row in self.database.connection.execute("PRAGMA table_info(segments)")}
         for column in ("crc INTEGER", "at REAL"):  # what files of an earlier Midge lack
             if column.split()[0] not in known:
                 self.database.connection.execute(f"ALTER TABLE segments ADD COLUMN {column}")
+        if not self._expires:
+            self.database.connection.execute(f"PRAGMA user_version = {_WITH_TRACES}")
 
     def _check_columns(self, columns: str) -> None:
         found = dict(self.database.connection.execute("SELECT name, value FROM marks"))
@@ -104,37 +113,61 @@ class SamplesFile:
         parts = [np.empty((0, width), np.float32)]
         query = "SELECT number, data, crc, at FROM segments ORDER BY number"
         for place, data, crc, at in self.database.connection.execute(query):
+            rows = np.empty((0, width), np.float32)
             if crc not in (None, zlib.crc32(data)):
                 log.warning("%d bytes of samples in %s are damaged, and left out.", len(data), self.path)
-                continue
-            rows = np.frombuffer(data, np.float32)
-            if rows.size % width == 0:
-                parts.append(rows.reshape(-1, width))
-                self.segments.append((place, len(parts[-1])))
-                if at is not None:
-                    self.times[place] = at
+            elif (values := np.frombuffer(data, np.float32)).size % width == 0:
+                rows = values.reshape(-1, width)
+            parts.append(rows)
+            self.segments.append((place, len(rows)))
+            self.times[place] = math.inf if at is None else at
         return np.concatenate(parts)
 
-    def remove(self, before: float) -> int:
-        """Remove the segments that were written before a time; return the number of their rows.
+    def expire(self, before: float, now: float) -> None:
+        """Remove the segments up to the newest one that is dated before a time, with every byte of removed rows.
+
+        What has no date, or one after `now`, is dated `now`. A damaged file that was put aside expires as well.
 
         Raises:
             DiskFull: there is no room.
             DatabaseError: it cannot be written.
         """
-        old = {number: rows for number, rows in self.segments if self.times.get(number, math.inf) < before}
-        if old:
+        old = [place for place, (number, _) in enumerate(self.segments, 1) if self.times[number] < before]
+        gone, kept = self.segments[: max(old, default=0)], self.segments[max(old, default=0) :]
+        late = [number for number, _ in kept if self.times[number] > now]
+        if gone or late:
             with self.database.transaction() as db:
-                db.execute("PRAGMA secure_delete = ON")  # their pages are overwritten
-                db.executemany("DELETE FROM segments WHERE number = ?", [(each,) for each in old])
-            self.segments = [each for each in self.segments if each[0] not in old]
-            self.written += _PAGE * (2 + sum(rows for rows in old.values()) // 512)
-        return sum(old.values())
+                db.executemany("DELETE FROM segments WHERE number = ?", [(number,) for number, _ in gone])
+                db.executemany("UPDATE segments SET at = ? WHERE number = ?", [(now, number) for number in late])
+            self.segments = kept
+            self.times = {number: min(self.times[number], now) for number, _ in kept}
+            self._traces = self._traces or bool(gone)
+        if self._traces:
+            self._erase_traces()
+        with suppress(FileNotFoundError):
+            aside = self._damaged.stat().st_mtime
+            if aside < before:
+                self._damaged.unlink()
+            elif aside > now:
+                os.utime(self._damaged, (now, now))
+
+    def _erase_traces(self) -> None:
+        """Erase removed rows from the log, and once from pages that were freed while no row expired."""
+        with self.database.transaction() as db:  # errors become the database's own
+            ((version,),) = db.execute("PRAGMA user_version").fetchall()
+            if version == _WITH_TRACES:
+                db.execute("PRAGMA temp_store = MEMORY")
+                db.execute("VACUUM")
+                db.execute(f"PRAGMA user_version = {_WITHOUT_TRACES}")
+            ((pages,),) = db.execute("PRAGMA page_count").fetchall()
+            ((busy, logged, _),) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._traces = bool(busy)  # while a reader has it open; the next call tries again
+        self.written += _PAGE * (max(logged, 0) + (2 * pages if version == _WITH_TRACES else 0))
 
     def write(self, new: npt.NDArray[np.float32], capacity: int, marks: Mapping[str, str], at: float) -> None:
         """Add rows as a segment, and remove segments that `capacity` rows do not need; `marks` are added to ours.
 
-        `at` is the time, in seconds since 1970.
+        `at` is when the first of them came, in seconds since 1970; infinity while that is unknown.
 
         Raises:
             DiskFull: there is no room.
@@ -150,6 +183,7 @@ class SamplesFile:
             db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?)", list(marks.items()))
         assert segment is not None
         self.segments = [*self.segments[len(old) :], (segment, len(new))]
+        self._traces = self._traces or bool(old)
         self.times[segment] = at
         self.written += 2 * (-(-new.nbytes // _PAGE) + 3) * _PAGE  # into the log, and from there into the file
 

@@ -98,6 +98,11 @@ def register(subparsers: Subparsers) -> None:
         action="store_true",
         help="of verify: put a damaged outbox aside, with the updates that wait in it; the next start begins a new one",
     )
+    parser.add_argument(
+        "--new",
+        action="store_true",
+        help="of consent: the outbox is not there yet, and its device starts without consent",
+    )
     add_place(parser)
     add_guest(parser)
     add_gateway(parser)

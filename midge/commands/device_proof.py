@@ -20,7 +20,7 @@ from midge.iot_client.connection.proofs import NotAnswered, Proven, VerifiedHead
 from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.consent import Consent
 from midge.iot_client.state.given import KEPT, UNSENT, UNSETTLED, GivenUpdate, given
-from midge.iot_client.state.outbox_files import unwrapped
+from midge.iot_client.state.outbox_files import unwrapped, witness_of
 from midge.storage.key_files import read_key
 from midge.wire import signing
 from midge.wire.errors import WireError
@@ -105,8 +105,7 @@ def run_consent(args: argparse.Namespace, verb: str, named: Sequence[str]) -> in
     consent = Consent.beside(path)
     if verb == "status":
         return _consent_status(args, Remembered.of(path), consent)
-    if not path.is_file() and verb == "off" and not path.parent.is_dir():
-        raise Problem(f"There is no directory {path.parent}: name the device's outbox, such as pump-17.outbox.")
+    _refuse_others(path, known=args.new or consent.withheld() is not None)
     try:
         changed = consent.withdraw(time.time()) if verb == "off" else consent.give()
     except OSError as error:
@@ -127,6 +126,21 @@ def run_consent(args: argparse.Namespace, verb: str, named: Sequence[str]) -> in
             f"Consent is given for {path}{': its device goes on with the next version' if changed else ' as before'}."
         )
     return 0
+
+
+def _refuse_others(path: Path, *, known: bool) -> None:
+    """Refuse a path that is no outbox, because no device would read a switch beside it.
+
+    A damaged outbox, which has its witness beside it, is one. `known` says that it need not be there.
+    """
+    if path.is_file():
+        if not witness_of(path).path.is_file():
+            Remembered.of(path)
+    elif not path.parent.is_dir() or not known:
+        raise Problem(
+            f"There is no outbox {path}: name the file that the device was given, such as pump-17.outbox, or add --new "
+            "if its device has never run."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from midge.commands.parts import (
     read_federation,
     server_side,
     user_errors,
+    write_errors,
 )
 from midge.commands.words import whom
 from midge.wire.inert import inert
@@ -273,7 +274,8 @@ def run_export(args: argparse.Namespace) -> int:
     about = {"federation": reading.federation, **facts(registry.versions[version], registry)}
     target, parameters = Path(args.to), decode_snapshot(data).parameters()
     form = args.format or {".safetensors": "safetensors", ".onnx": "onnx"}.get(target.suffix, "hub")
-    _write(form, target, parameters, about, args)
+    with write_errors(target, "give another place with --to"):
+        _write(form, target, parameters, about, args)
     said = {"ok": True, "version": version, "digest": about["digest"], "format": form, "path": str(target)}
     print(json.dumps(said) if args.json else f"{target}: version {version} as {form}, digest {about['digest'][:8]}.")
     return 0

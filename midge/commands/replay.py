@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from midge.commands.parts import Problem, Subparsers, existing_store, server_side, user_errors
+from midge.commands.parts import Problem, Subparsers, existing_store, server_side, user_errors, write_errors
+from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
     from midge.aggregator.model.model import Model
@@ -58,9 +59,16 @@ def register(subparsers: Subparsers) -> None:
     what_if.add_argument(
         "--promote",
         action="store_true",
-        help="make it the champion and the next release; the aggregator must be stopped",
+        help="make it the champion and the next release; the aggregator must be stopped. Whoever has this release and "
+        "the one before can compute what was left out",
     )
     what_if.add_argument("--why", default="", help="the reason, with --promote: it stays in the journal")
+    what_if.add_argument(
+        "--release-floor",
+        type=int,
+        metavar="N",
+        help="with --promote, the least number of devices whose work it carries (default: that of a release)",
+    )
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     parser.set_defaults(run=run)
 
@@ -68,7 +76,7 @@ def register(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.without or args.combine or args.strategy:
         return _what_if(args)
-    if args.score or args.export or args.promote:
+    if args.score or args.export or args.promote or args.release_floor is not None:
         raise Problem("Say what is to be different: --without NAME, --combine or --strategy.")
     with server_side():
         from midge.aggregator.store.reading import ReadOnlyStore  # noqa: PLC0415
@@ -107,7 +115,12 @@ def _what_if(args: argparse.Namespace) -> int:
     with opened as store:
         real = counterfactual(store, Change())
         found = counterfactual(store, change)
-        promoted = _promoted(store, found, change, args.why) if args.promote else None
+        if args.export:
+            from midge.model_export.files import write_safetensors  # noqa: PLC0415 - an extra
+
+            with write_errors(args.export, "give another place with --export"):
+                write_safetensors(Path(args.export), found.model.used().parameters(), {"change": change.words()})
+        promoted = _promoted(store, found, change, args) if args.promote else None
     said: dict[str, Any] = {
         "change": {"without": sorted(change.without), "combine": change.combine, "strategy": args.strategy},
         "real": _described(real, score),
@@ -118,16 +131,15 @@ def _what_if(args: argparse.Namespace) -> int:
             "complete": found.guarantee.complete,
             "left_out": found.guarantee.left_out,
             "remaining": found.guarantee.remaining,
+            "pooled": found.guarantee.pooled,
+            "unlisted": found.guarantee.unlisted,
+            "unnamed": found.guarantee.unnamed,
             "returned": list(found.guarantee.returned),
             "skipped": found.guarantee.skipped,
             "words": found.guarantee.words(),
         },
         "promoted": promoted,
     }
-    if args.export:
-        from midge.model_export.files import write_safetensors  # noqa: PLC0415 - an extra
-
-        write_safetensors(Path(args.export), found.model.used().parameters(), {"change": change.words()})
     if args.json:
         print(json.dumps(said))
     else:
@@ -184,6 +196,7 @@ def _described(found: "Counterfactual", score: Score | None) -> dict[str, Any]:
         "digest": found.model.digest().hex(),
         "version": found.model.version,
         "steps": found.steps,
+        "devices": found.devices,
         "score": None if score is None else dict(score(parameters)),
     }
 
@@ -194,12 +207,15 @@ def _distance(real: "Model", other: "Model") -> float:
     return float(np.linalg.norm(other.x - real.x)) / norm if norm else 0.0
 
 
-def _promoted(store: Any, found: "Counterfactual", change: "Change", why: str) -> dict[str, Any]:
+def _promoted(store: Any, found: "Counterfactual", change: "Change", args: argparse.Namespace) -> dict[str, Any]:
     from midge.aggregator.core.registry import OrderRefused  # noqa: PLC0415 - an extra
+    from midge.aggregator.core.registry_decisions import Cause  # noqa: PLC0415
     from midge.aggregator.store.counterfactual import promote  # noqa: PLC0415
 
     try:
-        version = promote(store, found, change, by=getpass.getuser(), at=time.time(), why=why)
+        version = promote(
+            store, found, change, Cause(args.why, getpass.getuser(), time.time()), floor=args.release_floor
+        )
     except OrderRefused as error:
         raise Problem(f"It cannot be promoted: {error}.") from error
     return {"version": version, "champion": True}
@@ -209,7 +225,8 @@ def _print(said: Mapping[str, Any], change: "Change", args: argparse.Namespace) 
     for name, title in (("real", "as it was"), ("counterfactual", change.words())):
         one = said[name]
         scores = ", ".join(f"{metric} {value:.4g}" for metric, value in (one["score"] or {}).items())
-        print(f"{title}: {scores or 'not scored'}, {one['steps']:,} steps, digest {one['digest']}")
+        steps = f"{one['steps']:,} steps of {counted(one['devices'], 'device')}"
+        print(f"{title}: {scores or 'not scored'}, {steps}, digest {one['digest']}")
     print(f"The models differ by {said['distance']:.2%} of the real one's norm.")
     if said["real"]["score"] is None:
         print("For a score, name what measures a model: --score module:attribute.")

@@ -63,6 +63,7 @@ LEFT_OUT: Final = {
     "app": "app of [device]",
     "set": "of the command line",
     "accept_loss": "of `midge device verify`",
+    "new": "of `midge device consent`",
     "dry_run": "tries a source, once",
     "listen": "goes with --dry-run",
 }

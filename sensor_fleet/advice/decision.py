@@ -1,21 +1,49 @@
-"""Which way suits a fleet, why, and when the answer would change."""
+"""The advice in words: which way suits a fleet, why, and when the answer would change.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+Each statement about a value is a `Clause`: the comparison as data, from which its words are made.
+"""
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from midge.sensor_fleet.advice.rule import WORTH_DISTRIBUTING, Choice, Judge, choose
 from midge.sensor_fleet.advice.ways import Name, Reach, WayRow
-from midge.sensor_fleet.progress import METRICS
-from midge.sensor_fleet.report.quantities import duration, score, size, times
-from midge.wire.plurals import counted
+from midge.sensor_fleet.report.quantities import duration, score, significant, size, times
 
-_REACH: Final[dict[Reach, int]] = {"nowhere": 0, "site": 1, "anywhere": 2}
-POINT: Final = 0.01
-"""Least difference between two accuracies that counts."""
-ERROR: Final = 0.02
-"""The same of two errors, as a share."""
-WORTH_DISTRIBUTING: Final = 600.0
-"""Seconds of training on one machine above which a second machine is worth its traffic."""
+Quantity = Literal["score", "own", "both", "bytes", "monthly_bytes", "seconds", "reach", "rows"]
+"""A field of `WayRow`; `both` is the mean of score and own, `reach` the answer of the rule, `rows` a device's rows."""
+Relation = Literal[
+    "is",
+    "only good",
+    "exposes least",
+    "fewest of good",
+    "better",
+    "worse",
+    "as good",
+    "unknown",
+    "within spread",
+    "fewer",
+    "even",
+    "chosen",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One statement of the advice."""
+
+    quantity: Quantity
+    relation: Relation
+    way: Name
+    other: Name | None
+    """With what the way is compared; None compares it with all."""
+    value: float
+    """What the words say: the value itself, by how much it is better or worse, or a ratio."""
+    words: str
+    reach: Reach | None = None
+    """Where rows may go, of `chosen`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +55,8 @@ class Decision:
     """What to do with its reason, and what speaks against the next best way."""
     changes: tuple[str, ...]
     """When it would change."""
+    clauses: tuple[Clause, ...] = ()
+    """Every statement in them about a value."""
 
     def packed(self) -> dict[str, Any]:
         return {"way": self.way, "text": " ".join(self.sentences), "changes": list(self.changes)}
@@ -53,54 +83,11 @@ def decide(rows: Sequence[WayRow], metric: str, reach: Reach | None, held: RowsH
         reach: where rows may go; None: not said.
         held: what a device holds.
     """
-    judge = _Judge(metric)
-    named = {row.way: row for row in rows}
-    allowed = [row for row in rows if _REACH[row.exposure.reach] <= _REACH[reach or "anywhere"]]
-    if not _worth_distributing(named):  # the steps are those of the pooled training
-        allowed = [row for row in allowed if row.way != "data-parallel"]
-    best = max((judge.value(row) for row in allowed), key=lambda value: judge.sign * value)
-    good = [row for row in allowed if not judge.behind(judge.value(row), best, judge.spread(row))]
-    if reach == "anywhere":
-        chosen = min(good, key=lambda row: (row.bytes, row.exposure.order))
-    else:
-        chosen = min(good, key=lambda row: row.exposure.order)
-    return Decision(
-        chosen.way,
-        (_first(chosen, named, judge, reach), _second(chosen, named, judge)),
-        tuple(_changes(chosen, named, judge, reach, held)),
-    )
-
-
-def _worth_distributing(named: dict[Name, WayRow]) -> bool:
-    pooled, parallel = named.get("pooled"), named.get("data-parallel")
-    if pooled is None or parallel is None:
-        return parallel is not None
-    return pooled.seconds > WORTH_DISTRIBUTING and parallel.seconds < pooled.seconds
-
-
-@dataclass(frozen=True, slots=True)
-class _Judge:
-    metric: str
-
-    @property
-    def sign(self) -> int:
-        return METRICS[self.metric]
-
-    def value(self, row: WayRow) -> float:
-        """The mean of both scores: of new rows of the whole fleet, and of the device's own."""
-        return (row.score.mean + row.own.mean) / 2
-
-    def spread(self, row: WayRow) -> float:
-        return row.score.high - row.score.low
-
-    def behind(self, value: float, best: float, spread: float) -> bool:
-        return self.sign * (best - value) > max(self.margin(best), spread)
-
-    def margin(self, value: float) -> float:
-        return POINT if self.metric == "accuracy" else ERROR * abs(value)
-
-    def words(self, value: float) -> str:
-        return score(value, self.metric)
+    judge = Judge(metric)
+    found = choose(rows, judge, reach)
+    text = _Advising(tuple(rows), judge, reach, held, found)
+    sentences = (text.first(), text.second())
+    return Decision(found.chosen.way, sentences, tuple(text.changes()), tuple(text.clauses))
 
 
 _VERBS: Final[dict[Name, str]] = {
@@ -110,91 +97,209 @@ _VERBS: Final[dict[Name, str]] = {
     "data-parallel": "Collect the rows, and train data-parallel",
     "pooled": "Collect the rows, and train on one machine",
 }
+_EXPOSES: Final[dict[Name, str]] = {
+    "alone": "nothing leaves a device",
+    "federated": "no row leaves a device",
+    "hybrid": "no row leaves its site",
+    "data-parallel": "it exposes every row to the cluster",
+    "pooled": "it exposes every row to that machine",
+}
+_IF: Final[dict[Reach, str]] = {
+    "nowhere": "If the rows may not leave their devices",
+    "site": "If rows may go within their site, and no further",
+    "anywhere": "If rows may go anywhere",
+}
 
 
-def _first(chosen: WayRow, named: dict[Name, WayRow], judge: _Judge, reach: Reach | None) -> str:
-    what = f"{_VERBS[chosen.way]}: it reaches {judge.words(chosen.score.mean)}"
-    pooled = named.get("pooled")
-    if chosen.way in ("federated", "hybrid", "alone") and pooled is not None:
-        what += f" where pooled rows reach {judge.words(pooled.score.mean)}"
-    if chosen.way == "alone":
-        what += f", and {judge.words(chosen.own.mean)} on each device's own rows"
-    why = {
-        "alone": "nothing leaves a device",
-        "federated": "no row leaves a device",
-        "hybrid": "no row leaves its site",
-        "data-parallel": "it exposes every row to the cluster",
-        "pooled": "it exposes every row to that machine",
-    }[chosen.way]
-    if reach == "anywhere" and chosen.way == "pooled":
-        why = f"it moves the fewest bytes, {size(chosen.bytes)} over all links; it exposes every row to that machine"
-    return f"{what}, and {why}." if chosen.way in ("alone", "federated", "hybrid") else f"{what}; {why}."
+@dataclass(frozen=True)
+class _Advising:
+    rows: tuple[WayRow, ...]
+    judge: Judge
+    reach: Reach | None
+    held: RowsHeld
+    found: Choice
+    clauses: list[Clause] = field(default_factory=list)
 
+    @property
+    def chosen(self) -> WayRow:
+        return self.found.chosen
 
-def _second(chosen: WayRow, named: dict[Name, WayRow], judge: _Judge) -> str:
-    alone, federated, pooled = named.get("alone"), named["federated"], named.get("pooled")
-    if chosen.way == "alone":
-        return (
-            f"A common model gives {judge.words(federated.own.mean)} on these rows, not more than a point better, and "
-            f"costs each device {size(federated.monthly_bytes)} a month."
+    def named(self, way: Name) -> WayRow | None:
+        return next((row for row in self.rows if row.way == way), None)
+
+    # ----------------------------------------------------------------------- clauses
+
+    def said(
+        self,
+        quantity: Quantity,
+        relation: Relation,
+        row: WayRow,
+        value: float,
+        words: str,
+        *,
+        other: WayRow | None = None,
+        reach: Reach | None = None,
+    ) -> str:
+        compared = None if other is None else other.way
+        self.clauses.append(Clause(quantity, relation, row.way, compared, value, words, reach))
+        return words
+
+    def value(self, row: WayRow, quantity: Quantity) -> str:
+        """What was measured."""
+        found = getattr(row, quantity)
+        if quantity in ("score", "own"):
+            return self.said(quantity, "is", row, found.mean, score(found.mean, self.judge.metric))
+        return self.said(quantity, "is", row, found, (duration if quantity == "seconds" else size)(found))
+
+    def compared(self, row: WayRow, other: WayRow, quantity: Literal["own", "both"]) -> str:
+        """How a way does against another: better or worse by more than what counts, or as good."""
+        mine, theirs = ((each.own.mean if quantity == "own" else self.judge.value(each)) for each in (row, other))
+        gain, margin = self.judge.gain(mine, theirs), self.judge.margin(theirs)
+        relation: Relation = "better" if gain > 0 else "worse"
+        if not math.isfinite(gain):
+            relation, words = "unknown", "not comparable"
+        elif abs(gain) <= margin:
+            relation, words = "as good", f"as good (within {'a point' if self.judge.metric == 'accuracy' else '2 %'})"
+        else:
+            words = f"{self.difference(abs(gain), theirs)} {relation}"
+        return self.said(quantity, relation, row, gain, words, other=other)
+
+    def difference(self, gain: float, value: float) -> str:
+        """Points of an accuracy; percent of an error."""
+        if self.judge.metric == "accuracy":
+            return f"{100 * gain:.1f} points"
+        return f"{significant(100 * gain / value)} %" if value else significant(gain)
+
+    # --------------------------------------------------------------------- sentences
+
+    def first(self) -> str:
+        chosen, pooled = self.chosen, self.named("pooled")
+        what = f"{_VERBS[chosen.way]}: it reaches {self.value(chosen, 'score')}"
+        if chosen.way in ("federated", "hybrid", "alone") and pooled is not None:
+            what += f" where pooled rows reach {self.value(pooled, 'score')}"
+        if chosen.way == "alone":
+            what += f", and {self.value(chosen, 'own')} on each device's own rows"
+        return f"{what}; {self.reason()}, and {_EXPOSES[chosen.way]}."
+
+    def reason(self) -> str:
+        chosen, good = self.chosen, self.found.good
+        which = "eligible " if len(self.found.allowed) < len(self.rows) else ""
+        if len(good) == 1:
+            return self.said("both", "only good", chosen, self.judge.value(chosen), f"no other {which}way is as good")
+        of = f"of {len(good)} {which}ways that are as good, it"
+        if self.reach == "anywhere":
+            words = f"{of} moves the fewest bytes, {size(chosen.bytes)} over all links"
+            return self.said("bytes", "fewest of good", chosen, chosen.bytes, words)
+        return self.said("both", "exposes least", chosen, self.judge.value(chosen), f"{of} exposes least")
+
+    def second(self) -> str:
+        chosen, alone, pooled, federated = (
+            self.chosen,
+            self.named("alone"),
+            self.named("pooled"),
+            self.named("federated"),
         )
-    if chosen.way in ("pooled", "data-parallel"):
-        return (
-            f"The federation reaches {judge.words(federated.score.mean)} in "
-            f"{duration(federated.seconds)} of the fleet's time and moves {size(federated.bytes)}, without a row."
-        )
-    parts = []
-    if alone is not None:
-        parts.append(f"alone, a device reaches {judge.words(alone.score.mean)}")
-    if pooled is not None:
-        parts.append(f"sending the rows would take {size(pooled.bytes)} in place of {size(chosen.bytes)}")
-    sentence = "; ".join(parts) or f"it takes {duration(chosen.seconds)} of the fleet's time"
-    return f"{sentence[0].upper()}{sentence[1:]}."
-
-
-def _changes(
-    chosen: WayRow, named: dict[Name, WayRow], judge: _Judge, reach: Reach | None, held: RowsHeld
-) -> list[str]:
-    found = []
-    federated, pooled, hybrid = named["federated"], named.get("pooled"), named.get("hybrid")
-    if pooled is not None:
-        even = held.rows * federated.bytes / pooled.bytes
+        assert federated is not None
+        if chosen.way == "alone":
+            return (
+                f"A common model gives {self.value(federated, 'own')} on these rows, {self.not_better(federated)}, and "
+                f"costs each device {self.value(federated, 'monthly_bytes')} a month."
+            )
         if chosen.way in ("pooled", "data-parallel"):
-            found.append(
-                "If the rows may not leave their devices: then federated."
-                if not judge.behind(judge.value(federated), judge.value(pooled), judge.spread(federated))
-                else "If the rows may not leave their devices: then federated, with the loss shown."
+            return (
+                f"The federation reaches {self.value(federated, 'score')} in {self.value(federated, 'seconds')} of the "
+                f"fleet's time and moves {self.value(federated, 'bytes')}, without a row."
             )
-            if even > held.rows:
-                found.append(
-                    f"If a device had about {even:,.0f} rows of {held.row_bytes:,.0f} bytes (it has {held.rows:,.0f}): "
-                    "from there on, updates are fewer bytes than rows."
+        parts = []
+        if alone is not None:
+            parts.append(f"alone, a device reaches {self.value(alone, 'score')}")
+        if pooled is not None:
+            parts.append(
+                f"sending the rows would take {self.value(pooled, 'bytes')} in place of {self.value(chosen, 'bytes')}"
+            )
+        sentence = "; ".join(parts) or f"it takes {self.value(chosen, 'seconds')} of the fleet's time"
+        return f"{sentence[0].upper()}{sentence[1:]}."
+
+    def not_better(self, federated: WayRow) -> str:
+        """Why a federation is not chosen over lone devices, on new and own rows together."""
+        judge, alone = self.judge, self.chosen
+        gain = judge.gain(judge.value(federated), judge.value(alone))
+        if gain > judge.margin(judge.value(federated)):
+            words = "on both kinds of rows better by less than the seeds differ"
+            return self.said("both", "within spread", federated, gain, words, other=alone)
+        return f"on both kinds of rows {self.compared(federated, alone, 'both')}"
+
+    # ----------------------------------------------------------------------- changes
+
+    def changes(self) -> list[str]:
+        found = [*self.other_reaches(), *self.more_rows(), *self.less_time(), *self.own_rows_only()]
+        return found or ["Wherever the rows may go, the answer stays."]
+
+    def other_reaches(self) -> Iterator[str]:
+        """What the rule chooses if the rows may go elsewhere."""
+        reaches: tuple[Reach, ...] = ("nowhere", "site", "anywhere")
+        for reach in reaches:
+            other = choose(self.rows, self.judge, reach).chosen
+            if reach == self.reach or other.way == self.chosen.way:
+                continue
+            verb = _VERBS[other.way]
+            answer = self.said("reach", "chosen", other, 0.0, f"{verb[0].lower()}{verb[1:]}", reach=reach)
+            why = f", with {self.value(other, 'score')} in place of {self.value(self.chosen, 'score')}"
+            if reach == "anywhere" and other.way == "pooled" and 0 < other.bytes < self.chosen.bytes:
+                more = self.chosen.bytes / other.bytes
+                ratio = self.said("bytes", "fewer", other, more, f"{times(more)} times fewer bytes", other=self.chosen)
+                why += f" and {ratio}, as long as a device has {self.even(other, self.chosen, 'fewer than ')}"
+            elif reach == "anywhere" and other.bytes != self.chosen.bytes:
+                why += f" and {self.value(other, 'bytes')} in place of {self.value(self.chosen, 'bytes')}"
+            yield f"{_IF[reach]}: {answer}{why}."
+
+    def even(self, pooled: WayRow, other: WayRow, before: str = "") -> str:
+        """The rows of a device at which sending them takes the bytes of another way, as bytes grow with rows."""
+        rows = self.held.rows * other.bytes / pooled.bytes
+        words = f"{before}about {rows:,.0f} rows of {self.held.row_bytes:,.0f} bytes (it has {self.held.rows:,.0f})"
+        return self.said("rows", "even", pooled, rows, words, other=other)
+
+    def more_rows(self) -> Iterator[str]:
+        pooled, federated = self.named("pooled"), self.named("federated")
+        assert federated is not None
+        if self.chosen.way in ("pooled", "data-parallel") and pooled is not None and 0 < pooled.bytes < federated.bytes:
+            even = self.even(pooled, federated)
+            yield f"If a device had {even}: from there on, updates take no more bytes than rows."
+
+    def less_time(self) -> Iterator[str]:
+        chosen, judge, hybrid = self.chosen, self.judge, self.named("hybrid")
+        asked = choose(self.rows, judge, "site").chosen.way == "hybrid"  # said already
+        if chosen.way == "federated" and hybrid is not None and hybrid.seconds < chosen.seconds / 2 and not asked:
+            value = judge.value(chosen)
+            if judge.gain(judge.value(hybrid), value) >= -judge.margin(value):
+                yield (
+                    "If devices of a site may share rows, and time matters more than what they expose: the hybrid is "
+                    f"there after {self.value(hybrid, 'seconds')} in place of {self.value(chosen, 'seconds')}, and on "
+                    f"both kinds of rows {self.compared(hybrid, chosen, 'both')}."
                 )
-        elif reach is None and chosen.bytes > pooled.bytes:
-            more = chosen.bytes / pooled.bytes
-            found.append(
-                f"If rows may go anywhere: pooling them is as good and moves {times(more)} times fewer bytes, as long "
-                f"as a device has fewer than about {held.rows * more:,.0f} rows (it has {held.rows:,.0f})."
+        parallel = self.named("data-parallel")
+        if chosen.way == "pooled" and parallel is not None:
+            least = (
+                f"more than {duration(WORTH_DISTRIBUTING)}, and a cluster less" if self.quick else "more than a cluster"
             )
-    if chosen.way == "federated" and hybrid is not None and hybrid.seconds < federated.seconds / 2:
-        found.append(
-            f"If devices of a site may share rows: the hybrid is there after {duration(hybrid.seconds)} in place of "
-            f"{duration(federated.seconds)}."
-        )
-    parallel = named.get("data-parallel")
-    if chosen.way == "pooled" and parallel is not None:
-        found.append(
-            f"If one machine took more than {duration(WORTH_DISTRIBUTING)}: a cluster may be faster. Here one takes "
-            f"{duration(chosen.seconds)}, and the processes together {duration(parallel.seconds)}."
-        )
-    if chosen.way != "alone" and "alone" in named:
-        alone = named["alone"]
-        gap = judge.sign * (chosen.own.mean - alone.own.mean)
-        if judge.metric == "accuracy":
-            found.append(
+            yield (
+                f"If one machine took {least}: then a cluster. Here one machine takes {self.value(chosen, 'seconds')}, "
+                f"and the processes together {self.value(parallel, 'seconds')}."
+            )
+
+    @property
+    def quick(self) -> bool:
+        return self.chosen.seconds <= WORTH_DISTRIBUTING
+
+    def own_rows_only(self) -> Iterator[str]:
+        alone = self.named("alone")
+        if self.chosen.way == "alone" or alone is None:
+            return
+        how = self.compared(alone, self.chosen, "own")
+        if self.clauses[-1].relation == "worse":
+            yield (
                 "If devices differed so much that a common model served none well: now a lone device is "
-                f"{100 * gap:.1f} points behind on its own rows."
-                if gap > 0
-                else "If only a device's own rows matter: alone is as good on those."
+                f"{how} on its own rows."
             )
-    return found or [f"With {counted(len(named), 'way')} measured, nothing near would change it."]
+        else:
+            yield f"If only a device's own rows matter: a lone device is {how} on those."

@@ -2,22 +2,32 @@
 
 import hashlib
 import json
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 from midge.__main__ import main
 from midge.aggregator.core import records as rec
+from midge.aggregator.core.core import Bounds
 from midge.aggregator.core.presets import ca2fl, fedasync, fedbuff
 from midge.aggregator.core.staleness import constant
 from midge.aggregator.core.strategy import Strategy
-from midge.aggregator.store.counterfactual import Change, Counterfactual, counterfactual
+from midge.aggregator.store import store as store_module
+from midge.aggregator.store.counterfactual import Change, Counterfactual, counterfactual, devices_of
+from midge.aggregator.store.device_erasure import Names, forget
 from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.store import Entry, Store, StoreError
 from midge.wire import messages
 from midge.wire.messages import Verdict
 from midge.wire.moments import Moments, pool
+from midge.wire.schema import Schema
 from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, rig
 from tests.aggregator.test_renormalising import ARGUMENTS, scale, send
 
@@ -30,6 +40,7 @@ def live(directory: Path, strategy: Strategy, rounds: int = 4, without: str = ""
     """Updates of a, b and c, which all have the first release as their base."""
     rng = np.random.default_rng(0)
     with rig(directory, strategy) as life:
+        life.processor.shell.carry_out(life.core.note_strategy(repr(asdict(strategy))), 0.0)
         for number in range(1, rounds + 1):
             for name in "abc":
                 delta = (rng.normal(size=4) * (10 if name == "c" else 1)).astype(np.float32)
@@ -92,6 +103,85 @@ def test_what_a_checkpoint_contains_is_said_to_remain(tmp_path: Path) -> None:
     assert found.model.x.tolist() == [6, 2, 2, 2]
 
 
+def lived(directory: Path, steps: Sequence[str], *, without: str = "") -> Rig:
+    """A life of updates by their devices' names, checkpoints, and an erasure of c, after which it comes back."""
+    numbers, outboxes, sent = Counter[str](), dict.fromkeys("abc", 1), 0
+    with rig(directory, EVERYTHING_COUNTS) as life:
+        for step in steps:
+            if step == "checkpoint":
+                life.engine.checkpoint(life.core)
+            elif step == "forget":
+                if "c" not in without:
+                    forget(life.engine, life.core, Names(life.store), ["c"])
+                numbers["c"], outboxes["c"] = 0, outboxes["c"] + 1
+            else:
+                sent, numbers[step] = sent + 1, numbers[step] + 1
+                if step not in without:
+                    delta = np.random.default_rng(sent).normal(size=4).astype(np.float32)
+                    settled = life.send(step, numbers[step], delta, base=life.core.version, outbox=outboxes[step])
+                    assert settled.verdict is Verdict.ACCEPTED
+        return life
+
+
+@example(["c", "checkpoint", "a", "checkpoint", "c", "checkpoint"], 1)
+@example(["c", "a", "forget", "c", "a"], 100)
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from([*"abcc", *["checkpoint"] * 3, "forget"]), min_size=4, max_size=16),
+    st.integers(1, 9),
+)
+def test_what_is_said_to_be_complete_has_the_bits_of_an_aggregator_that_never_heard_the_device(
+    steps: list[str], keep: int
+) -> None:
+    """Seen to fail: with a pruned journal, or with updates under an erased name, none was counted as remaining."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(store_module, "KEEP_RECORDS", keep)
+        lived(Path(folder, "all"), steps)
+        with ReadOnlyStore(Path(folder, "all")) as store:
+            assume("c" in devices_of(store))
+        found = executed(Path(folder, "all"), Change(frozenset("c")))
+        never = lived(Path(folder, "never"), steps, without="c")
+        if found.guarantee.complete:
+            assert found.model.x.tobytes() == never.model.x.tobytes(), found.guarantee
+        else:
+            assert "Not " in found.guarantee.words()
+
+
+def test_statistics_that_were_pooled_before_are_said_to_remain(tmp_path: Path) -> None:
+    """Seen to fail: only updates were counted."""
+    with rig(tmp_path, **ARGUMENTS) as life:
+        send(life, [Moments.of(np.array([[18.0], [18.0 + spread]] * 10)) for spread in (0.4, 0.1)])
+        for number in range(1, 5):
+            life.send("a", number, [1, 0, 0, 0], base=life.core.version)
+            life.engine.checkpoint(life.core)
+        life.send("b", 1, [0, 1, 0, 0], base=life.core.version)
+    guarantee = executed(tmp_path, Change(frozenset("b"))).guarantee
+    assert (guarantee.left_out, guarantee.remaining, guarantee.pooled) == (1, 0, 1)
+    assert not guarantee.complete and "Not removed: statistics" in guarantee.words()
+
+
+def test_who_is_in_a_gateways_sum_is_not_known(tmp_path: Path) -> None:
+    """Seen to fail: a device that had moved behind a gateway was said to be gone."""
+    bounds = replace(Bounds.of(Schema.of({"x": np.zeros(4, np.float32)})), sites=("site",))
+    with rig(tmp_path, EVERYTHING_COUNTS, bounds=bounds) as life:
+        life.send("a", 1, [1, 0, 0, 0], base=life.core.version)
+        summed = {"accepted": 2, "devices": 2, "weight": 2.0}
+        assert life.send("site", 1, [2, 2, 0, 0], base=life.core.version, **summed).verdict is Verdict.ACCEPTED
+    guarantee = executed(tmp_path, Change(frozenset("a"))).guarantee
+    assert not guarantee.complete and "Not known: whose work is in 1 update" in guarantee.words()
+    assert executed(tmp_path, Change(frozenset({"a", "site"}))).guarantee.complete
+
+
+def test_a_gateways_store_is_refused(tmp_path: Path) -> None:
+    """Seen to fail: its model comes from above, with the device's work in it, and was said to be without."""
+    life = live(tmp_path, THREES)
+    with Store(tmp_path) as store:
+        followed = rec.FollowRecord(life.core.lsn + 1, 0, life.core.version + 1, life.core.step, 0.0, bytes(8), b"")
+        store.commit([Entry(followed, None)])
+    with pytest.raises(StoreError, match="of a gateway"):
+        executed(tmp_path, Change(frozenset("a")))
+
+
 def test_no_cached_delta_of_the_device_stays(tmp_path: Path) -> None:
     """Seen to fail: calibration went on with the delta in the checkpoint."""
     live(tmp_path, CALIBRATED, checkpoint=2)
@@ -136,6 +226,11 @@ def test_a_private_federation_is_refused(tmp_path: Path) -> None:
 def contents(directory: Path) -> dict[str, str]:
     files = (path for path in directory.rglob("*") if path.is_file() and path.name != "lock")
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def newest(directory: Path) -> int:
+    with ReadOnlyStore(directory) as store:
+        return store.newest_lsn()
 
 
 def asked(directory: Path, words: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
@@ -184,6 +279,47 @@ def test_promotion_is_the_next_release(tmp_path: Path, capsys: pytest.CaptureFix
         assert life.state == state, "recovery is exact"
     found = executed(tmp_path, Change(frozenset("c")))
     assert found.guarantee.returned, "a later question says that it went back to that version"
+
+
+def test_a_promotion_carries_the_work_of_as_many_devices_as_a_release(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: with a floor of three, two devices left out published the work of the third alone."""
+    strategy = replace(THREES, release_floor=3)
+    live(tmp_path, strategy)
+    before = newest(tmp_path)
+    for words, left in (("--without a --without b", "1 device"), ("--without c", "2 devices")):
+        assert main(["replay", str(tmp_path), *words.split(), "--promote"]) == 2
+        assert f"the work of {left}, and a release that of at least 3" in capsys.readouterr().err
+        assert newest(tmp_path) == before
+    said = asked(tmp_path, "--without a --without b --promote --release-floor 1", capsys)
+    assert said["promoted"] and said["counterfactual"]["devices"] == 1  # type: ignore[index]
+
+
+def test_work_that_hides_nothing_does_not_count_for_a_promotion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: a device that sends next to nothing stood in for another."""
+    with rig(tmp_path, replace(THREES, release_floor=3)) as life:
+        for number in range(1, 5):
+            for name in "abcd" if number > 1 else "abc":
+                delta = [1e-9] * 4 if name == "d" else [number, 2.0, 3.0, ord(name)]
+                life.send(name, number, delta, base=life.core.version, first=2 if name == "d" else 1)
+    assert main(["replay", str(tmp_path), "--without", "a", "--promote"]) == 2
+    assert "the work of 2 devices" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: a traceback, after the promotion."""
+    store = tmp_path / "store"
+    live(store, THREES)
+    before = newest(store)
+    for place in (tmp_path / "nowhere" / "x.safetensors", store):
+        assert main(["replay", str(store), "--without", "c", "--promote", "--export", str(place)]) == 2
+        assert f"{place} cannot be written" in capsys.readouterr().err
+        assert newest(store) == before
+    said = asked(store, f"--without c --promote --export {tmp_path / 'x.safetensors'}", capsys)
+    assert said["promoted"] and (tmp_path / "x.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from midge.broker import connector
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.local.local_broker import local_broker
 from midge.iot_client.state.consent import Consent
+from midge.iot_client.state.outbox import Outbox
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.wire import signing
 from tests import needs
@@ -176,3 +177,34 @@ def test_no_file_is_consent_and_a_damaged_one_is_none(tmp_path: Path) -> None:
     damaged = Consent.beside(tmp_path / "a.outbox")
     assert damaged.withheld() is not None and damaged.since is None
     assert consent.give() and not consent.give() and consent.withheld() is None
+
+
+def test_a_name_that_is_no_outbox_gets_no_switch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: a typing error was answered with success, and the device went on."""
+    typo, settings = tmp_path / "b.outbox", tmp_path / "b.toml"
+    settings.write_text("[device]\n" * 100)
+
+    def run(*words: str) -> tuple[int, str]:
+        return main(list(words)), "".join(capsys.readouterr())
+
+    for verb in ("off", "on"):
+        for place in (typo, tmp_path / "nowhere" / "b.outbox"):
+            code, said = run("device", "consent", verb, str(place))
+            assert code == 2 and f"There is no outbox {place}" in said
+        code, said = run("device", "consent", verb, str(settings))
+        assert code == 2 and "is it an outbox?" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["b.toml"]
+    code, said = run("device", "consent", "off", str(typo), "--new")
+    assert code == 0 and "has never run" in said
+    code, said = run("device", "consent", "on", str(typo))
+    assert code == 0 and "goes on" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["b.toml"]
+
+
+def test_an_outbox_that_is_damaged_keeps_its_switch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outbox = tmp_path / "a.outbox"
+    with Outbox(outbox):
+        pass
+    outbox.write_bytes(bytes(len(outbox.read_bytes())))
+    assert main(["device", "consent", "off", str(outbox)]) == 0
+    assert "withdrawn" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The ring of samples: bounded, alive after a reboot, sparing with the flash, and robust against what sensors say."""
 
+import os
 import sqlite3
 import tempfile
 from contextlib import closing
@@ -241,7 +242,7 @@ def test_how_far_a_file_was_read_is_not_changed_by_a_bit(tmp_path: Path, caplog:
 
 def test_rows_expire_in_memory_and_on_the_disk(tmp_path: Path) -> None:
     """The bug: a row that only leaves the ring stays in the file, and comes back with a restart."""
-    now, path = [1e9], tmp_path / "a.samples"
+    now, path = [1.8e9], tmp_path / "a.samples"
 
     def made() -> Samples:
         return Samples(path, ["a"], "b", kind="regression", expire=10.0, every=1e9, wall=lambda: now[0])
@@ -267,14 +268,156 @@ def test_rows_expire_in_memory_and_on_the_disk(tmp_path: Path) -> None:
     again.close()
 
 
-def test_rows_of_an_earlier_midge_have_no_age_and_stay(tmp_path: Path) -> None:
-    path = tmp_path / "a.samples"
-    samples = Samples(path, ["a"], "b", kind="regression")
-    samples.observe([1.0], 1.0)
-    samples.close()
-    with closing(sqlite3.connect(path)) as db:
+NOW, LIFETIME = 1.8e9, 1000.0
+
+
+class Expiring:
+    """Samples whose rows expire, at a clock that is set by hand; each row has numbers of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.now, self.rows = folder, NOW, 0
+        self.samples = self.opened()
+
+    def opened(self, expire: float | None = LIFETIME) -> Samples:
+        def wall() -> float:
+            return self.now
+
+        path = self.folder / "s"
+        return Samples(path, ["a"], "b", kind="regression", rows=8, clip=None, expire=expire, every=1e9, wall=wall)
+
+    def observe(self) -> None:
+        self.rows += 1
+        self.samples.observe([1e6 + self.rows], 2e6 + self.rows)
+
+    def restart(self, *, cleanly: bool = True, expire: float | None = LIFETIME) -> None:
+        if cleanly:
+            self.samples.close()
+        else:
+            assert self.samples._file is not None
+            self.samples._file.database.close()
+        self.samples = self.opened(expire)
+
+    def on_disk(self) -> set[int]:
+        """The rows of which bytes are in any file of the folder."""
+        contents = b"".join(path.read_bytes() for path in self.folder.iterdir())
+        return {row for row in range(1, self.rows + 1) if np.array([1e6 + row, 2e6 + row], "<f4").tobytes() in contents}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([*["observe"] * 3, *["flush"] * 2, "expire", "restart", "keep all", "power cut"]),
+            st.sampled_from([0.0, NOW - 9e8, NOW - 400, NOW, NOW + 400, NOW + 1.6e9]),
+        ),
+        max_size=30,
+    )
+)
+def test_no_byte_of_an_expired_row_stays_whatever_the_clock_said(steps: list[str | float]) -> None:
+    """Seen to fail: rows that were dated ahead came back with a restart for good; the open file's log kept bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        life = Expiring(Path(folder))
+        for step in steps:
+            match step:
+                case float():
+                    life.now = step
+                case "observe":
+                    life.observe()
+                case "restart" | "power cut":
+                    life.restart(cleanly=step == "restart")
+                case "keep all":
+                    life.restart(expire=None)
+                case _:
+                    getattr(life.samples, step)()
+        life.now = NOW + 1e6
+        life.restart()
+        life.samples.expire()  # the clock is right from now on, and rows that were dated ahead begin to age
+        life.samples.flush()
+        life.restart()
+        life.now += LIFETIME + 1
+        life.observe()
+        life.samples.flush()
+        life.samples.expire()
+        assert len(life.samples) == 1 and life.on_disk() == {life.rows}
+        life.restart()
+        assert len(life.samples) == 1
+        life.samples.close()
+
+
+@pytest.mark.parametrize("power", ["restart", "power cut"])
+def test_a_clock_that_was_never_set_removes_no_row(tmp_path: Path, power: str) -> None:
+    """Seen to fail: rows of the seconds before the clock is set, dated 1970, took all others with them."""
+    life = Expiring(tmp_path)
+    life.observe()
+    life.samples.flush()
+    life.restart(cleanly=power == "restart")
+    life.now = 5.0
+    life.observe()
+    life.samples.flush()
+    assert life.samples.expire() == 0
+    life.now = NOW + LIFETIME / 2
+    assert life.samples.expire() == 0 and len(life.samples) == 2
+    life.now = NOW + LIFETIME + 1
+    assert life.samples.expire() == 1
+    life.now = NOW + 2 * LIFETIME
+    assert life.samples.expire() == 1 and len(life.samples) == 0
+    life.samples.close()
+
+
+def test_rows_that_made_room_before_rows_expired_leave_no_bytes(tmp_path: Path) -> None:
+    """Seen to fail: with `--rows-expire` from now on, pages that had been freed without it kept their rows."""
+    life = Expiring(tmp_path)
+    life.restart(expire=None)
+    for _ in range(12):
+        life.observe()
+        life.samples.flush()
+    assert life.on_disk() > set(range(5, 13)), "otherwise this shows nothing"
+    life.restart()
+    life.samples.expire()
+    assert life.on_disk() == set(range(5, 13))
+    life.samples.close()
+
+
+def test_what_is_damaged_expires_too(tmp_path: Path) -> None:
+    """Seen to fail: a segment that fails its checksum, and a file that was put aside, were kept for good."""
+    life = Expiring(tmp_path)
+    life.observe()
+    life.samples.close()
+    with closing(sqlite3.connect(tmp_path / "s")) as db, db:
+        db.execute("UPDATE segments SET crc = crc + 1")
+    (tmp_path / "s.damaged").write_bytes((tmp_path / "s").read_bytes())
+    os.utime(tmp_path / "s.damaged", (NOW + 1e9, NOW + 1e9))
+    life.samples = life.opened()
+    assert len(life.samples) == 0 and life.samples.expire() == 0 and life.on_disk() == {1}
+    life.now += LIFETIME + 1
+    life.samples.expire()
+    assert life.on_disk() == set()
+    life.samples.close()
+
+
+def test_a_row_is_as_old_in_the_file_as_it_is_in_memory(tmp_path: Path) -> None:
+    """Seen to fail: a row that waited to be written was dated when it was written."""
+    life = Expiring(tmp_path)
+    life.observe()
+    life.now += LIFETIME - 1
+    life.samples.flush()
+    life.now += 2
+    life.samples.expire()
+    life.restart()
+    assert len(life.samples) == 0 and life.on_disk() == set()
+    life.samples.close()
+
+
+def test_rows_of_an_earlier_midge_age_from_when_they_are_first_seen(tmp_path: Path) -> None:
+    """Seen to fail: they had no date, and stayed."""
+    life = Expiring(tmp_path)
+    life.observe()
+    life.samples.close()
+    with closing(sqlite3.connect(tmp_path / "s")) as db, db:
         db.execute("UPDATE segments SET at = NULL")
-        db.commit()
-    again = Samples(path, ["a"], "b", kind="regression", expire=1.0)
-    assert again.expire() == 0 and len(again) == 1
-    again.close()
+    life.samples = life.opened()
+    assert life.samples.expire() == 0 and len(life.samples) == 1
+    life.restart()
+    life.now += LIFETIME + 1
+    assert life.samples.expire() == 1 and life.on_disk() == set()
+    life.samples.close()

@@ -195,6 +195,14 @@ def test_the_commands_say_what_is_in_their_way(tmp_path: Path, capsys: pytest.Ca
         (["register", store, "--candidate", "--where", f"site={'n' * 65}"], "at most 64 characters"),
         (["register", store, "--candidate", "--share", "1.5"], "is no order"),
         (["rollback", store, "2", "--candidate"], "no version to name"),
+        *(
+            (["export", store, "2", "--to", str(place), "--format", form], f"{place} cannot be written")
+            for form, place in (
+                ("safetensors", tmp_path / "nowhere" / "m.safetensors"),
+                ("onnx", tmp_path / "nowhere" / "m.onnx"),
+                ("hub", tmp_path / "store" / "store.db"),
+            )
+        ),
         (["list", str(tmp_path)], "no store"),
     ]:
         assert main(["model", *words]) == 2
