@@ -105,6 +105,7 @@ class Device(DeviceService):
         credentials: HeldCredentials | None = None,
         look_every: float | None = LOOK_EVERY,
         secure: RequireSecure | None = None,
+        survey: bool = True,
         versions: MutableMapping[bytes, State] | None = None,
     ) -> None:
         self.endpoint = endpoint_of(
@@ -148,6 +149,7 @@ class Device(DeviceService):
                 credentials=credentials,
                 look_every=look_every,
                 secure=secure,
+                survey=survey,
                 versions=versions,
             )
         )

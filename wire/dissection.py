@@ -206,7 +206,9 @@ def _look_into_envelope(found: Dissection, envelope: messages.Envelope, around: 
     if not around.keys:
         found.signature = f"by the key {ids}; give --key to verify it"
         return
-    purpose = {"succession": signing.SUCCESSION, "alias": signing.ALIAS}.get(announced.kind, signing.ANNOUNCEMENT)
+    purpose = {"succession": signing.SUCCESSION, "alias": signing.ALIAS, "survey": signing.SURVEY}.get(
+        announced.kind, signing.ANNOUNCEMENT
+    )
     federation = str(announced.fields.get("federation") or around.hint.federation)
     public = [key for key in around.keys if isinstance(key, PublicKey)]
     by = envelopes.signed_by(envelope, purpose, federation, public)
