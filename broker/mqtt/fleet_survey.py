@@ -99,6 +99,8 @@ class FleetSurvey:
         """What we ask, and what is retained now."""
         self._retained, self._echoed = asyncio.Event(), asyncio.Event()
         self._done = asyncio.Event()
+        self._known = False
+        """Whether retained statuses said who is online: some brokers send none to filters with wildcards."""
         self.answers = SurveyAnswers()
         self.objection = ""
         """Why no device will take the request; empty if nothing is known against it."""
@@ -140,7 +142,7 @@ class FleetSurvey:
             await _either(reading, self._retained, _PATIENCE)
             if self.objection:
                 return
-            self._request = self._made(expires)
+            self._request, self._known = self._made(expires), bool(self.answers.online)
             try:
                 await connection.publish(topics.survey, self._request, retain=True)
                 if not await _either(reading, self._echoed, _PATIENCE):
@@ -150,7 +152,8 @@ class FleetSurvey:
                 await _either(reading, self._done, until - asyncio.get_running_loop().time())
             finally:
                 if self._newest in (b"", self._request):  # otherwise another survey's is there
-                    await connection.publish(topics.survey, b"", retain=True)
+                    with suppress(ConnectionLost):  # the Last Will has removed it; a cancellation must go on
+                        await connection.publish(topics.survey, b"", retain=True)
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
@@ -173,8 +176,7 @@ class FleetSurvey:
             with suppress(WireError):
                 self._take(delivery)
             connection.ack(delivery)
-            answers = self.answers
-            if self._echoed.is_set() and answers.answered and not answers.asleep and not answers.silent:
+            if self._known and self._echoed.is_set() and not self.answers.asleep and not self.answers.silent:
                 self._done.set()
 
     def _take(self, delivery: Delivery) -> None:
