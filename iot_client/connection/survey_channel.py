@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from midge.broker.mqtt.connection import BrokerError, Connection, ConnectionLost
 from midge.iot_client.connection.publisher import Publisher
-from midge.iot_client.data.row_summary import summary_of
+from midge.iot_client.data.row_summary import TooFewRows, summary_of
 from midge.iot_client.parts import DeviceParts
 from midge.wire import sharing
 from midge.wire.messages import Survey, Surveyed
@@ -99,13 +99,15 @@ class SurveyChannel:
         if (state := self._refusal()) is None:
             try:
                 rows, answer = await asyncio.to_thread(self._summary, survey)
+            except TooFewRows:
+                state = "few"
             except (ValueError, ModuleNotFoundError) as error:  # a WireError is a ValueError
                 log.warning("%s: a survey gets no statistics: %s", parts.config.name, error)
                 state = "unfit"
         size = len(answer) or _SMALL
         spread = min(_LONGEST_SPREAD, sharing.spread(RATE, survey.devices, size, 1))
         await asyncio.sleep(spread * random.random())  # noqa: S311 - spreads load
-        state = state or self._refusal()  # the owner may have been faster
+        state = self._refusal() or state  # the owner may have been faster
         if state is not None:
             rows, answer = 0, parts.identity.frame(Surveyed.model_validate({"to": survey.number, "state": state}))
         if not await self._publisher.publish(connection, parts.topics.report(parts.config.name), answer):
@@ -115,7 +117,7 @@ class SurveyChannel:
 
     def _refusal(self) -> str | None:
         """Why nothing about the rows may be sent, as a state of the answer; None if it may."""
-        parts, samples = self._parts, self._parts.config.samples
+        parts = self._parts
         if parts.consent.withheld() is not None:
             return "withheld"
         if parts.config.secure is not None:
@@ -124,13 +126,14 @@ class SurveyChannel:
             return "forgotten"
         if parts.constraints.muted() is not None:
             return "muted"
-        return "own" if samples is None else "few" if samples.scarce is not None else None
+        return "own" if parts.config.samples is None else None
 
     def _summary(self, survey: Survey) -> tuple[int, bytes]:
         """The number of rows and the answer with their summary; in a thread.
 
         Raises:
-            ValueError: the rows cannot be summarised, or the key of the request is invalid.
+            TooFewRows: the device has too few for statistics.
+            ValueError: they cannot be summarised, or the key of the request is invalid.
             ModuleNotFoundError: the library to seal is not installed.
         """
         parts = self._parts

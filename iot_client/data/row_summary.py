@@ -6,13 +6,17 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from midge.iot_client.data.samples import Samples
+from midge.iot_client.data.samples import LEAST, Samples
 from midge.wire.inputs import sayable
 from midge.wire.moments import MAX_VALUE, Moments
 from midge.wire.row_statistics import MOST_CLASSES, Columns, Counts, RowStatistics
 
 TAIL: Final = 0.01
 """Share of the values beyond either end of a reported range."""
+
+
+class TooFewRows(ValueError):
+    """Statistics of so few rows would be nearly the rows themselves."""
 
 
 def summarise(device: str, x: npt.NDArray[np.float32], y: npt.NDArray[Any], classes: int) -> RowStatistics:
@@ -61,9 +65,12 @@ def summary_of(device: str, samples: Samples) -> tuple[Columns, RowStatistics]:
     """The summary of a device's samples: of all rows that it holds now, as they came.
 
     Raises:
+        TooFewRows: there are fewer than `LEAST`.
         ValueError: its labels are no numbers of classes, or of too many.
     """
     rows = samples.recorded()
+    if len(rows) < LEAST:
+        raise TooFewRows(f"a survey needs {LEAST} rows of a device, and there are {len(rows)}")
     x, y = (rows, rows[:, :0]) if samples.label is None else (rows[:, :-1], rows[:, -1])
     classes = 0
     if samples.kind == "classification":

@@ -92,7 +92,7 @@ async def test_a_live_survey_is_that_of_a_file_with_the_same_rows(tmp_path: Path
     rows["d07"] = Rows(x, rows["d07"].y)
     rows["d02"].x[5, 1] = 20.0  # an outlier, which a training would clip
     boards = [board(twin, name, log, each) for name, each in rows.items()]
-    few = board(twin, "few", log, Rows(rows["d00"].x[:5], rows["d00"].y[:5]))
+    few = device(twin, "few", log, samples=samples_of(Rows(rows["d00"].x[:31], rows["d00"].y[:31]), least=1))
     shifted = device(twin, "shifted", log, samples=samples_of(rows["d01"], NAMES[::-1]))
     program = device(twin, "program", log)
     no_consent = board(twin, "no-consent", log, rows["d03"], tmp_path / "a.outbox")
