@@ -65,7 +65,7 @@ SECTIONS: list[Section] = [
         [messages.Announcement, messages.Moment, messages.Plan, masking.Masking, messages.Participation],
     ),
     ("alias", "The `body` of an envelope on `model/alias/{name}`; no body of its own.", [messages.ModelAlias]),
-    ("survey", "The `body` of an envelope on `model/survey`; no body of its own.", [messages.Survey]),
+    ("survey", "The `body` of an envelope on `model/survey`; no body of its own.", [messages.SurveyRequest]),
     (
         "surveyed",
         "On `report/{device}`; the body: [Surveys](#surveys).",

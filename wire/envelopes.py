@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from midge.wire import frames
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, Envelope, ModelAlias, SiteCertificate, Succession, Survey, decode
+from midge.wire.messages import Announcement, Envelope, ModelAlias, SiteCertificate, Succession, SurveyRequest, decode
 from midge.wire.messages.masking import HelperStatement
 from midge.wire.signing import ALIAS, ANNOUNCEMENT, HELPER, SITE, SUCCESSION, SURVEY, BadSignature, PrivateKey, PublicKey
 
@@ -40,7 +40,7 @@ def sign_alias(keys: Sequence[PrivateKey], alias: ModelAlias) -> bytes:
     return _enveloped(keys, ALIAS, alias.federation, frames.encode(alias))
 
 
-def sign_survey(keys: Sequence[PrivateKey], survey: Survey) -> bytes:
+def sign_survey(keys: Sequence[PrivateKey], survey: SurveyRequest) -> bytes:
     """A survey's request in its envelope, signed by each of the keys."""
     return _enveloped(keys, SURVEY, survey.federation, frames.encode(survey))
 

@@ -21,7 +21,7 @@ KINDS: Mapping[str, type[Message]] = {
     "aggregator": messages.AggregatorStatus,
     "announcement": messages.Announcement,
     "alias": messages.ModelAlias,
-    "survey": messages.Survey,
+    "survey": messages.SurveyRequest,
     "surveyed": messages.Surveyed,
     "part": messages.Part,
     "succession": messages.Succession,

@@ -16,7 +16,7 @@ from midge.broker.mqtt.connection import Connection, ConnectionLost, Connector, 
 from midge.wire import envelopes, frames, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.inert import inert
-from midge.wire.messages import DeviceState, Envelope, Hello, Survey, Surveyed
+from midge.wire.messages import DeviceState, Envelope, Hello, Surveyed, SurveyRequest
 from midge.wire.messages.survey import MOST_SUMMARY
 from midge.wire.row_statistics import Columns, RowStatistics, unpacked
 from midge.wire.signing import PrivateKey
@@ -159,7 +159,7 @@ class FleetSurvey:
             await asyncio.gather(reading, return_exceptions=True)
 
     def _made(self, expires: float) -> bytes:
-        survey = Survey(
+        survey = SurveyRequest(
             federation=self._topics.federation,
             number=self._number,
             seal_key=sealing.public(self._private) if self._private else b"",

@@ -21,8 +21,8 @@ from midge.wire.messages import (
     ModelAlias,
     Receipt,
     Statistics,
-    Survey,
     Surveyed,
+    SurveyRequest,
     Trouble,
     Update,
 )
@@ -143,7 +143,7 @@ class Identity:
             raise WireError(f"version {alias.generation}.{alias.version} cannot be")
         return alias
 
-    def survey(self, payload: bytes, wall: float, now: float) -> Survey:
+    def survey(self, payload: bytes, wall: float, now: float) -> SurveyRequest:
         """Read the request of a survey; with a pinned key, only one that is signed.
 
         Raises:
@@ -267,7 +267,7 @@ class Identity:
         about = sealing.about(self._topics.federation, self._name, message)
         return message, sealing.seal(body, self._opened_by(announcement), about)
 
-    def answer(self, survey: Survey, body: bytes) -> bytes:
+    def answer(self, survey: SurveyRequest, body: bytes) -> bytes:
         """The answer to a survey as it is published, sealed if the request has a key.
 
         Raises:

@@ -11,7 +11,7 @@ from midge.iot_client.connection.publisher import Publisher
 from midge.iot_client.data.row_summary import TooFewRows, summary_of
 from midge.iot_client.parts import DeviceParts
 from midge.wire import sharing
-from midge.wire.messages import Survey, Surveyed
+from midge.wire.messages import Surveyed, SurveyRequest
 from midge.wire.messages.survey import REASONS
 from midge.wire.row_statistics import packed
 
@@ -39,7 +39,7 @@ class SurveyChannel:
 
     def __init__(self, parts: DeviceParts, publisher: Publisher) -> None:
         self._parts, self._publisher = parts, publisher
-        self._waiting: OrderedDict[int, Survey] = OrderedDict()
+        self._waiting: OrderedDict[int, SurveyRequest] = OrderedDict()
         self._answered: OrderedDict[int, None] = OrderedDict()
         self._news = asyncio.Event()
 
@@ -73,7 +73,7 @@ class SurveyChannel:
             WireError: it is none, or not trusted.
         """
         survey = self._parts.identity.survey(payload, time.time(), time.monotonic())
-        if survey.number not in self._answered and self._parts.config.survey:
+        if survey.number not in self._answered:
             self._waiting[survey.number] = survey
             if len(self._waiting) > _WAITING:
                 self._waiting.popitem(last=False)
@@ -93,7 +93,7 @@ class SurveyChannel:
                 if len(self._answered) > _REMEMBERED:
                     self._answered.popitem(last=False)
 
-    async def _answer(self, connection: Connection, survey: Survey) -> bool:
+    async def _answer(self, connection: Connection, survey: SurveyRequest) -> bool:
         """Answer one request; return whether the broker has the answer."""
         parts, rows, answer = self._parts, 0, b""
         if (state := self._refusal()) is None:
@@ -128,7 +128,7 @@ class SurveyChannel:
             return "muted"
         return "own" if parts.config.samples is None else None
 
-    def _summary(self, survey: Survey) -> tuple[int, bytes]:
+    def _summary(self, survey: SurveyRequest) -> tuple[int, bytes]:
         """The number of rows and the answer with their summary; in a thread.
 
         Raises:

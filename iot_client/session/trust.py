@@ -24,7 +24,7 @@ from midge.wire.messages import (
     ModelAlias,
     Receipt,
     SiteCertificate,
-    Survey,
+    SurveyRequest,
     Trouble,
 )
 from midge.wire.signing import BadSignature, PublicKey
@@ -265,7 +265,7 @@ class Trust:
             raise Untrusted(f"the name {alias.name} has expired: the broker holds newer ones back, or a clock is wrong")
         return alias
 
-    def survey(self, payload: bytes, wall: float, now: float) -> Survey:
+    def survey(self, payload: bytes, wall: float, now: float) -> SurveyRequest:
         """Read the request of a survey.
 
         Raises:

@@ -11,7 +11,7 @@ from midge.wire.row_statistics import Columns, Counts, RowStatistics
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class AlikeSummaries:
     """Summaries that pool."""
 
     summaries: tuple[RowStatistics, ...]
@@ -21,17 +21,19 @@ class Pool:
     """Devices that have other columns than most."""
 
 
-def most_alike(given: Mapping[str, tuple[Columns, RowStatistics]]) -> Pool | None:
+def most_alike(given: Mapping[str, tuple[Columns, RowStatistics]]) -> AlikeSummaries | None:
     """The summaries with the columns that most devices have; None without any."""
     if not given:
         return None
     counts = Counter(columns for columns, _ in given.values())
     most = min(counts, key=lambda columns: (-counts[columns], columns))
     alike = tuple(summary for _, (columns, summary) in sorted(given.items()) if columns == most)
-    return Pool(alike, most, tuple(sorted(device for device, (columns, _) in given.items() if columns != most)))
+    return AlikeSummaries(
+        alike, most, tuple(sorted(device for device, (columns, _) in given.items() if columns != most))
+    )
 
 
-def survey_answers(pool: Pool, *, k_min: int, named: bool = True, classes: Sequence[str] = ()) -> Survey:
+def survey_answers(pool: AlikeSummaries, *, k_min: int, named: bool = True, classes: Sequence[str] = ()) -> Survey:
     """The survey of a live federation: as of the same rows in a file.
 
     Args:

@@ -23,10 +23,9 @@ from midge.iot_client.state.consent import Consent
 from midge.sensor_fleet.data import FleetData, Rows
 from midge.sensor_fleet.survey.answers import most_alike, survey_answers
 from midge.sensor_fleet.survey.survey import Survey, survey
-from midge.wire import frames, messages, sealing, signing
+from midge.wire import envelopes, frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Hello, Surveyed
-from midge.wire.messages import Survey as Request
+from midge.wire.messages import Hello, Surveyed, SurveyRequest
 from midge.wire.moments import MAX_VALUE, Moments
 from midge.wire.row_statistics import MOST_ROWS, Columns, RowStatistics, packed, unpacked
 from midge.wire.topics import Topics
@@ -152,12 +151,12 @@ async def test_a_device_that_pins_a_key_answers_only_what_it_signed() -> None:
         now = 2e9  # later than any clock here
         public = sealing.public(sealing.new_key())
         wrong = [
-            Request(federation="g", number=1, seal_key=public, expires=now),
-            Request(federation="f", number=2, seal_key=public, expires=1.0),
-            Request(federation="f", number=3, expires=now),  # nothing to seal to
+            SurveyRequest(federation="g", number=1, seal_key=public, expires=now),
+            SurveyRequest(federation="f", number=2, seal_key=public, expires=1.0),
+            SurveyRequest(federation="f", number=3, expires=now),  # nothing to seal to
         ]
         for each in wrong:
-            payload = signing._enveloped([key], signing.SURVEY, "f", frames.encode(each))
+            payload = envelopes._enveloped([key], signing.SURVEY, "f", frames.encode(each))
             await liar.publish(TOPICS.survey, payload)
         assert set((await asked(twin, keys=[key])).rows) == {"a"}
     assert len(log.of("survey_answered")) == 1
@@ -189,16 +188,16 @@ async def test_another_party_on_the_broker_reads_no_answer() -> None:
         open_answer = await asked(twin, sealed=False)
         assert [each for each in seen if plain in each.payload], "without a key it is there to read"
         seen.clear()
-        sealed_answer = await asked(twin)
+        asking = FleetSurvey(TOPICS)
+        sealed_answer = await asking.run(twin.connect, PLAIN)
         (answer,) = [each.payload for each in seen if each.topic == TOPICS.report("a")]
     assert open_answer.rows["a"][1].digest == sealed_answer.rows["a"][1].digest
     message, body = messages.decode(Surveyed, answer)
     assert message.sealed and not any(plain[at : at + 16] in answer for at in range(0, len(plain) - 16, 16))
-    for private, device_name in ((sealing.new_key(), "a"), (b"", "b")):
-        asking = FleetSurvey(TOPICS)
-        asking._private = private or asking._private
+    assert asking._opened("a", message, body) == plain
+    for reader, name in ((FleetSurvey(TOPICS), "a"), (asking, "b")):
         with pytest.raises(WireError):
-            asking._opened(device_name, message, body)
+            reader._opened(name, message, body)
 
 
 @pytest.mark.virtual
@@ -207,10 +206,11 @@ async def test_two_surveys_at_once_get_the_answers_to_each(tmp_path: Path) -> No
     twin, log, rows = Twin(), Log(), fleet(3)
     a, b, late = (board(twin, name, log, each) for name, each in zip(("a", "b", "late"), rows.values(), strict=True))
     silent = board(twin, "silent", log, rows["d00"], survey=False)
-    async with serving(a, b, silent):
+    async with serving(a, b, silent), other(twin) as stray:
         await online(log, twin, ["a", "b", "silent"])
         long = asyncio.create_task(asked(twin, 60.0))
         short = await asked(twin, 1.0)
+        await stray.publish(TOPICS.report("c"), frames.encode(Surveyed(to=1, state="few")))
         first = asyncio.create_task(asked(twin, 1.0))
         await log.until(lambda: len(log.of("survey_answered")) == 6)
         last = asyncio.create_task(asked(twin, 60.0))
@@ -218,7 +218,7 @@ async def test_two_surveys_at_once_get_the_answers_to_each(tmp_path: Path) -> No
         assert retained(twin), "that of the last one"
         async with serving(late):
             found = await last
-        await long
+        assert (await long).answered == {"a", "b"}
     assert set(short.rows) == set(first.result().rows) == {"a", "b"} and set(found.rows) == {"a", "b", "late"}
     assert not retained(twin)
 

@@ -73,10 +73,10 @@ def test_the_operator_surveys_devices_that_no_aggregator_has_seen(tmp_path: Path
     (tmp_path / "pump.py").write_text(APP)
     with running_fleet(tmp_path / "fleet") as fleet, ExitStack() as devices:
         key = fleet / "aggregator" / "release.key"
-        what = ["survey", "--config", fleet / "operator", "--k-min", "2"]
+        what: list[str | Path] = ["survey", "--config", fleet / "operator", "--k-min", "2"]
 
         def device(name: str, seed: int, *words: str) -> "subprocess.Popen[str]":
-            where = ["--config", fleet / "devices" / name, "--log", "json", *words]
+            where: list[str | Path] = ["--config", fleet / "devices" / name, "--log", "json", *words]
             return devices.enter_context(running("device", "pump:app", *where, cwd=tmp_path, seed=seed))
 
         pumps = [device(name, seed) for seed, name in enumerate(NAMES[:2])]

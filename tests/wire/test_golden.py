@@ -39,8 +39,8 @@ from midge.wire.messages import (
     Report,
     Settled,
     Statistics,
-    Survey,
     Surveyed,
+    SurveyRequest,
     Trouble,
     Update,
     Verdict,
@@ -328,7 +328,7 @@ VECTORS: dict[str, Vector] = {
     ),
     "alias-of-none": message(ModelAlias(name="champion", federation="pumps", lineage=ID, generation=1, number=41)),
     "survey": message(
-        Survey(
+        SurveyRequest(
             federation="pumps",
             number=2**62,
             seal_key=bytes(range(32)),

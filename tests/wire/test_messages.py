@@ -32,8 +32,8 @@ from midge.wire.messages import (
     SiteCertificate,
     Statistics,
     Succession,
-    Survey,
     Surveyed,
+    SurveyRequest,
     Trouble,
     Update,
     Verdict,
@@ -44,7 +44,7 @@ ID, DIGEST, SHA = b"i" * 16, b"d" * 16, b"s" * 32
 TO_AGGREGATOR: list[type[BaseModel]] = [Update, Chunk, Fetch, Statistics]
 OTHERS: list[type[BaseModel]] = [
     *(Report, Hello, Receipt, Trouble, Vouch, AggregatorStatus, Claim, Announcement, ModelAlias, Part, Envelope),
-    Survey,
+    SurveyRequest,
     Surveyed,
     Succession,
     SiteCertificate,

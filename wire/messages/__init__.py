@@ -43,7 +43,7 @@ from midge.wire.messages.fields import (
 )
 from midge.wire.messages.model_alias import ModelAlias
 from midge.wire.messages.status import AggregatorState, AggregatorStatus, Claim, Health, HealthState
-from midge.wire.messages.survey import Survey, Surveyed
+from midge.wire.messages.survey import Surveyed, SurveyRequest
 
 __all__ = [
     "BODY_DIGEST",
@@ -80,7 +80,7 @@ __all__ = [
     "Statistics",
     "StrictPlan",
     "Succession",
-    "Survey",
+    "SurveyRequest",
     "Surveyed",
     "ToAggregator",
     "Trouble",

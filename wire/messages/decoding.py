@@ -7,7 +7,7 @@ from midge.wire.messages.answers import Receipt, Trouble
 from midge.wire.messages.device import Chunk, Fetch, Statistics, Update
 from midge.wire.messages.model_alias import ModelAlias
 from midge.wire.messages.proofs import Prove
-from midge.wire.messages.survey import Survey
+from midge.wire.messages.survey import SurveyRequest
 
 ToAggregator = Update | Chunk | Fetch | Statistics | Prove
 _TO_AGGREGATOR: dict[str, type[Update] | type[Chunk] | type[Fetch] | type[Statistics] | type[Prove]] = {
@@ -66,7 +66,7 @@ def decode_answer(payload: frames.Buffer) -> tuple[Receipt | Trouble, memoryview
     return answer, body
 
 
-def encode_announcement(announcement: Announcement | ModelAlias | Survey) -> bytes:
+def encode_announcement(announcement: Announcement | ModelAlias | SurveyRequest) -> bytes:
     """Put an announcement, a name of a registered version, or a survey's request, into an envelope."""
     return frames.encode(Envelope(body=frames.encode(announcement), signatures=()))
 
@@ -81,14 +81,14 @@ def decode_alias(payload: frames.Buffer) -> tuple[ModelAlias, Envelope]:
     return decode(ModelAlias, envelope.body)[0], envelope
 
 
-def decode_survey(payload: frames.Buffer) -> tuple[Survey, Envelope]:
+def decode_survey(payload: frames.Buffer) -> tuple[SurveyRequest, Envelope]:
     """Read the request of a survey, and its envelope.
 
     Raises:
         WireError: it is invalid.
     """
     envelope, _ = decode(Envelope, payload)
-    return decode(Survey, envelope.body)[0], envelope
+    return decode(SurveyRequest, envelope.body)[0], envelope
 
 
 def is_kind(kind: str, payload: frames.Buffer) -> bool:

@@ -21,7 +21,7 @@ REASONS: Final[Mapping[str, str]] = {
 """What a `state` other than `rows` means, as text."""
 
 
-class Survey(Message):
+class SurveyRequest(Message):
     """A request for statistics of the devices' rows. Retained while it is open, in an envelope."""
 
     kind: Literal["survey"] = "survey"
