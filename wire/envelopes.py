@@ -11,7 +11,17 @@ from midge.wire import frames
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Envelope, ModelAlias, SiteCertificate, Succession, SurveyRequest, decode
 from midge.wire.messages.masking import HelperStatement
-from midge.wire.signing import ALIAS, ANNOUNCEMENT, HELPER, SITE, SUCCESSION, SURVEY, BadSignature, PrivateKey, PublicKey
+from midge.wire.signing import (
+    ALIAS,
+    ANNOUNCEMENT,
+    HELPER,
+    SITE,
+    SUCCESSION,
+    SURVEY,
+    BadSignature,
+    PrivateKey,
+    PublicKey,
+)
 
 
 def sign_announcement(
