@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from midge.broker import PublishRefused
 from midge.broker.mqtt.fleet_survey import FleetSurvey, SurveyAnswers
 from midge.commands.gateway import names_in
-from midge.commands.parts import Problem, read_federation, read_release_key, server_side, user_errors
+from midge.commands.parts import Problem, read_config, read_federation, read_release_key, server_side, user_errors
 from midge.wire import sealing
 from midge.wire.messages.survey import REASONS
 from midge.wire.plurals import counted
@@ -18,6 +18,7 @@ from midge.wire.topics import Topics
 
 if TYPE_CHECKING:
     from midge.sensor_fleet.survey.survey import Survey
+    from midge.wire.signing import PrivateKey
 
 _NAMED: Final = 8
 """Most devices that a sentence names."""
@@ -33,7 +34,7 @@ def survey_federation(args: argparse.Namespace) -> "tuple[Survey, str, list[str]
     if not 0 < args.seconds < float("inf"):
         raise Problem(f"--seconds is {args.seconds:g}: say how long to wait for answers, such as 60.")
     connect, topics = read_federation(args)
-    asking = FleetSurvey(topics, _keys(args.release_key), **_requirements(args, topics))
+    asking = FleetSurvey(topics, _keys(args), **_requirements(args, topics))
     try:
         answers = asyncio.run(asking.run(connect, args.seconds))
     except PublishRefused as error:
@@ -62,13 +63,16 @@ def survey_federation(args: argparse.Namespace) -> "tuple[Survey, str, list[str]
     )
 
 
-def _keys(file: str | None) -> list[Any]:
-    """The keys that sign the request: the given one, and the P-256 key beside it."""
+def _keys(args: argparse.Namespace) -> "list[PrivateKey]":
+    """The keys that sign the request: the given one or the aggregator's bundle's, and the P-256 key beside it."""
+    file = args.release_key
+    if file is None and args.config is not None:
+        file = read_config(args.config, args.url).release_private_key
     if file is None:
         return []
-    beside = Path(f"{file}.p256")
+    beside = Path(f"{file}.p256").expanduser()
     with user_errors():
-        return [read_release_key(file), *([read_release_key(str(beside))] if beside.is_file() else [])]
+        return [read_release_key(str(file)), *([read_release_key(str(beside))] if beside.is_file() else [])]
 
 
 def _requirements(args: argparse.Namespace, topics: Topics) -> dict[str, Any]:
@@ -96,8 +100,7 @@ def _notes(answers: SurveyAnswers, others: Collection[str], *, named: bool) -> I
         if names:
             yield f"{counted(len(names), 'device')} {one if len(names) == 1 else many}{who}."
 
-    given = counted(len(answers.rows), "device")
-    yield f"{counted(len(answers.answered), 'device')} answered: {given} with statistics."
+    yield f"{counted(len(answers.answered), 'device')} answered, {len(answers.rows)} of them with statistics."
     yield from told(others, "has other columns than most: left out", "have other columns than most: left out")
     for state, reason in REASONS.items():
         those = [device for device, each in answers.states.items() if each == state]
@@ -113,7 +116,7 @@ def _plain(answers: SurveyAnswers, others: Collection[str], *, named: bool) -> d
     states: Counter[str] = Counter(answers.states.values())
     plain: dict[str, Any] = {
         "answered": len(answers.answered),
-        "rows": len(answers.rows) - len(others),
+        "pooled": len(answers.rows) - len(others),
         "other_columns": len(others),
         **{state: states[state] for state in REASONS},
         "malformed": len(answers.malformed),
