@@ -267,6 +267,31 @@ def test_rows_expire_in_memory_and_on_the_disk(tmp_path: Path) -> None:
     again.close()
 
 
+def test_an_expired_row_is_in_no_count_no_memory_and_no_later_write(tmp_path: Path) -> None:
+    """Seen to fail: it counted as new, stayed in the ring, was written as an empty segment, or was tried a model on."""
+    now = [1e9]
+    samples = Samples(tmp_path / "a", ["a"], "b", kind="regression", expire=10.0, every=1e9, wall=lambda: now[0])
+    samples.observe([123456.0], 1.0)
+    now[0] += 11.0
+    assert samples.newest(5)[0].shape == (0, 1) and samples.new == 0
+    assert np.float32(123456.0) not in samples._ring[:1]
+    before = samples.written
+    samples.flush()
+    assert samples.written == before
+    samples.close()
+
+
+def test_a_clock_that_went_back_keeps_no_row_longer() -> None:
+    """Seen to fail: an older row, with a later time, stayed in place of the one that had expired."""
+    now = [1000.0]
+    samples = Samples(None, ["a"], "b", kind="regression", expire=10.0, wall=lambda: now[0])
+    for at in (1000.0, 900.0, 914.0):
+        now[0] = at
+        samples.observe([at], at)
+    now[0] = 915.0
+    assert samples.expire() == 2 and samples.arrays()[1].tolist() == [914.0]
+
+
 def test_rows_of_an_earlier_midge_have_no_age_and_stay(tmp_path: Path) -> None:
     path = tmp_path / "a.samples"
     samples = Samples(path, ["a"], "b", kind="regression")
