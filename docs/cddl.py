@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import BaseModel
 
-from midge.wire import messages, overview, sealing, standby
+from midge.wire import messages, overview, row_statistics, sealing, standby
 from midge.wire.kinds import KINDS
 from midge.wire.messages import Message, masking
 from midge.wire.names import NAMES
@@ -51,6 +51,7 @@ BESIDE: dict[str, type[Message]] = {
     "confided": sealing.Confided,
     "details": sealing.Details,
     "row": overview.DeviceRow,
+    "summary": row_statistics.Summary,
     "entry": masking.MaskEntry,
     "ticket": masking.Ticket,
     "answer": masking.Dealt,

@@ -24,7 +24,7 @@ from pydantic_core import PydanticUndefined
 from midge.aggregator.ingress import reassembly
 from midge.iot_client.connection import connection_loop, model_fetcher
 from midge.iot_client.session import sending, timers
-from midge.wire import frames, inputs, lineage, messages, overview, rice, schema, sealing, standby
+from midge.wire import frames, inputs, lineage, messages, overview, rice, row_statistics, schema, sealing, standby
 from midge.wire.messages import Message, masking, proofs
 from midge.wire.names import NAMES
 from midge.wire.renewal import Authorities, RenewalAnswer, RenewalRequest
@@ -65,6 +65,12 @@ SECTIONS: list[Section] = [
         [messages.Announcement, messages.Moment, messages.Plan, masking.Masking, messages.Participation],
     ),
     ("alias", "The `body` of an envelope on `model/alias/{name}`; no body of its own.", [messages.ModelAlias]),
+    ("survey", "The `body` of an envelope on `model/survey`; no body of its own.", [messages.SurveyRequest]),
+    (
+        "surveyed",
+        "On `report/{device}`; the body: [Surveys](#surveys).",
+        [messages.Surveyed, row_statistics.Summary],
+    ),
     ("part", "On `model/{channel}/{version}/{span}-{index}`; the body is a slice of the frame.", [messages.Part]),
     ("succession", "The `body` of an envelope in `chain`; no body of its own.", [messages.Succession]),
     (
@@ -124,6 +130,7 @@ TITLES: Mapping[type[BaseModel], str] = {
     masking.Dealt: "inside the seal of the joined bodies of `dealt`, a frame without a `kind`",
     masking.SumMember: "each of `members`",
     masking.Rejected: "each of `rejected`",
+    row_statistics.Summary: "the header of the body, a frame without a `kind`",
     sealing.Confided: "of an update that is `confided`: the header before the delta",
     sealing.Details: "`hidden`: of these, those that the message leaves out",
 }

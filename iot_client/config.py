@@ -123,6 +123,9 @@ class DeviceConfig:
     """Seconds between two checks of the conditions; infinity leaves it to the caller of `look`."""
     secure: RequireSecure | None = None
     """Requires secure aggregation: only masked updates leave the device, and nothing else about its rows."""
+    survey: bool = True
+    """Whether it answers an operator's surveys with statistics of its samples (`midge survey`); otherwise it does not
+    read the requests."""
     versions: MutableMapping[bytes, State] | None = None
     """Models by digest, which devices in one process share: looked up before a frame is applied."""
 

@@ -271,6 +271,12 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("settled", "info", "outbox through", "updates are settled and forgotten"),
         ("sleeping", "info", "wakes seconds", "the device sleeps"),
         ("stored", "info", "seq size residual written", "an update is in the outbox"),
+        (
+            "survey_answered",
+            "info",
+            "rows why",
+            "an operator's survey got statistics of this device's rows, or why not",
+        ),
         ("trained", "info", "version seconds", "a training has ended"),
         ("trainer_failed", "error", "why failed", "the owner's training function raised"),
         ("training", "info", "version", "a training begins"),

@@ -107,6 +107,7 @@ class Device(DeviceService):
         credentials: HeldCredentials | None = None,
         look_every: Unlimited | None = LOOK_EVERY,
         secure: RequireSecure | None = None,
+        survey: bool = True,
         versions: MutableMapping[bytes, State] | None = None,
     ) -> None:
         check_arguments(Device.__init__, locals())
@@ -151,6 +152,7 @@ class Device(DeviceService):
                 credentials=credentials,
                 look_every=look_every,
                 secure=secure,
+                survey=survey,
                 versions=versions,
             )
         )

@@ -11,7 +11,20 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from midge.wire import chunks, envelopes, frames, lineage, messages, moments, names, overview, sealing, signing, steps
+from midge.wire import (
+    chunks,
+    envelopes,
+    frames,
+    lineage,
+    messages,
+    moments,
+    names,
+    overview,
+    row_statistics,
+    sealing,
+    signing,
+    steps,
+)
 from midge.wire.errors import WireError
 from midge.wire.kinds import KINDS, OF_FEDERATION, PURPOSES, SENTENCES
 from midge.wire.messages import Message
@@ -206,7 +219,9 @@ def _look_into_envelope(found: Dissection, envelope: messages.Envelope, around: 
     if not around.keys:
         found.signature = f"by the key {ids}; give --key to verify it"
         return
-    purpose = {"succession": signing.SUCCESSION, "alias": signing.ALIAS}.get(announced.kind, signing.ANNOUNCEMENT)
+    purpose = {"succession": signing.SUCCESSION, "alias": signing.ALIAS, "survey": signing.SURVEY}.get(
+        announced.kind, signing.ANNOUNCEMENT
+    )
     federation = str(announced.fields.get("federation") or around.hint.federation)
     public = [key for key in around.keys if isinstance(key, PublicKey)]
     by = envelopes.signed_by(envelope, purpose, federation, public)
@@ -248,6 +263,8 @@ def _look_into_body(found: Dissection, message: Message | None, body: memoryview
                 found.body["coded"] = bytes(body[:1]) == b"\1"
         case messages.Statistics() if not message.sealed:
             _look_into_moments(found, message, body)
+        case messages.Surveyed():
+            _look_into_summary(found, message, body)
         case messages.Part() if message.parts == 1:
             if not chunks.fits(body, message.sha256):
                 found.wrong.append("sha256 is not that of the body, which is the whole frame")
@@ -279,6 +296,20 @@ def _look_into_moments(found: Dissection, message: messages.Statistics, body: me
             found.wrong.append(f"{len(body) - at} bytes follow the moments")
     except WireError as error:
         found.wrong.append(str(error))
+
+
+def _look_into_summary(found: Dissection, message: messages.Surveyed, body: memoryview) -> None:
+    if len(body) != message.size:
+        found.wrong.append(f"the body has {len(body)} bytes, and size says {message.size}")
+    elif message.sha256 and not chunks.fits(body, message.sha256):
+        found.wrong.append("sha256 is not that of the body")
+    elif message.state == "rows" and not message.sealed:
+        try:
+            columns, statistics = row_statistics.unpacked(found.kind, body)
+            found.body |= {"rows": statistics.rows, "task": columns.task, "features": list(columns.features)}
+            found.body["means"] = statistics.moments.mean[:8].tolist()
+        except WireError as error:
+            found.wrong.append(str(error))
 
 
 def _look_into_model(found: Dissection, kind: str, payload: bytes) -> None:

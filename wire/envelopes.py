@@ -9,9 +9,19 @@ from typing import TypeVar
 
 from midge.wire import frames
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, Envelope, ModelAlias, SiteCertificate, Succession, decode
+from midge.wire.messages import Announcement, Envelope, ModelAlias, SiteCertificate, Succession, SurveyRequest, decode
 from midge.wire.messages.masking import HelperStatement
-from midge.wire.signing import ALIAS, ANNOUNCEMENT, HELPER, SITE, SUCCESSION, BadSignature, PrivateKey, PublicKey
+from midge.wire.signing import (
+    ALIAS,
+    ANNOUNCEMENT,
+    HELPER,
+    SITE,
+    SUCCESSION,
+    SURVEY,
+    BadSignature,
+    PrivateKey,
+    PublicKey,
+)
 
 
 def sign_announcement(
@@ -38,6 +48,11 @@ def sign_announcement(
 def sign_alias(keys: Sequence[PrivateKey], alias: ModelAlias) -> bytes:
     """A name of a registered version in its envelope, signed by each of the keys."""
     return _enveloped(keys, ALIAS, alias.federation, frames.encode(alias))
+
+
+def sign_survey(keys: Sequence[PrivateKey], survey: SurveyRequest) -> bytes:
+    """A survey's request in its envelope, signed by each of the keys."""
+    return _enveloped(keys, SURVEY, survey.federation, frames.encode(survey))
 
 
 def sign_statement(key: PrivateKey, statement: HelperStatement) -> bytes:

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from midge.wire import frames, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Hello, Message, Report, Statistics, Update
+from midge.wire.messages import Hello, Message, Report, Statistics, Surveyed, Update
 from midge.wire.messages.fields import U63, Capabilities, Metrics, Sentence
 from midge.wire.signing import PrivateKey
 
@@ -109,9 +109,14 @@ def _suite(*, hybrid: bool = False) -> "Suite":
     return hpke.Suite(kem, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
 
 
-def about(federation: str, device: str, message: Update | Statistics) -> bytes:
-    """HPKE's `info` for an update. Without its seq, because an outbox with a new identity renumbers its updates."""
+def about(federation: str, device: str, message: Update | Statistics | Surveyed) -> bytes:
+    """HPKE's `info` for a body.
+
+    That of an update is without its seq, because an outbox with a new identity renumbers its updates.
+    """
     match message:
+        case Surveyed():
+            return b"midge/1 surveyed\0" + frames.pack([federation, device, message.to])
         case Update():
             tensors = None if message.tensors is None else list(message.tensors)
             of = ["update", message.generation, message.base, message.schema_hash, message.codec, tensors]

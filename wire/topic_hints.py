@@ -10,7 +10,7 @@ _SHAPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (rf"(?P<federation>{_NAME})/aggregator", ("aggregator",)),
     (rf"(?P<federation>{_NAME})/aggregator/ask", ("ask",)),
     (rf"(?P<federation>{_NAME})/aggregator/overview", ("overview",)),
-    (rf"(?P<federation>{_NAME})/model/(?:train|serve|alias/(?:champion|candidate))", ("envelope",)),
+    (rf"(?P<federation>{_NAME})/model/(?:train|serve|survey|alias/(?:champion|candidate))", ("envelope",)),
     (rf"(?P<federation>{_NAME})/model/(?:train|serve|registered)/\d+/\d+-\d+", ("part",)),
     (
         rf"(?P<federation>{_NAME})/update/(?P<slot>\d+)/(?P<device>{_NAME})",
@@ -18,7 +18,7 @@ _SHAPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (rf"(?P<federation>{_NAME})/receipt/(?P<device>{_NAME})", ("receipt", "trouble", "vouch")),
     (rf"(?P<federation>{_NAME})/status/(?P<device>{_NAME})", ("hello",)),
-    (rf"(?P<federation>{_NAME})/report/(?P<device>{_NAME})", ("report",)),
+    (rf"(?P<federation>{_NAME})/report/(?P<device>{_NAME})", ("report", "surveyed")),
     (rf"(?P<federation>{_NAME})/renew/(?P<device>{_NAME})", ("renew",)),
     (rf"(?P<federation>{_NAME})/renewed/(?P<device>{_NAME})", ("renewed",)),
     (rf"(?P<federation>{_NAME})/authorities", ("authorities",)),

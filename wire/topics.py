@@ -117,6 +117,9 @@ class Topics:
         """Operators request an overview of the federation here …"""
         self.overview = f"{self.aggregator}/overview"
         """… and receive it here."""
+        self.survey = f"{self.prefix}/model/survey"
+        """An operator's request for statistics of the devices' rows, retained while it is open: below what every device
+        may read. Devices answer on their `report` topics."""
         self.claim = f"{self.prefix}/claim"
         self.authorities = f"{self.prefix}/authorities"
         """The authorities that devices shall trust, retained."""

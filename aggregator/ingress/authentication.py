@@ -8,12 +8,12 @@ from typing import TypeVar
 from midge.aggregator.ingress.sealing_keys import SealingKeys
 from midge.wire import chunks, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Chunk, Fetch, Hello, Report, Statistics, Update
+from midge.wire.messages import Chunk, Fetch, Hello, Report, Statistics, Surveyed, Update
 from midge.wire.messages.proofs import Prove
 from midge.wire.signing import BadSignature, KeyUnusable, MacKey, PublicKey
 from midge.wire.topics import Topics
 
-FromDevice = Update | Chunk | Fetch | Statistics | Prove | Hello | Report
+FromDevice = Update | Chunk | Fetch | Statistics | Prove | Hello | Report | Surveyed
 T = TypeVar("T")
 _FILES = ("{}.pub", "{}.crt", "{}/device.crt", "{}.hmac")
 DeviceKey = PublicKey | MacKey
@@ -127,11 +127,11 @@ class Credentials:
         context = signing.of_device(self.topics.federation, device)
         if not key.verifies(signature, signing.DEVICE, context, signing.head_of(payload, body)):
             raise BadSignature("it is not signed by the key that the aggregator has of this device")
-        if isinstance(message, Statistics) or (isinstance(message, Update) and message.kind == "update"):
+        if isinstance(message, Statistics | Surveyed) or (isinstance(message, Update) and message.kind == "update"):
             self.check_whole(device, message, own)
         return own
 
-    def check_whole(self, device: str, message: Update | Statistics, body: memoryview) -> None:
+    def check_whole(self, device: str, message: Update | Statistics | Surveyed, body: memoryview) -> None:
         """Check that a whole body is the signed one: otherwise it was replaced in transit, and settles nothing.
 
         Raises:

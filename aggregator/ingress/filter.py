@@ -196,8 +196,8 @@ class IngressFilter:
         Raises:
             WireError: it is none.
         """
-        if self._floods(device, now, len(payload)):
-            return None
+        if self._floods(device, now, len(payload)) or messages.is_kind("surveyed", payload):
+            return None  # the answer to an operator's survey is none of ours
         if self.known.withdrawn(device):
             self._dropped["forgotten"] += 1
             self.troubles.tell(device, _WITHDRAWN, now)

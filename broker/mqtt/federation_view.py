@@ -326,7 +326,7 @@ async def clear_federation(connect: Connector, topics: Topics, devices: Collecti
                 break
             removed |= await _remove(connection, {each.topic for each in found})
         known = [topics.aggregator, topics.authorities, topics.announcement("train"), topics.announcement("serve")]
-        known += map(topics.alias, ALIASES)
+        known += [*map(topics.alias, ALIASES), topics.survey]
         for name in devices:
             known += [topics.status(name), topics.receipt(name), topics.renew(name), topics.renewed(name)]
         exact = await _read_exactly(connection, known, marker)

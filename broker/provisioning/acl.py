@@ -58,13 +58,17 @@ def of_helper(topics: Topics, user: str) -> list[str]:
 
 
 def of_operator(topics: Topics, user: str, victim: str) -> list[str]:
-    """Read rights for `midge status` and `midge broker check`; they write to a topic that no other client uses."""
+    """Read rights for `midge status` and `midge broker check`, which write to a topic that no other client uses.
+
+    `midge survey` writes its request, which devices take only if the release key signed it.
+    """
     return [
         f"user {user}",
         f"topic read {topics.everything}",
         "topic read $SYS/broker/version",
         f"topic readwrite {topics.prefix}/check/#",
         f"topic readwrite {topics.aggregator}/+",
+        f"topic write {topics.survey}",
         f"topic write {topics.receipt(victim)}",
     ]
 

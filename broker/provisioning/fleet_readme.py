@@ -11,7 +11,7 @@ _FOLDERS = """\
 | `broker/` | the broker's machine | `mosquitto.conf`, ACL, its certificate, who is revoked |
 | `aggregator/` | the aggregator's machine | its bundle, and `release.key`, which signs what devices trust |
 | `devices/NAME/`, `NAME.tar` | that device only | its bundle |
-| `operator/` | you | a bundle that may look on: `midge status`, the doctor |
+| `operator/` | you | a bundle that may look on: `midge status`, the doctor; and may ask for a `midge survey` |
 | `probes/` | you | the doctor's own identities |
 | `issuer/`, `granted/` | `midge broker renewals` | what answers devices that ask for new credentials |
 | `authority/` | you; best kept off every network | the key that makes certificates |

@@ -25,6 +25,7 @@ from midge.iot_client.connection.duplicates import DuplicateCheck, DuplicateDevi
 from midge.iot_client.connection.hello import hello_frame
 from midge.iot_client.connection.model_fetcher import Fetcher
 from midge.iot_client.connection.publisher import Publisher
+from midge.iot_client.connection.survey_channel import SurveyChannel
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, Work
@@ -110,6 +111,7 @@ class ConnectionLoop:
         self._parting: asyncio.Future[DeviceState] | None = None
         """The status with which to end the current connection."""
         self._watch = AggregatorWatch(parts.topics, parts.tell)
+        self._surveys = SurveyChannel(parts, publisher)
         self._duplicates = DuplicateCheck(parts, publisher, self._hello, self._count)
         self._aggregator_online = False
         """Whether the aggregator is online, as reported over this connection: then its announcements are current."""
@@ -196,7 +198,8 @@ class ConnectionLoop:
 
     def _may_sleep(self, *, connected: bool) -> bool:
         busy = self._session.work is Work.TRAINING
-        at_rest = connected and self._session.at_rest and not (self._parts.serving.busy or self._parts.aliases.busy)
+        busy_beside = self._parts.serving.busy or self._parts.aliases.busy or self._surveys.busy
+        at_rest = connected and self._session.at_rest and not busy_beside
         return self._parts.duty.over(time.monotonic(), at_rest=at_rest, busy=busy)
 
     async def _sleep_when_idle(self) -> None:
@@ -241,7 +244,7 @@ class ConnectionLoop:
         serving = self._parts.serving
         self._parting, self._aggregator_online = asyncio.get_running_loop().create_future(), False
         reading = asyncio.create_task(self._read(connection))
-        beside = [asyncio.create_task(self._watch.follow(connection))]
+        beside = [asyncio.create_task(each.follow(connection)) for each in (self._watch, self._surveys)]
         beside += [asyncio.create_task(serving.follow(connection))] if serving.wanted else []
         beside += [asyncio.create_task(self._parts.aliases.follow(connection))] if self._parts.aliases.wanted else []
         if (renewal := self._parts.renewal) is not None:
@@ -284,6 +287,7 @@ class ConnectionLoop:
             await connection.subscribe(topics.announcement("serve"), qos=0)
         if self._parts.aliases.wanted:
             await connection.subscribe(*self._parts.aliases.topics, qos=0)
+        await self._surveys.subscribe(connection)
         named = connection.limits.maximum_packet_size
         bounds = [self._publisher.largest, None if named is None else max(256, named - _OVERHEAD)]
         self._publisher.connected(connection)
@@ -322,6 +326,8 @@ class ConnectionLoop:
             self._watch.deliver(topic, payload)
         elif not payload:
             pass  # a retained message was cleared
+        elif self._surveys.expects(topic):
+            self._surveys.deliver(payload)
         elif topic == topics.announcement():
             announcement = self._announcement(payload, "train")
             parts.aliases.announced(announcement.lineage)

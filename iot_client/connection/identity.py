@@ -14,7 +14,18 @@ from midge.iot_client.state.outbox import OutboxError, OutboxFull
 from midge.storage.key_files import read_key
 from midge.wire import chunks, clocks, frames, masking, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, Hello, ModelAlias, Receipt, Statistics, Trouble, Update
+from midge.wire.messages import (
+    AggregatorStatus,
+    Announcement,
+    Hello,
+    ModelAlias,
+    Receipt,
+    Statistics,
+    Surveyed,
+    SurveyRequest,
+    Trouble,
+    Update,
+)
 from midge.wire.signing import PrivateKey, PublicKey
 from midge.wire.topics import Alias, Channel, Topics
 
@@ -132,6 +143,17 @@ class Identity:
             raise WireError(f"version {alias.generation}.{alias.version} cannot be")
         return alias
 
+    def survey(self, payload: bytes, wall: float, now: float) -> SurveyRequest:
+        """Read the request of a survey; with a pinned key, only one that is signed.
+
+        Raises:
+            WireError: it must be ignored.
+        """
+        survey = self._trusts["train"].survey(payload, wall, now)
+        if self.pinned and not survey.seal_key:
+            raise WireError("the survey names no key to seal to")
+        return survey
+
     def receipt(self, payload: bytes, now: float = 0.0) -> Receipt | Trouble:
         """Read a receipt or a `trouble`; with a pinned key, only a signed one.
 
@@ -175,7 +197,7 @@ class Identity:
             return frames.encode(message, body)
         if isinstance(message, Update) and message.entry:
             message = masking.signed_entry(self._key, self._topics.federation, self._name, message)
-        if isinstance(message, Statistics):
+        if isinstance(message, Statistics | Surveyed):
             message = message.model_copy(update={"sha256": chunks.checksum(body)})
         context = signing.of_device(self._topics.federation, self._name)
         return signing.sign_frame(self._key, signing.DEVICE, context, frames.encode(message), body)
@@ -244,6 +266,22 @@ class Identity:
         message = self.hide(message, announcement).model_copy(update={"sealed": sealing.NAME})
         about = sealing.about(self._topics.federation, self._name, message)
         return message, sealing.seal(body, self._opened_by(announcement), about)
+
+    def answer(self, survey: SurveyRequest, body: bytes) -> bytes:
+        """The answer to a survey as it is published, sealed if the request has a key.
+
+        Raises:
+            WireError: the key is invalid.
+            ModuleNotFoundError: there is one, and the library to seal is not installed.
+        """
+        message = Surveyed(to=survey.number)
+        if survey.seal_key:
+            about = sealing.about(self._topics.federation, self._name, message)
+            message, body = (
+                message.model_copy(update={"sealed": sealing.NAME}),
+                sealing.seal(body, survey.seal_key, about),
+            )
+        return self.frame(message.model_copy(update={"size": len(body)}), body)
 
     def hide(self, message: sealing.T, announcement: Announcement | None) -> sealing.T:
         """A message whose details are sealed, if the announcement has a key for that and is trusted.

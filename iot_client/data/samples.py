@@ -297,6 +297,12 @@ class Samples:
         x, y, self.clipped = self._cut(rows)
         return x, y
 
+    def recorded(self) -> Array:
+        """All rows as they came, oldest first: of shape (n, features), or with the label as the last column."""
+        with self._lock:
+            self.expire()
+            return self._rows()
+
     def newest(self, most: int) -> tuple[Array, npt.NDArray[Any], int]:
         """The newest rows as `arrays` returns them, clipped by their own medians; and `seen` with the last of them."""
         with self._lock:

@@ -82,7 +82,7 @@ class DeviceSession:
         site: str = "",
     ) -> None:
         self._site = site
-        self._settings = settings or SessionSettings()
+        self._settings = own = settings or SessionSettings()
         self._jitter = jitter
         self._situation = Situation()
         self._sending = Sending(
@@ -91,9 +91,9 @@ class DeviceSession:
             held,
             next_seq,
             jitter=jitter,
-            patience=self._settings.patience,
+            patience=own.patience,
             sent=sent,
-            outgoing=self._settings.outgoing,
+            outgoing=own.outgoing,
         )
         self._cycle = TrainingCycle(device, self._situation, self._sending, self._settings, jitter)
         self._greeting = Timer()

@@ -24,6 +24,7 @@ from midge.wire.messages import (
     ModelAlias,
     Receipt,
     SiteCertificate,
+    SurveyRequest,
     Trouble,
 )
 from midge.wire.signing import BadSignature, PublicKey
@@ -263,6 +264,23 @@ class Trust:
         if alias.expires and self.time(wall, now) > alias.expires:
             raise Untrusted(f"the name {alias.name} has expired: the broker holds newer ones back, or a clock is wrong")
         return alias
+
+    def survey(self, payload: bytes, wall: float, now: float) -> SurveyRequest:
+        """Read the request of a survey.
+
+        Raises:
+            BadSignature: no key that we trust has signed it.
+            Untrusted: it is another federation's, or expired.
+            WireError: it is none.
+        """
+        survey, envelope = messages.decode_survey(payload)
+        if self.pinned and envelopes.signed_by(envelope, signing.SURVEY, self._federation, self._keys) is None:
+            raise BadSignature("the survey is not signed by a key that this device trusts")
+        if survey.federation != self._federation:
+            raise Untrusted(f"the survey is of {survey.federation!r}")
+        if self.time(wall, now) > survey.expires:
+            raise Untrusted("the survey has ended: its request was left on the broker, or a clock is wrong")
+        return survey
 
     def receipt(self, payload: bytes) -> Receipt | Trouble:
         """Read a receipt or a `trouble`: a forged receipt would make us forget an update.

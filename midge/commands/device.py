@@ -87,6 +87,11 @@ def register(subparsers: Subparsers) -> None:
         metavar="NAME=VALUE",
         help="what this device is, for its status, such as site=north: a candidate of the model can be tried by it",
     )
+    parser.add_argument(
+        "--no-survey",
+        action="store_true",
+        help="answer no `midge survey` of the operator: no statistics of the rows leave the device for one",
+    )
     add_log(parser)
     parser.add_argument(
         "--wait",
@@ -180,6 +185,8 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
         fields |= _renewing(args)
     if args.capability:
         fields["capabilities"] = {**(app.config.capabilities or {}), **pairs(args.capability, "--capability")}
+    if args.no_survey:
+        fields["survey"] = False
     with user_errors():
         app.config = replace(app.config, **fields)
     name = args.name or (bundle and bundle.name)

@@ -17,6 +17,7 @@ from midge.commands.parts import (
     existing_store,
     pairs,
     read_federation,
+    read_release_key,
     server_side,
     user_errors,
     write_errors,
@@ -232,18 +233,13 @@ def _give(args: argparse.Namespace, verb: Any, version: int, **fields: Any) -> i
 def _sent(args: argparse.Namespace, order: bytes) -> dict[str, Any]:
     """Send an order over the broker, signed; what came of it, as far as the names show."""
     from midge.broker.mqtt.federation_view import send_order  # noqa: PLC0415
-    from midge.wire import overview, signing  # noqa: PLC0415
+    from midge.wire import overview  # noqa: PLC0415
 
     if args.release_key is None:
         raise Problem("Say --release-key FILE: over the broker, only an order that it signed is followed.")
     args.url = args.store
     connect, topics = read_federation(args)
-    path = Path(args.release_key)
-    try:
-        key = signing.read_private(path.read_bytes(), str(path))
-    except OSError as error:
-        raise Problem(f"The release key {path} cannot be read: {error.strerror}.") from error
-    asking = overview.ordering(key, topics.federation, order)
+    asking = overview.ordering(read_release_key(args.release_key), topics.federation, order)
     names = asyncio.run(send_order(connect, topics, asking, args.wait))
     if names is not None:
         return {"ok": True, "aliases": names}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -17,6 +17,9 @@ from midge.broker.mqtt.services import SERVICES
 from midge.broker.provisioning.bundles import Bundle, BundleError, read_bundle
 from midge.running import endpoint_of
 from midge.wire.topics import DEFAULT_ROOT, Topics
+
+if TYPE_CHECKING:
+    from midge.wire.signing import PrivateKey
 
 Parser = argparse.ArgumentParser
 Subparsers = Any
@@ -196,6 +199,17 @@ def password_in(file: str) -> str:
     if stat.S_ISREG(mode) and mode & 0o077:
         sys.stderr.write(f"midge: the password file {path} can be read by others: chmod 600 {path}\n")
     return password
+
+
+def read_release_key(file: str) -> "PrivateKey":
+    """The private key that signs what an operator asks for."""
+    from midge.wire import signing  # noqa: PLC0415 - for those who have one
+
+    path = Path(file).expanduser()
+    try:
+        return signing.read_private(path.read_bytes(), str(path))
+    except OSError as error:
+        raise Problem(f"The release key {path} cannot be read: {error.strerror}.") from error
 
 
 def read_federation(args: argparse.Namespace) -> tuple[Connector, Topics]:

@@ -167,6 +167,11 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Training waits: {why}."
         case {"event": "unhindered"}:
             return "Training continues."
+        case {"event": "survey_answered", "rows": rows, "why": why}:
+            what = (
+                f"The operator got no statistics of the rows: {why}" if why else f"Statistics of {counted(rows, 'row')}"
+            )
+            return f"{what}." if why else f"{what} went to the operator, for a survey."
         case {"event": "muted", "why": why}:
             return f"Sending and fetching wait:  {why}."
         case {"event": "unmuted"}:

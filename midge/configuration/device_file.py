@@ -19,6 +19,7 @@ OPTIONS: Final[Mapping[str, Table]] = {
         "name": "name",
         "outbox": "outbox",
         "capabilities": "capability",
+        "no_survey": "no_survey",
         "release_key": "release_key",
         "signing_key": "signing_key",
         "helper_key": "helper_key",

@@ -1,6 +1,6 @@
 """The page of a survey: findings, inputs, classes, and devices that look broken."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -25,9 +25,9 @@ MISSES: Final = 0.05
 _NAMED: Final = 4
 
 
-def survey_page(found: "Survey", source: str) -> str:
-    """Render the page, as self-contained HTML."""
-    return page(f"Survey of {source}", _sections(found, source), _MADE)
+def survey_page(found: "Survey", source: str, notes: Sequence[str] = ()) -> str:
+    """Render the page, as self-contained HTML; `notes` say what it is a survey of."""
+    return page(f"Survey of {source}", _sections(found, source, notes), _MADE)
 
 
 def findings(found: "Survey") -> list[str]:
@@ -74,8 +74,8 @@ def _listed(names: object) -> str:
     return ", ".join(given[:_NAMED]) + more
 
 
-def _sections(found: "Survey", source: str) -> Iterator[Section | None]:
-    yield Section("survey_head", {"found": found, "source": source, "findings": findings(found)})
+def _sections(found: "Survey", source: str, notes: Sequence[str]) -> Iterator[Section | None]:
+    yield Section("survey_head", {"found": found, "source": source, "findings": findings(found), "notes": notes})
     if found.faults:
         yield Section("survey_faults", {"found": found})
     if found.classes or found.rare:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from midge.aggregator.model.statistics import Sent, examine
-from midge.sensor_fleet.survey.summary import Floats, RowStatistics
+from midge.wire.row_statistics import Floats, RowStatistics
 
 FACTORS: Final = {
     1000.0: "a thousand times larger, as milli- is to the unit",

@@ -14,8 +14,9 @@ import numpy as np
 
 from midge.sensor_fleet.data import FleetData
 from midge.sensor_fleet.survey.faults import Fault, faults
-from midge.sensor_fleet.survey.summary import Counts, Floats, RowStatistics, summarise
+from midge.sensor_fleet.survey.summary import summarise
 from midge.wire.moments import Moments, pool
+from midge.wire.row_statistics import Counts, Floats, RowStatistics
 
 K_MIN: Final = 5
 SURE: Final = 2.5
@@ -93,17 +94,25 @@ def survey(
     Raises:
         ValueError: there are fewer than `k_min` devices, or `k_min` is below 2.
     """
-    if k_min < 2:
-        raise ValueError(f"k_min={k_min} would show single devices: give at least 2.")
     names = list(data.devices)
     if len(names) > MOST:
         names = [names[place] for place in np.linspace(0, len(names) - 1, MOST).round().astype(int)]
     summaries = [summarise(name, data.devices[name], data) for name in names]
-    found = _called(summaries, channels)
+    found = input_names(summaries, channels)
     return surveyed(summaries, found, data.names, k_min=k_min, seed=seed, named=named)
 
 
-def _called(summaries: Sequence[RowStatistics], names: Sequence[str]) -> list[str]:
+def check_k_min(k_min: int) -> None:
+    """Refuse a floor that shows single devices.
+
+    Raises:
+        ValueError: it is below 2.
+    """
+    if k_min < 2:
+        raise ValueError(f"k_min={k_min} would show single devices: give at least 2.")
+
+
+def input_names(summaries: Sequence[RowStatistics], names: Sequence[str]) -> list[str]:
     """Names of the inputs; numbers where these do not fit."""
     number = len(summaries[0].low)
     return list(names) if len(names) == number else [f"input {place}" for place in range(number)]
@@ -121,8 +130,9 @@ def surveyed(
     """The survey of these summaries, by which alone it knows the devices.
 
     Raises:
-        ValueError: there are too few.
+        ValueError: there are too few, or `k_min` is below 2.
     """
+    check_k_min(k_min)
     if len(summaries) < k_min:
         raise ValueError(
             f"there are {len(summaries)} devices, and a number is given only over at least {k_min}: survey more "

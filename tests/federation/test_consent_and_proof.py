@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from midge.__main__ import main
 from midge.broker import connector
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.local.local_broker import local_broker
+from midge.iot_client.data.samples import Samples
 from midge.iot_client.state.consent import Consent
 from midge.iot_client.state.outbox import Outbox
+from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.iot_client.training.numpy_models import FROZEN, Linear
 from midge.wire import signing
+from midge.wire.moments import Moments
 from tests import needs
 from tests.federation.live import Log, aggregator, approach, device, overheard, serving
 
@@ -166,6 +171,59 @@ async def test_an_update_in_the_outbox_is_dropped(tmp_path: Path, capsys: pytest
         await log.until(lambda: log.of("receipt", device="a", verdict="accepted"))  # the gap is not waited for
     code, said = await run("device", "consent", "status", str(outbox))
     assert code == 0 and "1 dropped before sending" in said
+
+
+@pytest.mark.virtual
+async def test_results_of_an_evaluation_that_the_switch_came_during_are_not_sent(tmp_path: Path) -> None:
+    """The bug: what was measured before the switch would be published after it."""
+    twin, log, outbox = Twin(), Log(), tmp_path / "a.outbox"
+    seen = overheard(twin)
+
+    def evaluate(parameters: Parameters) -> Scores:
+        Consent.beside(outbox).withdraw(0.0)
+        return Scores(10, {"error": 0.5})
+
+    async with serving(aggregator(twin, tmp_path / "store", log), device(twin, "a", log, outbox, evaluate=evaluate)):
+        await log.until(lambda: log.of("unfit", device="a"))
+        assert not log.of("evaluated") and not [each for each in seen if each.topic.endswith("/report/a")]
+
+
+@pytest.mark.virtual
+async def test_statistics_are_not_sent_once_consent_is_withdrawn(tmp_path: Path) -> None:
+    """The bug: a device that has not looked at its switch since it connected would answer the request."""
+    twin, log, outbox = Twin(), Log(), tmp_path / "a.outbox"
+    seen = overheard(twin)
+
+    def listener(event: dict[str, Any]) -> None:
+        if event["event"] == "connected":
+            Consent.beside(outbox).withdraw(0.0)
+        log(event)
+
+    what = {"initial": Linear(2, outputs=1, task="regression").initial(), "roles": dict.fromkeys(FROZEN, "frozen")}
+    server = aggregator(twin, tmp_path / "store", log, moments={"input": 2, "target": 1}, **what)
+    moments = {"input": Moments.of([[1.0, 2.0], [3.0, 5.0]]), "target": Moments.of([[1.0], [2.0]])}
+    a = device(twin, "a", log, outbox, moments=moments, look_every=float("inf"))
+    a.config = replace(a.config, on_event=listener)
+
+    def sent() -> bool:
+        return any("/update/" in each.topic and each.topic.endswith("/a") for each in seen)
+
+    async with serving(server, a):
+        await log.until(lambda: sent() or log.of("hindered", device="a"))
+        assert not sent()
+
+
+@pytest.mark.virtual
+async def test_rows_of_a_device_at_rest_expire(tmp_path: Path) -> None:
+    """The bug: rows would expire only when a training reads them, and a device that waits has none."""
+    twin, log, now = Twin(), Log(), [1e9]
+    samples = Samples(None, ["a"], "b", kind="regression", expire=10.0, wall=lambda: now[0])
+    samples.observe([1.0], 1.0)
+    async with serving(device(twin, "a", log, samples=samples)):
+        await log.until(lambda: log.of("connected"))
+        now[0] += 11.0
+        await log.until(lambda: log.of("expired", rows=1))
+    assert len(samples) == 0
 
 
 def test_no_file_is_consent_and_a_damaged_one_is_none(tmp_path: Path) -> None:

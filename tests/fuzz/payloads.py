@@ -18,7 +18,7 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=8,
 )
-KINDS = ["update", "offer", "chunk", "fetch", "statistics", "report", "hello"]
+KINDS = ["update", "offer", "chunk", "fetch", "statistics", "report", "surveyed", "hello"]
 FIELDS = sorted(
     {
         name

@@ -61,6 +61,19 @@ def with_csv(readings: Path, name: str, *words: str) -> argparse.Namespace:
     return parse(*what, *where, "--outbox", str(readings.parent / f"{name}.box"), *words)
 
 
+def test_rows_expire_after_days(readings: Path) -> None:
+    now = [1e9]
+    samples = gateway(with_csv(readings, "a", "--rows-expire", "2")).config.samples
+    assert samples is not None
+    samples._wall = lambda: now[0]
+    samples.observe([1.0, 2.0], 3.0)
+    now[0] += 2 * 86_400.0 - 1.0
+    assert samples.expire() == 0
+    now[0] += 2.0
+    assert samples.expire() == 1
+    samples.close()
+
+
 async def test_two_gateways_learn_from_files_that_grow_and_predict(
     tmp_path: Path, readings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -421,3 +421,28 @@ def test_rows_of_an_earlier_midge_age_from_when_they_are_first_seen(tmp_path: Pa
     life.now += LIFETIME + 1
     assert life.samples.expire() == 1 and life.on_disk() == set()
     life.samples.close()
+
+
+def test_an_expired_row_is_in_no_count_no_memory_and_no_later_write(tmp_path: Path) -> None:
+    """Seen to fail: it counted as new, stayed in the ring, was written as an empty segment, or was tried a model on."""
+    now = [NOW]
+    samples = Samples(tmp_path / "a", ["a"], "b", kind="regression", expire=10.0, every=1e9, wall=lambda: now[0])
+    samples.observe([123456.0], 1.0)
+    now[0] += 11.0
+    assert samples.newest(5)[0].shape == (0, 1) and samples.new == 0
+    assert np.float32(123456.0) not in samples._ring[:1]
+    before = samples.written
+    samples.flush()
+    assert samples.written == before
+    samples.close()
+
+
+def test_a_clock_that_went_back_keeps_no_row_longer() -> None:
+    """Seen to fail: an older row, with a later time, stayed in place of the one that had expired."""
+    now = [NOW]
+    samples = Samples(None, ["a"], "b", kind="regression", expire=10.0, wall=lambda: now[0])
+    for at in (NOW, NOW - 100, NOW - 86):
+        now[0] = at
+        samples.observe([at - NOW], at - NOW)
+    now[0] = NOW - 85
+    assert samples.expire() == 2 and samples.arrays()[1].tolist() == [-86.0]

@@ -39,6 +39,8 @@ from midge.wire.messages import (
     Report,
     Settled,
     Statistics,
+    Surveyed,
+    SurveyRequest,
     Trouble,
     Update,
     Verdict,
@@ -325,6 +327,18 @@ VECTORS: dict[str, Vector] = {
         )
     ),
     "alias-of-none": message(ModelAlias(name="champion", federation="pumps", lineage=ID, generation=1, number=41)),
+    "survey": message(
+        SurveyRequest(
+            federation="pumps",
+            number=2**62,
+            seal_key=bytes(range(32)),
+            issued=1_800_000_000.0,
+            expires=1_800_000_065.0,
+            devices=40,
+        )
+    ),
+    "surveyed": message(Surveyed(to=2**62, size=9, sha256=SHA), b"a summary"),
+    "surveyed-without": message(Surveyed(to=2**62, state="withheld")),
     "announcement": Vector(messages.encode_announcement(ANNOUNCEMENT), messages.decode_announcement),
     "part": message(
         Part(lineage=ID, generation=1, version=20, span=4, part=1, parts=2, sha256=SHA), b"a slice of the frame"

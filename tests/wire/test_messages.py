@@ -32,6 +32,8 @@ from midge.wire.messages import (
     SiteCertificate,
     Statistics,
     Succession,
+    Surveyed,
+    SurveyRequest,
     Trouble,
     Update,
     Verdict,
@@ -42,6 +44,8 @@ ID, DIGEST, SHA = b"i" * 16, b"d" * 16, b"s" * 32
 TO_AGGREGATOR: list[type[BaseModel]] = [Update, Chunk, Fetch, Statistics]
 OTHERS: list[type[BaseModel]] = [
     *(Report, Hello, Receipt, Trouble, Vouch, AggregatorStatus, Claim, Announcement, ModelAlias, Part, Envelope),
+    SurveyRequest,
+    Surveyed,
     Succession,
     SiteCertificate,
 ]

@@ -25,8 +25,10 @@ from midge.wire.messages.decoding import (
     decode_alias,
     decode_announcement,
     decode_answer,
+    decode_survey,
     decode_update,
     encode_announcement,
+    is_kind,
 )
 from midge.wire.messages.device import Chunk, DeviceState, Fetch, Hello, Outgoing, Report, Statistics, Update
 from midge.wire.messages.fields import (
@@ -42,6 +44,7 @@ from midge.wire.messages.fields import (
 )
 from midge.wire.messages.model_alias import ModelAlias
 from midge.wire.messages.status import AggregatorState, AggregatorStatus, Claim, Health, HealthState
+from midge.wire.messages.survey import Surveyed, SurveyRequest
 
 __all__ = [
     "BODY_DIGEST",
@@ -78,6 +81,8 @@ __all__ = [
     "Statistics",
     "StrictPlan",
     "Succession",
+    "SurveyRequest",
+    "Surveyed",
     "ToAggregator",
     "Trouble",
     "Update",
@@ -88,7 +93,9 @@ __all__ = [
     "decode_alias",
     "decode_announcement",
     "decode_answer",
+    "decode_survey",
     "decode_update",
     "encode_announcement",
+    "is_kind",
     "possible",
 ]

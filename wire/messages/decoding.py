@@ -7,6 +7,7 @@ from midge.wire.messages.answers import Receipt, Trouble
 from midge.wire.messages.device import Chunk, Fetch, Statistics, Update
 from midge.wire.messages.model_alias import ModelAlias
 from midge.wire.messages.proofs import Prove
+from midge.wire.messages.survey import SurveyRequest
 
 ToAggregator = Update | Chunk | Fetch | Statistics | Prove
 _TO_AGGREGATOR: dict[str, type[Update] | type[Chunk] | type[Fetch] | type[Statistics] | type[Prove]] = {
@@ -65,8 +66,8 @@ def decode_answer(payload: frames.Buffer) -> tuple[Receipt | Trouble, memoryview
     return answer, body
 
 
-def encode_announcement(announcement: Announcement | ModelAlias) -> bytes:
-    """Put an announcement, or a name of a registered version, into an envelope."""
+def encode_announcement(announcement: Announcement | ModelAlias | SurveyRequest) -> bytes:
+    """Put an announcement, a name of a registered version, or a survey's request, into an envelope."""
     return frames.encode(Envelope(body=frames.encode(announcement), signatures=()))
 
 
@@ -78,6 +79,25 @@ def decode_alias(payload: frames.Buffer) -> tuple[ModelAlias, Envelope]:
     """
     envelope, _ = decode(Envelope, payload)
     return decode(ModelAlias, envelope.body)[0], envelope
+
+
+def decode_survey(payload: frames.Buffer) -> tuple[SurveyRequest, Envelope]:
+    """Read the request of a survey, and its envelope.
+
+    Raises:
+        WireError: it is invalid.
+    """
+    envelope, _ = decode(Envelope, payload)
+    return decode(SurveyRequest, envelope.body)[0], envelope
+
+
+def is_kind(kind: str, payload: frames.Buffer) -> bool:
+    """Whether a payload is a frame of this kind, of which nothing else is read.
+
+    Raises:
+        WireError: it is no frame.
+    """
+    return frames.decode(payload)[0].get("kind") == kind
 
 
 def decode_announcement(payload: frames.Buffer) -> Announcement:
