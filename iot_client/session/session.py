@@ -236,8 +236,7 @@ class DeviceSession:
             case Killed():
                 cycle.training_killed(now)
             case Withheld():
-                # All of them, or they would be sent once the owner consents again. `first` tells that they are gone.
-                return self._sending.forget(self.next - 1)
+                return self._sending.forget(self.next - 1)  # or they would be sent once the owner consents again
             case LinkMeasured(chunk):
                 self._situation.link_chunk = chunk  # chunks in flight keep their size
             case SizeRefused(chunk):
@@ -285,8 +284,7 @@ class DeviceSession:
 
     def _connected(self, chunk: int | None, now: float) -> list[Action]:
         self._situation.follow("connected")
-        self._announced_here = False
-        self._situation.packet = chunk
+        self._announced_here, self._situation.packet = False, chunk
         # Drawn even if it is not used: otherwise the setting would change all later random numbers of a simulation.
         after = self._jitter()
         if self._settings.rereads:
@@ -298,8 +296,7 @@ class DeviceSession:
         if self.link is not Link.DOWN:
             self._situation.follow("disconnected")
         # Its status is retained, and comes again with the next connection: it may have changed by then.
-        self._situation.aggregator = None
-        self._fence = 0
+        self._situation.aggregator, self._fence = None, 0
         self._cycle.disconnected()
         for timer in (self._greeting, self._sending.resend, self._reread):
             timer.stop()
@@ -399,8 +396,7 @@ class DeviceSession:
         if known is not None and announcement.epoch > known.epoch:
             self._fence = 0  # the operator's command, which overrides what was known before
         self._situation.announcement = announcement
-        # It is tried at once. Not `stop`: the back-off goes on until a fetch succeeds.
-        self._cycle.refetch.due = None
+        self._cycle.refetch.due = None  # not `stop`: the back-off goes on until a fetch succeeds
         self._cycle.pause(announcement, now)
         waiting = self._sending.send(now) if known is None else []  # for a key to seal to
         return [*self._cycle.compare_inputs(announcement), *waiting, *self._cycle.begin_next(now)]

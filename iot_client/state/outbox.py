@@ -69,8 +69,7 @@ class Outbox:
         """Damage found in its files when it was opened, and the resulting loss, as text; empty if none."""
         self.pending: dict[str, bytes] = {}
         """Values to store, by name. Written with the next update: a transaction of its own would wear the flash."""
-        self.verdicts: dict[int, str] = {}
-        """Verdicts of receipts, by seq, to be remembered with the updates that are removed."""
+        self.verdicts: dict[int, str] = {}  # of receipts, by seq, to be remembered with the updates that are removed
 
     @property
     def identity(self) -> int:
@@ -163,8 +162,8 @@ class Outbox:
                 known = files_.agreed
                 assert known is not None
                 self.state = known.state
-                # Settled by the state: the power failed after it was recorded, and before they were deleted.
-                self._db.execute("DELETE FROM updates WHERE seq < ?", (self.state.first,))
+                settled = (self.state.first,)  # the power may have failed before they were deleted
+                self._db.execute("DELETE FROM updates WHERE seq < ?", settled)
                 self._db.commit()
             if noted.note is None and found is not None:
                 log.warning("The witness of the outbox %s is missing or damaged: it is made again.", self.path)
