@@ -282,39 +282,41 @@ is not reported."""
 UNREPORTED = 0
 
 
-def shared_row(source: str, seeds: Sequence[int], budget: float, *, quick: bool) -> list[dict[str, Any]]:
+def shared_rows(source: str, seeds: Sequence[int], *, quick: bool) -> list[dict[str, Any]]:
     """Distributed noise: the devices of the linear case add it themselves, in sums of all of them."""
-    case, honest = SHARED, K_MIN - COLLUDING
-    multiplier = noise_for(budget, case.contributions, honest=honest)
-    privacy = Privacy(case.clip, multiplier, budget, DELTA)
-    strategy = secure(K_MIN, case.k, privacy=privacy, colluding=COLLUDING)
-    plan, promised = strategy.plan.masking, strategy.privacy
-    assert plan is not None
-    assert promised is not None
-    size, found, rate = _tuned(source, seeds, plan, quick=quick)
-    _, plain, plain_rate = _tuned(source, seeds, None, quick=quick)
-    shown = shared_audit(multiplier, K_MIN, COLLUDING, case.contributions, RUNS if quick else 5 * RUNS)
-    assert shown.accounted == promised.spent(case.contributions)
-    row = {
-        "mode": "shared",
-        "params": size,
-        "k": case.k,
-        "bytes_per_param": round(masking.size(size, plan.ring) / size, 3),
-        "step_seconds": None,
-        **spread("accuracy", found),
-        **spread("float32_accuracy", plain),
-        "rate": rate,
-        "float32_rate": plain_rate,
-        "epsilon": round(shown.accounted, 4),
-        "epsilon_lower": round(shown.lower, 4),
-        "delta": DELTA,
-        "noise": round(multiplier, 4),
-        "contributions": case.contributions,
-        "devices": case.devices,
-        "honest": promised.honest,
-        "runs": shown.runs,
-    }
-    return [row]
+    case, made = SHARED, []
+    size, plain, plain_rate = _tuned(source, seeds, None, quick=quick)
+    for budget in case.epsilons[-1:] if quick else case.epsilons:
+        multiplier = noise_for(budget, case.contributions, honest=K_MIN - COLLUDING)
+        privacy = Privacy(case.clip, multiplier, budget, DELTA)
+        strategy = secure(K_MIN, case.k, privacy=privacy, colluding=COLLUDING)
+        plan, promised = strategy.plan.masking, strategy.privacy
+        assert plan is not None
+        assert promised is not None
+        _, found, rate = _tuned(source, seeds, plan, quick=quick)
+        shown = shared_audit(multiplier, K_MIN, COLLUDING, case.contributions, RUNS if quick else 5 * RUNS)
+        assert shown.accounted == promised.spent(case.contributions)
+        row = {
+            "mode": "shared",
+            "params": size,
+            "k": case.k,
+            "bytes_per_param": round(masking.size(size, plan.ring) / size, 3),
+            "step_seconds": None,
+            **spread("accuracy", found),
+            **spread("float32_accuracy", plain),
+            "rate": rate,
+            "float32_rate": plain_rate,
+            "epsilon": round(shown.accounted, 4),
+            "epsilon_lower": round(shown.lower, 4),
+            "delta": DELTA,
+            "noise": round(multiplier, 4),
+            "contributions": case.contributions,
+            "devices": case.devices,
+            "honest": promised.honest,
+            "runs": shown.runs,
+        }
+        made.append(row)
+    return made
 
 
 def _tuned(source: str, seeds: Sequence[int], plan: Masking | None, *, quick: bool) -> tuple[int, list[float], float]:
@@ -336,12 +338,14 @@ class SumsOfAll:
         self._to = masking.SealTo(sealing.public(bytes(range(32))), "bench", "device", 2)
 
     def __call__(self, name: str, delta: Any, version: int) -> Iterator[Any]:
+        if name in self._waiting:
+            return
         if self._plan is not None:
             lineage = bytes(16)
             about: dict[str, Any] = {"lineage": lineage, "sha256": lineage, "generation": 0, "base": version}
             header = Update(outbox=0, first=1, seq=1, codec="", size=0, **about)
             delta = masking.masked(delta, self._plan, header, self._to).sent
-        self._waiting.setdefault(name, delta)
+        self._waiting[name] = delta
         if len(self._waiting) == self._case.devices:
             yield np.mean(list(self._waiting.values()), axis=0)
             self._waiting.clear()

@@ -1,4 +1,4 @@
-"""Write the stored results of benchmarks.privacy into docs/privacy.md: python docs/privacy.py."""
+"""Write the stored results of benchmarks.privacy into docs/privacy.md and strategies.md: python docs/privacy.py."""
 
 import json
 import sys
@@ -8,7 +8,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "privacy.json"
-PAGE = ROOT / "docs" / "privacy.md"
 NAMES = {
     "digits": "digits",
     "spsw_har": "activity of people (SPSW-HAR)",
@@ -45,7 +44,8 @@ def _quality(row: Row, name: str) -> str:
         return f"{value:.2f}" if cycles else f"{100 * value:.1f}"
 
     unit, limits = "cycles" if cycles else "%", row.get(f"{name}_range")
-    return f"{said(row[name])} {unit}" + (f" ({said(limits[0])}–{said(limits[1])})" if limits else "")
+    seeds = limits is not None and limits[0] != limits[1]
+    return f"{said(row[name])} {unit}" + (f" ({said(limits[0])}–{said(limits[1])})" if seeds else "")
 
 
 def price(rows: list[Row]) -> list[str]:
@@ -108,14 +108,18 @@ def liars(rows: list[Row]) -> list[str]:
 
 
 def noise(rows: list[Row]) -> list[str]:
-    """Return accuracy against ε."""
-    found = [row for row in rows if row["mode"] in ("central", "shared")]
+    """Return accuracy against ε, with noise of the devices."""
     return table(
-        ("noise of", "ε", "accuracy", "without noise", "parameters", "devices", "in a sum", "updates of a device"),
+        (
+            *("honest devices", "ε", "lower bound", "accuracy", "without noise", "parameters", "devices", "in a sum"),
+            "updates of a device",
+        ),
         (
             (
-                "the aggregator" if row["mode"] == "central" else f"the devices, {row['honest']} of them honest",
+                row["honest"],
                 f"{row['epsilon']:.2g}",
+                # Earlier rows have that of another event, one sum of few devices.
+                "–" if "epsilon_one" in row else f"{row['epsilon_lower']:.2f}",
                 _quality(row, "accuracy"),
                 _quality(row, "float32_accuracy"),
                 f"{row['params']:,}",
@@ -123,27 +127,55 @@ def noise(rows: list[Row]) -> list[str]:
                 row["k"],
                 row["contributions"],
             )
-            for row in found
+            for row in rows
+            if row["mode"] == "shared"
         ),
     )
 
 
-SECTIONS = {"price": price, "liars": liars, "noise": noise}
+def central(rows: list[Row]) -> list[str]:
+    """Return accuracy against ε, with noise of the aggregator; nothing if the stored results have no such row."""
+    found = [row for row in rows if row["mode"] == "central"]
+    bare = [row["epsilon_lower_without_noise"] for row in found if "epsilon_lower_without_noise" in row]
+    lines = table(
+        ("model, parameters", "devices", "K", "z", "ε", "lower bound", "accuracy", "without privacy"),
+        (
+            (
+                f"{MODELS[row['model']]}, {row['params']:,}",
+                row["devices"],
+                row["k"],
+                f"{row['noise']:.3g}",
+                f"{row['epsilon']:.2g}",
+                f"{row['epsilon_lower']:.2f}",
+                _quality(row, "accuracy"),
+                _quality(row, "float32_accuracy"),
+            )
+            for row in found
+        ),
+    )
+    return [*lines, "", *(f"With the noise off, the same attack shows {each:.2f}." for each in bare)] if found else []
 
 
-def page(text: str, rows: list[Row]) -> str:
-    """Return the page with the tables of these rows."""
-    for name, make in SECTIONS.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        section = "\n".join([begin, "", *make(rows), "", end])
-        text = text[: text.index(begin)] + section + text[text.index(end) + len(end) :]
+MODELS = {"linear": "linear", "mlp": "perceptron"}
+PAGES = {"privacy.md": {"price": price, "liars": liars, "noise": noise}, "strategies.md": {"privacy": central}}
+
+
+def page(name: str, rows: list[Row]) -> str:
+    """Return a page with the tables of these rows."""
+    text = (ROOT / "docs" / name).read_text()
+    for mark, make in PAGES[name].items():
+        begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+        if lines := make(rows):
+            section = "\n".join([begin, "", *lines, "", end])
+            text = text[: text.index(begin)] + section + text[text.index(end) + len(end) :]
     return text
 
 
 def main() -> int:
-    """Rewrite the tables of the page."""
+    """Rewrite the tables of the pages."""
     rows = json.loads(RESULTS.read_text())["rows"]
-    PAGE.write_text(page(PAGE.read_text(), rows))
+    for name in PAGES:
+        (ROOT / "docs" / name).write_text(page(name, rows))
     return 0
 
 
