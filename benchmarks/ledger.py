@@ -1,6 +1,6 @@
 """Cost of the log of releases: `python -m benchmarks.ledger [--quick]` prints one JSON line.
 
-A log of 1,000 entries is made by releases of 4, 20 and 100 updates each, in a store on disk. Each row has bytes in an
+A log of 400 entries is made by releases of 4, 20 and 100 updates each, in a store on disk. Each row has bytes in an
 announcement, in an answer and per entry in the store, and the processor time in which a release's entries and a proof
 are made; all are medians.
 """
@@ -79,7 +79,7 @@ def main() -> int:
     args = parser.parse_args()
     load = os.getloadavg()[0]
     with TemporaryDirectory() as folder:
-        rows = [row(number, 200 if args.quick else 1000, Path(folder, str(number))) for number in (4, 20, 100)]
+        rows = [row(number, 200 if args.quick else 400, Path(folder, str(number))) for number in (4, 20, 100)]
     print(json.dumps({"benchmark": "ledger", "quick": args.quick, "machine": machine(), "load": load, "rows": rows}))
     return 0
 

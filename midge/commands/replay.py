@@ -1,7 +1,6 @@
 """`midge replay STORE`: rebuild the model from its journal, and compare; or execute it again with a change."""
 
 import argparse
-import getpass
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -211,11 +210,10 @@ def _promoted(store: Any, found: "Counterfactual", change: "Change", args: argpa
     from midge.aggregator.core.registry import OrderRefused  # noqa: PLC0415 - an extra
     from midge.aggregator.core.registry_decisions import Cause  # noqa: PLC0415
     from midge.aggregator.store.counterfactual import promote  # noqa: PLC0415
+    from midge.aggregator.store.model_orders import operator_name  # noqa: PLC0415
 
     try:
-        version = promote(
-            store, found, change, Cause(args.why, getpass.getuser(), time.time()), floor=args.release_floor
-        )
+        version = promote(store, found, change, Cause(args.why, operator_name(), time.time()), floor=args.release_floor)
     except OrderRefused as error:
         raise Problem(f"It cannot be promoted: {error}.") from error
     return {"version": version, "champion": True}
