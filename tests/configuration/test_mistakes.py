@@ -1,6 +1,7 @@
 """A mistake in a settings file: where it is, and what to write instead."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,7 +163,7 @@ def test_a_file_is_refused_in_the_words_of_python(
 ) -> None:
     """`midge config check` called a clip norm of NaN right."""
     with pytest.raises(ValueError, match="it must be") as caught:
-        midge.balanced(**{key: float(value)})
+        midge.balanced(**dict[str, Any]({key: float(value)}))
     (line,) = told(AGGREGATOR + f"{key} = {value}", tmp_path, capsys)
     assert line == f"FILE:16: strategy.{caught.value}".replace("or None", 'or "none"')
 
