@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from midge.aggregator.core.core import AggregatorCore
-from midge.wire.field_checks import Fraction, Positive, check_fields
+from midge.wire.field_checks import Positive, Share, check_fields
 
 _LEAST, _UNKNOWN = 1.0, 60.0
 """Seconds of patience at least, and while the devices' usual interval is unknown."""
@@ -17,7 +17,7 @@ class SitePace:
     Sums of more devices cost the line less; what waits for them is late for the others.
     """
 
-    share: Fraction = 0.5
+    share: Share = 0.5
     """The share of the site's devices of which an update must wait."""
     patience: Positive | None = None
     """Seconds after which a sum of fewer is sent; None is half of the devices' usual interval."""

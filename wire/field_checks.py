@@ -42,7 +42,7 @@ Whole = Annotated[int, Range(ge=0)]
 Positive = Annotated[float, Range(gt=0)]
 Unlimited = Annotated[float, Range(gt=0, infinite=True)]
 NotNegative = Annotated[float, Range(ge=0)]
-Fraction = Annotated[float, Range(gt=0, le=1)]
+Share = Annotated[float, Range(gt=0, le=1)]
 
 
 class _Rule(NamedTuple):

@@ -8,7 +8,7 @@ that never answers costs nothing.
 
 from dataclasses import dataclass
 
-from midge.wire.field_checks import Count, Fraction, NotNegative, Positive, check_fields
+from midge.wire.field_checks import Count, NotNegative, Positive, Share, check_fields
 from midge.wire.messages import Participation
 
 PERIOD = 10.0
@@ -40,7 +40,7 @@ class Pace:
         True
     """
 
-    share: Fraction = 1.0
+    share: Share = 1.0
     updates_per_second: Positive | None = None
     concurrency: Positive | None = None
     cohort: Count | None = None

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 from midge.wire import masking, noise
-from midge.wire.field_checks import Count, Positive, Range, Whole, check_fields
+from midge.wire.field_checks import Count, Range, Unlimited, Whole, check_fields
 
 MOST = 10_000
 """Most contributions of one device under any budget."""
@@ -58,7 +58,7 @@ class Privacy:
 
     clip: Annotated[float, Range(ge=2.0**-60, le=2.0**60)]
     noise: Annotated[float, Range(ge=_LEAST)]
-    epsilon: Positive
+    epsilon: Unlimited
     delta: Annotated[float, Range(gt=0, lt=1)] = 1e-5
     owner_devices: Count = 1
     honest: Whole = 0

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from midge.wire.field_checks import Fraction, Positive, Range, check_fields
+from midge.wire.field_checks import Positive, Range, Share, check_fields
 from midge.wire.participation import check_where
 
 
@@ -26,7 +26,7 @@ class RegistryPolicy:
     every: Positive | None = None
     """Least seconds after which the newest release is registered by rule: as the champion if there is none, otherwise
     as the candidate, unless another one is tried. None registers by order only."""
-    share: Fraction = 0.1
+    share: Share = 0.1
     """Of the devices that use a candidate, if the order does not say."""
     where: Mapping[str, str] = field(default_factory=dict)
     """Capabilities of the devices of which the share is taken, each with its value, if the order does not say; empty

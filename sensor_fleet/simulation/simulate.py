@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from midge.aggregator.config import Rules
 from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
 from midge.gateway.pace import SitePace
@@ -30,6 +31,7 @@ from midge.sensor_fleet.simulation.shards import Carrier, LocalCarrier, ShardWor
 from midge.sensor_fleet.simulation.standstill import refuse_standstill
 from midge.sensor_fleet.simulation.workers import Processes
 from midge.sensor_fleet.world import World
+from midge.wire.field_checks import check_value
 from midge.wire.schema import Parameters, Schema
 
 CALM = World(spread=0.0, median=1.0).calm()
@@ -118,6 +120,7 @@ def simulate(
         True
     """
     began = time.perf_counter()
+    check_value("strategy", strategy, Rules | None)
     if speed_up != 1 and (profile is None or isinstance(data, Stream)):
         raise ValueError(f"speed_up={speed_up:g}: only a profile's fleet can be scaled, without streaming data.")
     if sites and (tamper is not None or incidents is not None):

@@ -129,7 +129,7 @@ KINDS: Mapping[str, str] = {
     "Optimizer": "word: kind; share: beta1 beta2; number: epsilon; count: delay_limit",
     "Pace": "share: share; number: updates_per_second concurrency interval rest joules_per_month;"
     "count: cohort bytes_per_month",
-    "Privacy": "number: clip noise epsilon; share: delta; count: owner_devices honest",
+    "Privacy": "number: clip noise; number without end: epsilon; share: delta; count: owner_devices honest",
     "AggregatorConfig": "connector: connector; elsewhere: federation root initial; text: store;"
     "function: evaluate on_event;"
     "value: strategy limits registry standby; dict: roles moments; texts: features sites credential_files;"

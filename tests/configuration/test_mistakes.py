@@ -1,9 +1,11 @@
 """A mistake in a settings file: where it is, and what to write instead."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import midge
 from midge.__main__ import main
 
 AGGREGATOR = """\
@@ -150,6 +152,30 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(
     assert lines == [
         "FILE:2: broker.url: url holds a password: write anna@mqtt.lan without it, and name its file in password_file."
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("clip", "nan"), ("deadline", "inf"), ("release_interval", "-1.0"), ("byte_rate", "nan"), ("norm_limit", "nan")],
+)
+def test_a_file_is_refused_in_the_words_of_python(
+    key: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`midge config check` called a clip norm of NaN right."""
+    with pytest.raises(ValueError, match="it must be") as caught:
+        midge.balanced(**dict[str, Any]({key: float(value)}))
+    (line,) = told(AGGREGATOR + f"{key} = {value}", tmp_path, capsys)
+    assert line == f"FILE:16: strategy.{caught.value}".replace("or None", 'or "none"')
+
+
+def test_other_spellings_are_taken_and_other_words_not_guessed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The word "median" was answered with "did you mean mean?"; the file refused a spelling that Python takes."""
+    (line,) = told(AGGREGATOR + 'combine = "median"', tmp_path, capsys)
+    assert line == "FILE:16: strategy.combine is 'median': it must be 'mean', 'trimmed' or 'centred'."
+    (tmp_path / "midge.toml").write_text(AGGREGATOR + 'combine = "centered"')
+    assert main(["config", "check", str(tmp_path / "midge.toml")]) == 0
 
 
 def test_several_mistakes_are_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
