@@ -138,8 +138,7 @@ class Watchdog:
             # With enough devices online, the next update may remove it: it has the fleet's usual time.
             lacking = so.there < so.obstacle.needs
             if self._obstacle_lasts(now, SOONEST if lacking else _patience(so)):
-                missing = f" Online, and nothing since: {_names(so.idle)}." if so.idle else ""
-                return HealthFinding(HealthState.HELD, so.obstacle.why + missing, obstacle=so.obstacle.kind)
+                return _held(so, so.obstacle)
             if lacking:
                 return HealthFinding(HealthState.WAITING, so.obstacle.why, obstacle=so.obstacle.kind)
         return self._silence(now, able, so)
@@ -177,6 +176,8 @@ class Watchdog:
                     HealthState.WAITING, f"No update has been accepted yet; {_devices(so.able)} there."
                 )
             return _learning(so)
+        if so.obstacle is not None and so.obstacle.kind == "held":
+            return _held(so, so.obstacle)
         usual = "" if so.interval is None else f" (one of them sends one every {spell(so.interval)} usually)"
         return HealthFinding(
             HealthState.STALLED,
@@ -227,6 +228,11 @@ def _patience(so: FleetSituation) -> float:
 def stretched(interval: float, rest: float) -> float:
     """The usual interval between two updates while devices are asked to rest: the measured one lags behind."""
     return max(interval, 2 * rest)
+
+
+def _held(so: FleetSituation, obstacle: Obstacle) -> HealthFinding:
+    idle = f" Online devices that have given nothing since: {_names(so.idle)}." if so.idle else ""
+    return HealthFinding(HealthState.HELD, obstacle.why + idle, obstacle=obstacle.kind)
 
 
 def _learning(so: FleetSituation) -> HealthFinding:

@@ -25,7 +25,7 @@ def register(subparsers: Subparsers) -> None:
         help="a federation's aggregator, health, model and devices",
         description=(
             "Show a federation, from its aggregator's answer and the broker's retained messages. Without "
-            "--federation, list the federations."
+            "--federation, list the federations, or with --check check them all."
         ),
     )
     add_federation(parser)

@@ -1,5 +1,6 @@
 """Simulation of a federation in virtual time, with the production aggregator core and device sessions."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -172,7 +173,8 @@ def simulate(
         )
         simulation = VirtualFederation(setup)
         if strategy is not None:
-            refuse_standstill(strategy, len(names), schema.size, seconds)
+            # A profile's aggregator has been running, and may release at once.
+            refuse_standstill(strategy, len(names), schema.size, seconds if population is None else math.inf)
         if evaluate is None and isinstance(train, FleetModel) and data is not None:
             clock, model, rows = simulation.clock, train, data
             evaluate = lambda parameters: evaluate_at(model, rows, clock.now, parameters)  # noqa: E731

@@ -169,7 +169,22 @@ def test_a_step_that_waits_without_a_limit_says_what_it_takes_and_who_is_idle(
         found = dog.look(3.0 + max(TRAININGS * usual, SOONEST), _situation(life.core, life.roster, ()))
         assert found.state.value == "held" and found.since < FIRST
         assert "A step takes 5 updates, and 1 more must come" in found.why and "buffer_size" in found.why
-        assert found.why.endswith("Online, and nothing since: e.")
+        assert found.why.endswith("Online devices that have given nothing since: e.")
+
+
+def test_a_silence_that_an_obstacle_explains_is_not_called_a_stall_first(tmp_path: Path) -> None:
+    """Seen to fail: the silence began before the obstacle was first seen, and was a stall for those seconds."""
+    with rig(tmp_path, PRIVATE) as life:
+        activity = followed()
+        dog = Watchdog(activity, 0.0)
+        online(life, *"abcde")
+        dog.look(0.0, _situation(life.core, life.roster, ()))
+        give(life, *"abcd")
+        activity.settled("a", "accepted", "", 1.0)
+        for now in range(20, 100):
+            found = dog.look(float(now), _situation(life.core, life.roster, ()))
+            assert found.state.value in ("learning", "held")
+        assert found.state.value == "held"
 
 
 def test_a_schedule_that_holds_a_release_is_no_stall_and_says_so(tmp_path: Path) -> None:
