@@ -50,7 +50,7 @@ class Sending:
         jitter: a random number in [0, 1), new at each call.
         patience: seconds before an unanswered update is sent again; doubled each time.
         sent: the highest seq that was ever sent; None if unknown: any may have been.
-        outgoing: the header of an update as it is sent now; None while it cannot be sent.
+        as_sent: the header of an update as it is sent now; None while it cannot be sent.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Sending:
         jitter: Callable[[], float],
         patience: float,
         sent: int | None = None,
-        outgoing: Callable[[Update], Update | None] = lambda update: update,
+        as_sent: Callable[[Update], Update | None] = lambda update: update,
     ) -> None:
-        self._situation, self._jitter, self._outgoing = situation, jitter, outgoing
+        self._situation, self._jitter, self._as_sent = situation, jitter, as_sent
         self.outbox, self.next = outbox, next_seq
         self.held = {update.seq: Held(update, ever_sent=sent is None or update.seq <= sent) for update in held}
         self.held_back = False
@@ -154,7 +154,7 @@ class Sending:
                 break  # one in between is lost: `first` says so only once those before it are settled
             held = self.held[seq]
             if not held.sent:
-                form = self._outgoing(held.update)
+                form = self._as_sent(held.update)
                 if form is None:
                     break  # the key to seal it to is not known yet
                 held.form = form

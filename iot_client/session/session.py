@@ -93,7 +93,7 @@ class DeviceSession:
             jitter=jitter,
             patience=own.patience,
             sent=sent,
-            outgoing=own.outgoing,
+            as_sent=own.outgoing,
         )
         self._cycle = TrainingCycle(device, self._situation, self._sending, self._settings, jitter)
         self._greeting = Timer()
