@@ -22,8 +22,8 @@ from midge.wire.row_statistics import Columns, RowStatistics, unpacked
 from midge.wire.signing import PrivateKey
 from midge.wire.topics import Topics
 
-GRACE = 5.0
-"""Seconds for which the request is open after its end, for clocks that differ."""
+GRACE = 300.0
+"""Seconds until the request expires after its end, for devices whose clocks are ahead. It is removed at its end."""
 _PATIENCE = 5.0
 """Seconds within which what is retained, and our own request, must have come back."""
 _MOST = 100_000
