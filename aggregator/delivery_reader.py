@@ -82,7 +82,8 @@ class DeliveryReader:
         try:
             match origin.sort:
                 case "update":
-                    self.follow(self._roster.trains(origin.device), now)
+                    if origin.device in self._roster.waits:
+                        self.follow(self._roster.trains(origin.device), now)
                     found = self._ingress.update(origin.device, delivery.payload, now, self._core.hi)
                     if isinstance(found, ev.Arrived):
                         self._claimed(found)

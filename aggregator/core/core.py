@@ -147,7 +147,7 @@ class AggregatorCore(CoreView):
         actions: list[ev.Action] = []
         if _past(self._steps.due, now):
             actions += self._make_step(now)
-        if _past(self._gathering.due, now):
+        if not self._state.frozen and _past(self._gathering.due, now):
             actions += self._gathering.examine()
         if self.steering.tick(now, starved=self._steps.due is None and not self._releases.releasable):
             actions += [*self._write(self._state.pace()), self._announce()]

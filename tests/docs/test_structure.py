@@ -37,8 +37,11 @@ def test_no_class_of_the_aggregator_is_a_drawer() -> None:
 
 
 def test_one_accepted_update_goes_through_no_more_files_than_it_did(tmp_path: Path) -> None:
-    """Twenty were aimed at; each question of the core is a file, as is each table on disk and group of messages."""
-    assert len(set(script("walk", folder="tools").walk(tmp_path, 50))) <= 57
+    """Twenty were aimed at; each question of the core is a file, as is each table on disk and group of messages.
+
+    One more than before: whether all devices have given what they can of a version is a question of its own.
+    """
+    assert len(set(script("walk", folder="tools").walk(tmp_path, 50))) <= 58
 
 
 GONE = re.compile(
