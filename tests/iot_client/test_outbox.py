@@ -110,10 +110,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_an_outbox_of_another_format_is_refused(tmp_path: Path) -> None:
     with Outbox(tmp_path / "o") as outbox:
-        outbox._db.execute("UPDATE meta SET value = 4 WHERE name = 'format'")
-        outbox._db.execute("UPDATE meta SET value = x'04' WHERE name = 'state'")
+        outbox._db.execute("UPDATE meta SET value = 6 WHERE name = 'format'")
+        outbox._db.execute("UPDATE meta SET value = x'06' WHERE name = 'state'")
         outbox._db.commit()
-    with pytest.raises(OutboxError, match="has format 4, of a newer Midge"), Outbox(tmp_path / "o"):
+    with pytest.raises(OutboxError, match="has format 6, of a newer Midge"), Outbox(tmp_path / "o"):
         pass
 
 
