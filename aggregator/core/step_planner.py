@@ -55,7 +55,7 @@ class StepPlanner:
 
     def heard(self, now: float) -> None:
         """Record that an update was decoded, accepted or not."""
-        self._turn.heard(now)
+        self._turn.heard_at = now
         if self.first_heard_at is None:
             self.first_heard_at = now
 

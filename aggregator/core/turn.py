@@ -30,19 +30,17 @@ class Turn:
 
     def __init__(self, strategy: Strategy, state: CoreState, steering: ParticipationController) -> None:
         self._strategy, self._state, self._steering = strategy, state, steering
-        self._began, self._heard = -math.inf, 0.0
+        self._began = -math.inf
+        self.heard_at = 0.0
+        """When an update was decoded last."""
         self._refused: set[str] = set()
         self._version = 0
         """The version that they trained from."""
 
     def begin(self, now: float) -> None:
         """Record the start of the process."""
-        self._heard = now
+        self.heard_at = now
         self._began = now if self.given else -math.inf
-
-    def heard(self, now: float) -> None:
-        """Record that an update was decoded."""
-        self._heard = now
 
     def refused(self, device: str, base: int) -> None:
         """Record that a device's update was refused for good: from the same version it sends no other."""
@@ -79,4 +77,4 @@ class Turn:
             return self._began + STATUSES
         usual = self._state.fleet.usual_training()
         patience = LONGEST if usual is None else min(max(TRAININGS * usual, STATUSES), LONGEST)
-        return self._heard + patience
+        return self.heard_at + patience
