@@ -144,13 +144,13 @@ KINDS: Mapping[str, str] = {
     "DeviceConfig": "connector: connector; elsewhere: federation name root; text: outbox release_key signing_key;"
     "function: train evaluate on_model predict losses on_event; dict or function: moments local; dict: capabilities;"
     "count: missing outbox_bytes keepalive; value: keep samples publish duty costs credentials secure; word: link;"
-    "texts: sources features conditions link_conditions; flag: end_if_unsuited micro wait; number: patience;"
+    "texts: sources features conditions link_conditions; flag: end_if_unsuited micro wait survey; number: patience;"
     "number without end: look_every; dict: versions",
     "KeepRule": "count: rows; number: margin limit; share: alpha",
     "Duty": "number without end: every; number: awake; flag: once",
     "Costs": "count: bytes_per_month; number: joules_per_month watts joules_per_byte",
     "PredictionTopic": "elsewhere: topic alarm; flag: retain; texts: classes; number: every; connector: connector",
-    "RequireSecure": "text: helper_key; count: k_min colluding ring; number: noise; value: roster",
+    "RequireSecure": "text: helper_key; count: k_min colluding ring; number: noise epsilon; share: delta;value: roster",
     "Recipe": "number: learning_rate proximal; count: batch_size local_steps epochs",
     "MLP": f"{MODEL}; count: channels",
     "Linear": f"{MODEL}; count: channels",
