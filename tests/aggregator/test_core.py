@@ -827,7 +827,9 @@ def test_a_journal_with_a_hole_is_not_replayed() -> None:
         core.replay(rec.ReleaseRecord(2, 1, 0, 0))
 
 
-@pytest.mark.parametrize("strategy", [fedasync(release_floor=1), fedbuff(1, release_floor=1, deadline=10.0)])
+@pytest.mark.parametrize(
+    "strategy", [fedasync(form="delta", release_floor=1), fedbuff(1, release_floor=1, deadline=10.0)]
+)
 def test_the_first_step_waits_for_a_third_device_that_never_trains_for_ten_seconds(strategy: Strategy) -> None:
     core = started(strategy)
     core.handle(ev.DevicesOnline(3), 0.0)
@@ -841,7 +843,7 @@ def test_the_first_step_waits_for_a_third_device_that_never_trains_for_ten_secon
 
 
 def test_the_first_step_waits_no_longer_for_a_device_that_has_gone() -> None:
-    core = started(fedasync(release_floor=1))
+    core = started(fedasync(form="delta", release_floor=1))
     core.handle(ev.DevicesOnline(3), 0.0)
     arrive(core, "a", update(1), now=1.0)
     arrive(core, "b", update(1), now=2.0)
@@ -851,7 +853,7 @@ def test_the_first_step_waits_no_longer_for_a_device_that_has_gone() -> None:
 
 
 def test_a_restart_waits_for_a_third_device_anew_and_then_goes_on() -> None:
-    strategy = fedasync(release_floor=1)
+    strategy = fedasync(form="delta", release_floor=1)
     before = started(strategy)
     before.handle(ev.DevicesOnline(3), 0.0)
     arrive(before, "a", update(1), now=1.0)

@@ -227,6 +227,8 @@ def test_the_count_at_stake_is_that_of_the_updates_that_are_gone(tmp_path: Path)
     """At whatever frame of SQLite's log a bit rots: all behind it is gone, and the witness knows how many that were."""
     lived(tmp_path)
     log = (tmp_path / "now" / "store.db-wal").read_bytes()
+    with closing(sqlite3.connect(f"{(tmp_path / 'now' / 'store.db').as_uri()}?mode=ro", uri=True)) as db:
+        ((newest,),) = db.execute("SELECT max(lsn) FROM journal")
     counts = set()
     for at in range(40, len(log), 4096):
         copy = tmp_path / "copy"
@@ -234,7 +236,10 @@ def test_the_count_at_stake_is_that_of_the_updates_that_are_gone(tmp_path: Path)
         shutil.copytree(tmp_path / "now", copy)
         (copy / "store.db-wal").write_bytes(log[:at] + bytes([log[at] ^ 1]) + log[at + 1 :])
         with closing(sqlite3.connect(f"{(copy / 'store.db').as_uri()}?mode=ro", uri=True)) as db:
-            ((left,),) = db.execute("SELECT count(*) FROM journal WHERE kind = 'update'")
+            ((left, last),) = db.execute("SELECT sum(kind = 'update'), max(lsn) FROM journal")
+        if last == newest:  # only frames of the newest release are gone, which are made again
+            with Store(copy):
+                continue
         shutil.copy(tmp_path / "now" / "store.db-wal", tmp_path / "log")
         with pytest.raises(StoreError, match="At stake: ") as told, Store(copy):
             pass

@@ -177,7 +177,7 @@ def test_a_version_for_one_device_is_in_no_sum(tmp_path: Path) -> None:
         {"digest": b"8 bytes " + b"of another"[:8]},
     ],
 )
-def test_a_plan_for_all_but_one_device_hides_nobody(tmp_path: Path, dead: dict[str, Any]) -> None:
+def test_a_plan_for_all_but_one_device_hides_nothing(tmp_path: Path, dead: dict[str, Any]) -> None:
     """The same version and digest, and a learning rate of 1e-30 for the others: their updates were zeros again.
 
     Two models that share eight bytes of their digests are found by 2^32 attempts.
