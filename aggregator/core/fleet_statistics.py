@@ -29,8 +29,6 @@ _SLOWEST = 32.0
 """Multiple of the median staleness over devices that counts at most for the slowest one."""
 _OWN = 9
 """Updates of one device that its own medians cover."""
-_OVERLAP = 2
-"""Trainings that an update's delay covers at most where devices train on while it travels; a longer one is a wait."""
 _ROUND_TRIPS = 5
 """Intervals of one device whose shortest measures its round trip: the others include waiting for other reasons."""
 _LONGEST = 366 * 86_400.0
@@ -50,6 +48,8 @@ class _Device:
     staleness: deque[int] = field(default_factory=lambda: deque(maxlen=_OWN))
     base: int | None = None
     """The newest step that it trained from; None if unknown."""
+    came: int = 0
+    """Number of steps when its last update came."""
     seconds: float = 0.0
     heard_at: float | None = None
     active_at: float | None = None
@@ -63,19 +63,17 @@ class _Device:
     shortest: tuple[int, float] = 0, 0.0
     """Steps and seconds of the newest training with the fewest steps."""
 
-    def delayed(self, staleness: int, base: int) -> None:
-        """Record the staleness of an update that was trained from a step of the model.
+    def delayed(self, staleness: int, step: int) -> None:
+        """Record the staleness of an update that came after this number of steps, unless it waited for its link.
 
-        How far the next base is ahead shows how long the update before it was trained: what it waited for its link
-        beyond that is not usual for the device, however many updates waited with it. So has one whose base is no newer.
+        It waited if a newer one came before it, or if it came soon after one whose base is much older. That is not
+        usual for the device, however many updates waited with it.
         """
-        if self.base is not None:
-            if base <= self.base:
-                return
-            if self.staleness:
-                self.staleness[-1] = min(self.staleness[-1], _OVERLAP * (base - self.base))
-        self.staleness.append(staleness)
-        self.base = base
+        base = step - staleness
+        waited = self.base is not None and (base <= self.base or 2 * (step - self.came) < base - self.base)
+        self.base, self.came = base if self.base is None else max(self.base, base), step
+        if not waited:
+            self.staleness.append(staleness)
 
     def trained(self, steps: int, seconds: float) -> None:
         """Record the duration of a training."""
@@ -159,7 +157,7 @@ class FleetStatistics:
         known = self._devices.setdefault(record.device, _Device())
         known.norms.append(record.norm)
         known.examples, known.steps, known.agreement = record.examples, record.steps, record.agreement
-        known.delayed(record.staleness, step - record.staleness)
+        known.delayed(record.staleness, step)
         self.taken += 1
         self._heard.add(record.device)
         if 2 * len(self._heard) > len(self._devices):
@@ -300,7 +298,10 @@ class FleetStatistics:
     def dump(self) -> list[Any]:
         """Plain values for `load`."""
         return [
-            [name, list(known.norms), known.examples, known.steps, known.agreement, list(known.staleness), known.base]
+            [
+                *(name, list(known.norms), known.examples, known.steps, known.agreement),
+                *(list(known.staleness), known.base, known.came),
+            ]
             for name, known in self._devices.items()
         ]
 
@@ -311,8 +312,8 @@ class FleetStatistics:
     def load(self, state: Iterable[Any], turn: Sequence[Any] = ((), ())) -> None:
         """Restore from the results of `dump` and `dump_turn`."""
         self._devices = {
-            name: _Device(deque(norms, _OWN), examples, steps, agreement, deque(staleness, _OWN), *base)
-            for name, norms, examples, steps, agreement, staleness, *base in state
+            name: _Device(deque(norms, _OWN), examples, steps, agreement, deque(staleness, _OWN), *bases)
+            for name, norms, examples, steps, agreement, staleness, *bases in state
         }
         self._references, self._heard = deque(map(tuple, turn[0]), _TURNS), set(turn[1])
         self._computed.clear()

@@ -58,7 +58,9 @@ class Movement:
         self._distances.append(distance)
         window = max(SHORTEST, 3 * turn)
         if len(self._distances) >= 2 * window:
-            before, since = np.mean(self._distances[-2 * window : -window]), np.mean(self._distances[-window:])
+            # All of them, in two halves: where the turn has become shorter, the last ones alone would look equal.
+            half = len(self._distances) // 2
+            before, since = np.mean(self._distances[:half]), np.mean(self._distances[half:])
             if since > GROWS * before:
                 self._begin(values)
             elif self._settled:

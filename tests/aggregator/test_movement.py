@@ -57,6 +57,14 @@ def test_a_random_walk_is_movement(seed: int) -> None:
     assert max(quiet(way(seed, pull=0.0), 200)) == 0
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_shorter_turn_of_the_fleet_is_no_rest(seed: int) -> None:
+    """Seen to fail: the last two short windows, far from where the distances begin, looked equal."""
+    movement, walk = Movement(SIZE), way(seed, pull=0.0)
+    for turn in (7, 1) * 20:
+        assert max(quiet(walk, 9, turn, movement)) == 0
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_rest_ends_with_a_drift(seed: int) -> None:
     movement = Movement(SIZE)
