@@ -35,11 +35,12 @@ _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile
 Indices = npt.NDArray[np.intp]
 
 
-def load(source: str | Path, *, devices: int | None = None, seed: int = 0) -> FleetData:
+def load(source: str | Path, *, devices: int | None = None, seed: int = 0, every: bool = False) -> FleetData:
     """Load an `.npz` file, the bundled digits ("digits"), or a week of simulated sensors, by their name.
 
     `devices` selects the first devices of the file, by unit; rows without an owner are dealt to that many devices.
-    `seed` is for the dealing, and for drawing the test rows if the file does not mark them.
+    `seed` is for the dealing, and for drawing the test rows if the file does not mark them. With `every` none
+    are drawn: all rows that are not marked are the devices'.
 
     Raises:
         ValueError: the file is missing or malformed. The message says what to change.
@@ -50,7 +51,7 @@ def load(source: str | Path, *, devices: int | None = None, seed: int = 0) -> Fl
         return sensors
     try:
         arrays = _digits() if str(source) == DIGITS else _read(Path(source))
-        return _arrange(arrays, devices, seed)
+        return _arrange(arrays, devices, seed, every=every)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
@@ -138,7 +139,7 @@ def _member(archive: Any, name: str) -> Array:
 # ------------------------------------------------------------------------- arranging
 
 
-def _arrange(arrays: dict[str, Array], limit: int | None, seed: int) -> FleetData:
+def _arrange(arrays: dict[str, Array], limit: int | None, seed: int, *, every: bool) -> FleetData:
     for name in ("x", "y"):
         if name not in arrays:
             raise ValueError(f"the array {name} is missing; save both x and y")
@@ -151,11 +152,11 @@ def _arrange(arrays: dict[str, Array], limit: int | None, seed: int) -> FleetDat
     task: Task = "classification" if names else "regression"
 
     rng = np.random.default_rng(seed)
-    test = _test_rows(arrays.get("split"), len(x), rng)
+    test = _test_rows(arrays.get("split"), len(x), 0.0 if every else TEST_SHARE, rng)
     training = np.flatnonzero(~test)
     if not len(training):
         raise ValueError("there are no training rows; mark some with 0 in split")
-    if not test.any():
+    if not test.any() and not every:
         raise ValueError("there are no test rows; mark some with 1 in split, or leave split out")
     units = arrays["unit"][training] if "unit" in arrays else np.full(len(training), -1)
     owners = _owners(units, y[training], limit, rng)
@@ -207,14 +208,14 @@ def _targets(y: Array, class_names: Array | None) -> tuple[Array, tuple[str, ...
     return places.astype(np.int64), tuple(names)
 
 
-def _test_rows(split: Array | None, rows: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Mask of the test rows, of shape (rows,): as the file marks them, or a random fifth."""
+def _test_rows(split: Array | None, rows: int, share: float, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Mask of the test rows, of shape (rows,): as the file marks them, or a random share."""
     if split is not None:
         if split.dtype.kind not in "iubf" or not np.isin(split, (0, 1)).all():
             raise ValueError("split holds something other than 0 (train) and 1 (test)")
         return np.asarray(split == 1, np.bool_)
     test = np.zeros(rows, np.bool_)
-    test[rng.permutation(rows)[: round(TEST_SHARE * rows)]] = True
+    test[rng.permutation(rows)[: round(share * rows)]] = True
     return test
 
 

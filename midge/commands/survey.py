@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             print(note)
         _print(found)
         print(f"\nThe page is {path}.")
-    return 1 if found.faults or found.unnamed else 0
+    return 1 if found.faults or found.unnamed or found.uncounted else 0
 
 
 def _of_file(args: argparse.Namespace) -> "Survey":
@@ -87,7 +87,7 @@ def _of_file(args: argparse.Namespace) -> "Survey":
     from midge.sensor_fleet.survey.survey import survey  # noqa: PLC0415
 
     with user_errors():
-        data = load(args.data, devices=args.devices)
+        data = load(args.data, devices=args.devices, every=True)
         return survey(data, k_min=args.k_min, named=not args.no_names, channels=channel_names(args.data))
 
 

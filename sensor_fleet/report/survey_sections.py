@@ -38,9 +38,13 @@ def findings(found: "Survey") -> list[str]:
         said.append(f"{counted(faulty, 'device')} of {found.devices:,} look broken or measure in another unit.")
     for kind, count in found.unnamed.items():
         said.append(f"{count} devices have a fault of the kind {kind}.")
+    if found.uncounted:
+        said.append(
+            f"There are {'other' if found.unnamed else 'some'} faults, each kind on fewer than {found.k_min} devices."
+        )
     if found.rare:
         said.append(f"Few devices hold {_listed(found.rare)}: the model will depend on them.")
-    if holes := [one.name for one in found.channels if one.missing > MISSES]:
+    if holes := [one.name for one in found.channels if (one.missing or 0) > MISSES]:
         said.append(f"More than {percent(MISSES, 0)} of the values are missing in {_listed(holes)}.")
     if found.label_shift is not None and found.label_chance is not None:
         beyond = found.label_shift - found.label_chance
@@ -60,7 +64,7 @@ def findings(found: "Survey") -> list[str]:
         )
     if (found.label_drift or 0) > LABELS_DRIFT:
         said.append(f"The classes' mixture moved over time, by {percent(found.label_drift, 0)} of a device's rows.")
-    if found.many > 10 * found.few:
+    if found.many is not None and found.few is not None and found.many > 10 * found.few:
         said.append(
             f"Rows are unequal: the devices with the most have about {found.many:,.0f}, those with the fewest "
             f"{found.few:,.0f}."

@@ -35,7 +35,7 @@ APART: Final = 6.0
 MISSING: Final = 0.5
 """Share of missing values above which a channel is broken; the fleet has fewer."""
 VARIED: Final = 0.9
-"""Share of the devices on which a channel changes, if one on which it does not is stuck."""
+"""Share of the other devices on which a channel changes, if one on which it does not is stuck."""
 REPEATED: Final = 0.5
 """Share of repeated rows above which a device is."""
 
@@ -126,15 +126,16 @@ def _values(summaries: Sequence[RowStatistics], channels: Sequence[str]) -> list
     found = []
     for channel, name in enumerate(channels):
         usual = float(np.median(missing[:, channel]))
-        varied = np.mean((spreads[:, channel] > 0) | (counts[:, channel] < 2)) > VARIED
-        for one, share, count, spread in zip(
-            summaries, missing[:, channel], counts[:, channel], spreads[:, channel], strict=True
+        varied = (spreads[:, channel] > 0) | (counts[:, channel] < 2)
+        others = (varied.sum() - varied) / max(len(summaries) - 1, 1)
+        for place, (one, share, count, spread) in enumerate(
+            zip(summaries, missing[:, channel], counts[:, channel], spreads[:, channel], strict=True)
         ):
             if share == 1 and usual < 1:
                 found.append(Fault(one.device, "silent", f"{name} has no value"))
             elif share > MISSING and usual < MISSING / 2:
                 found.append(Fault(one.device, "missing", f"{name} is missing in most rows"))
-            elif varied and count > 1 and spread == 0:
+            elif others[place] > VARIED and count > 1 and spread == 0:
                 found.append(Fault(one.device, "stuck", f"{name} never changes"))
     return found
 

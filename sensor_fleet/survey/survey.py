@@ -32,8 +32,8 @@ class ChannelSurvey:
     """One input over the fleet; None for what too few devices have."""
 
     name: str
-    missing: float
-    """Share of its values."""
+    missing: float | None
+    """Share of its values; None if values are missing on fewer than `k_min` devices."""
     mean: float | None
     deviation: float | None
     low: float | None
@@ -52,9 +52,10 @@ class Survey:
     devices: int
     rows: int
     k_min: int
-    few: float
-    """Mean rows of the tenth of the devices with the fewest, at least `k_min` of them."""
-    many: float
+    few: float | None
+    """Mean rows of the tenth of the devices with the fewest, at least `k_min` of them. None if the others are fewer:
+    the rows of these would be the difference to all."""
+    many: float | None
     channels: tuple[ChannelSurvey, ...]
     classes: dict[str, int]
     """Rows of each class that at least `k_min` devices hold."""
@@ -73,6 +74,8 @@ class Survey:
     faults: tuple[Fault, ...]
     unnamed: dict[str, int]
     """Devices with faults by kind, instead of names if these are not wanted; only of at least `k_min`."""
+    uncounted: bool
+    """Whether there are other kinds of faults, on fewer devices, if names are not wanted."""
 
     def packed(self) -> dict[str, Any]:
         """Everything as plain values."""
@@ -147,12 +150,14 @@ def surveyed(
     sound = sound if len(sound) >= max(k_min, len(summaries) // 2) else list(summaries)
     rows = np.sort([one.rows for one in summaries])
     tenth = max(k_min, -(-len(rows) // 10))
+    shown = len(rows) == tenth or len(rows) >= tenth + k_min
+    common = {} if named else {kind: count for kind, count in counts.items() if count >= k_min}
     found = Survey(
         devices=len(summaries),
         rows=int(rows.sum()),
         k_min=k_min,
-        few=float(rows[:tenth].mean()),
-        many=float(rows[-tenth:].mean()),
+        few=float(rows[:tenth].mean()) if shown else None,
+        many=float(rows[-tenth:].mean()) if shown else None,
         channels=tuple(_channel(summaries, sound, place, name, k_min) for place, name in enumerate(channels)),
         classes={},
         holders={},
@@ -162,7 +167,8 @@ def surveyed(
         label_chance=None,
         label_drift=None,
         faults=tuple(broken) if named else (),
-        unnamed={} if named else {kind: count for kind, count in counts.items() if count >= k_min},
+        unnamed=common,
+        uncounted=not named and len(common) < len(counts),
     )
     return _with_labels(found, summaries, classes, k_min, rng) if classes else found
 
@@ -174,7 +180,8 @@ def _channel(
     every: Sequence[RowStatistics], sound: Sequence[RowStatistics], place: int, name: str, k_min: int
 ) -> ChannelSurvey:
     values = sum(one.values for one in every)
-    missing = sum(int(one.missing[place]) for one in every) / max(values, 1)
+    lacking = [int(one.missing[place]) for one in every]
+    missing = sum(lacking) / max(values, 1) if np.count_nonzero(lacking) in {0, *range(k_min, len(every) + 1)} else None
     parts = [_one(one.moments, place) for one in sound if one.moments.count[place]]
     if len(parts) < k_min:
         return ChannelSurvey(name, missing, None, None, None, None, None, None)
