@@ -62,7 +62,7 @@ def with_csv(readings: Path, name: str, *words: str) -> argparse.Namespace:
 
 
 def test_rows_expire_after_days(readings: Path) -> None:
-    now = [1e9]
+    now = [1.8e9]
     samples = gateway(with_csv(readings, "a", "--rows-expire", "2")).config.samples
     assert samples is not None
     samples._wall = lambda: now[0]
