@@ -58,13 +58,13 @@ def environment(code: Path | None = None) -> dict[str, str]:
 def run(
     *arguments: object, code: Path | None = None, heap: int = 0, folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, in a folder.
+    """Run a program to its end, in a folder; by default in that of the package.
 
     Raises:
         AssertionError: it did not end well; with what it said.
     """
     words = command(*arguments, heap=heap)
-    where = folder or Path("/tmp")
+    where = folder or code or PACKAGE  # MicroPython imports from the working directory first
     done = subprocess.run(words, env=environment(code), cwd=where, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
