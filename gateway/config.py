@@ -42,7 +42,7 @@ class GatewayConfig:
     robust: bool = True
     """Whether the site weighs its own devices against each other, as the federation's default strategy does. False sums
     them as they are."""
-    release_key: str | Path | None = None
+    release_key: bytes | str | Path | None = None
     """The federation's public release key, PEM, pinned: nothing else is trusted from above."""
     signing_key: str | Path | None = None
     """The gateway's own private key, PEM. It signs sums to the federation, and receipts to the site's devices."""
