@@ -38,7 +38,15 @@ app = midge.Device(
 def command(*words: str | Path, cwd: Path, seed: int = 0) -> "subprocess.Popen[str]":
     environment = {**os.environ, "SEED": str(seed)}
     line = [sys.executable, "-m", "midge", *map(str, words)]
-    return subprocess.Popen(line, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        line,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a job in the background ignores it
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @contextmanager
