@@ -19,6 +19,9 @@ from midge.storage.files import PRIVATE, make_folder, make_private_file, narrow
 
 log = logging.getLogger("storage")
 
+MODES = (b"\1\1", b"\2\2")
+"""Read and write versions in a database's header. SQLite takes another value for a later format, not for damage."""
+
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 """SQLite's codes for a full disk: no page left, a short write, no room for the log's index."""
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from midge.storage.database import Database, DatabaseError, DiskFull
+from midge.storage.database import MODES, Database, DatabaseError, DiskFull
 
 log = logging.getLogger("iot_client")
 
@@ -207,6 +207,9 @@ def examine_samples(path: Path, *, segments: bool = True) -> None:
     with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
         if (checked := db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
             raise sqlite3.DatabaseError(str(checked[0]))
+        with path.open("rb") as file:
+            if file.read(20)[18:] not in MODES:
+                raise sqlite3.DatabaseError("its header is damaged")
         if segments and "crc" in {row[1] for row in db.execute("PRAGMA table_info(segments)")}:
             for number, data, crc in db.execute("SELECT number, data, crc FROM segments"):
                 if crc not in (None, zlib.crc32(data)):

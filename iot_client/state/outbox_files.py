@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from midge.iot_client.state.given import TABLE as GIVEN
 from midge.iot_client.state.outbox_state import FORMAT, FORMATS, Agreed, OutboxState, Strangers, agreed
+from midge.storage.database import MODES
 from midge.storage.witness import CommitWitness
 from midge.wire import chunks, frames
 from midge.wire.errors import WireError
@@ -36,8 +37,6 @@ INSERT = "INSERT INTO updates VALUES (?, ?, ?, ?)"
 LOST = (b"", b"", b"")
 """Header, body and checksum of a lost update."""
 _CHECK = 8
-_MODES = (b"\1\1", b"\2\2")
-"""Read and write versions in a database's header. SQLite takes another value for a later format, not for damage."""
 _NO_ROT = (
     *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PERM),
     *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL),
@@ -196,7 +195,7 @@ def _examine(db: sqlite3.Connection, found: OutboxFiles) -> None:
     if "meta" not in tables:
         return
     with found.path.open("rb") as file:
-        if file.read(20)[18:] not in _MODES:
+        if file.read(20)[18:] not in MODES:
             raise sqlite3.DatabaseError("its header is damaged")
     if (checked := db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
         raise sqlite3.DatabaseError(str(checked[0]))

@@ -68,7 +68,7 @@ def learn(tmp_path: Path, kinds: list[str], rounds: int, seed: int = 0) -> tuple
 def test_one_bad_encoder_among_good_ones_is_told_and_does_no_harm(tmp_path: Path) -> None:
     # How soon it sticks out differs from world to world: it, too, learns.
     played = [learn(tmp_path / str(seed), ["naive", *["good"] * 5], 40, seed) for seed in range(5)]
-    assert sum(told["d0"] > 2 for told, _, _ in played) >= 3
+    assert sum(told["d0"] > 1 for told, _, _ in played) >= 3
     assert all(sum(told.values()) - told["d0"] <= 2 for told, _, _ in played)
     assert np.median([loss for _, loss, _ in played]) < 0.01
 

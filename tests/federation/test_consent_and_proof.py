@@ -216,7 +216,7 @@ async def test_statistics_are_not_sent_once_consent_is_withdrawn(tmp_path: Path)
 @pytest.mark.virtual
 async def test_rows_of_a_device_at_rest_expire(tmp_path: Path) -> None:
     """The bug: rows would expire only when a training reads them, and a device that waits has none."""
-    twin, log, now = Twin(), Log(), [1e9]
+    twin, log, now = Twin(), Log(), [1.8e9]
     samples = Samples(None, ["a"], "b", kind="regression", expire=10.0, wall=lambda: now[0])
     samples.observe([1.0], 1.0)
     async with serving(device(twin, "a", log, samples=samples)):

@@ -205,7 +205,7 @@ def test_what_cannot_be_published_is_told() -> None:
         (lambda: PredictionTopic("a/#"), "no topic name"),
         (lambda: PredictionTopic("a", alarm="fault"), "'fault' is no number, and no class, and none are named"),
         (lambda: PredictionTopic("a", alarm="fault", classes=["ok"]), "no class: it is one of ok"),
-        (lambda: PredictionTopic("a", every=-1), "-1 seconds"),
+        (lambda: PredictionTopic("a", every=-1), "publish.every is -1"),
         (lambda: config(publish=PredictionTopic("a")), "samples=…, predict=…"),
         (
             lambda: config(samples=samples, predict=total, publish=PredictionTopic("midge/1/f/announce")),
