@@ -89,6 +89,9 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
+        except asyncio.CancelledError:  # the proxy ends
+            writer.transport.abort()
+            raise
         pumps = {
             asyncio.create_task(self._pump(reader, there_writer, 0)),
             asyncio.create_task(self._pump(there_reader, writer, 1)),

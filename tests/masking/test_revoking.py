@@ -1,5 +1,6 @@
 """Sums that were opened and wait: what they cost is charged, and a revoked device takes its sum with it."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -106,19 +107,22 @@ async def test_a_sum_that_the_helper_has_dealt_with_a_revoked_device_is_dropped_
     async with serving(server, *party.devices()):
         async with serving(party.helper()):
             await party.log.until(lambda: server.open_now and server.core.step >= 1)
-        await party.log.until(lambda: len(server.core.sums.waiting) >= 4)
+        waiting = server.core.sums
+        await party.log.until(lambda: 4 in Counter(item.base for item in waiting.waiting.values()).values())
     server, seen = party.aggregator(), overheard(party.twin)
     async with serving(server):
         await party.log.until(lambda: any(each.topic.endswith("/deposit") for each in seen))
         deposit = next(each.payload for each in seen if each.topic.endswith("/deposit"))
         helper = MaskHelper(party.helper()._config)
         helper.take(deposit)
+        newest = "SELECT device FROM entries WHERE dealt = (SELECT value FROM meta WHERE name = 'dealt')"
+        members = [device for (device,) in helper._ledger._database.connection.execute(newest)]
         helper.close()
-        core, waiting = server.core, sorted(server.core.sums.waiting)
-        server.federation.processor.shell.handle(ev.Revoked(waiting[0][0]), 1.0)
+        core = server.core
+        server.federation.processor.shell.handle(ev.Revoked(members[0]), 1.0)
         revoked = core.counts["revoked"]
         async with serving(party.helper()):
             await party.log.until(lambda: party.log.of("unsummed"))
     (told,) = party.log.of("unsummed")
-    assert "revoked" in told["why"] and told["dropped"] == core.counts["unsummed"] == 3
-    assert core.counts["accepted"] == core.applied + core.buffered + revoked + 3
+    assert "revoked" in told["why"] and told["dropped"] == core.counts["unsummed"] == len(members) - 1 >= 2
+    assert core.counts["accepted"] == core.applied + core.buffered + revoked + len(members) - 1
