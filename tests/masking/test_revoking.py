@@ -103,14 +103,13 @@ def test_a_revoked_device_takes_its_opened_sum_with_it() -> None:
 async def test_a_sum_that_the_helper_has_dealt_with_a_revoked_device_is_dropped_with_the_reason(tmp_path: Path) -> None:
     """It cannot be opened without that update, and nothing of a revoked device may be in the model."""
     party = Party(tmp_path, NAMES[:6])
-    server = party.aggregator()
+    server, seen = party.aggregator(), overheard(party.twin)
     async with serving(server, *party.devices()):
         async with serving(party.helper()):
             await party.log.until(lambda: server.open_now and server.core.step >= 1)
-        waiting = server.core.sums
-        await party.log.until(lambda: 4 in Counter(item.base for item in waiting.waiting.values()).values())
-    server, seen = party.aggregator(), overheard(party.twin)
-    async with serving(server):
+        core = server.core
+        await party.log.until(lambda: 6 in Counter(item.base for item in core.sums.waiting.values()).values())
+        seen.clear()
         await party.log.until(lambda: any(each.topic.endswith("/deposit") for each in seen))
         deposit = next(each.payload for each in seen if each.topic.endswith("/deposit"))
         helper = MaskHelper(party.helper()._config)
@@ -118,7 +117,6 @@ async def test_a_sum_that_the_helper_has_dealt_with_a_revoked_device_is_dropped_
         newest = "SELECT device FROM entries WHERE dealt = (SELECT value FROM meta WHERE name = 'dealt')"
         members = [device for (device,) in helper._ledger._database.connection.execute(newest)]
         helper.close()
-        core = server.core
         server.federation.processor.shell.handle(ev.Revoked(members[0]), 1.0)
         revoked = core.counts["revoked"]
         async with serving(party.helper()):
