@@ -48,6 +48,7 @@ from benchmarks.liars import Liars
 from benchmarks.stalls_worlds import BROKEN, RECIPE, Drawn, Sensors, kinds
 from benchmarks.suite import machine
 from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.core.turn import STATUSES
 from midge.iot_client.session.timers import PATIENCE
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.presence import Interval
@@ -194,6 +195,8 @@ class _Honest:
             waits += INTERVALS * (float(np.max(speeds)) + (strategy.deadline or 0.0))
         waits += 1.25 * (PATIENCE + 2 * PATIENCE) if drawn.loss else 0.0
         waits += 4 * incidents.delay if drawn.delayed else 0.0
+        if drawn.crashes and (drawn.release_every > 1 or drawn.endless):  # until the number of devices is believed
+            waits += STATUSES
         return cls(
             speeds,
             places,
