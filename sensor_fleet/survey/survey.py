@@ -181,7 +181,7 @@ def _channel(
 ) -> ChannelSurvey:
     values = sum(one.values for one in every)
     lacking = [int(one.missing[place]) for one in every]
-    missing = sum(lacking) / max(values, 1) if np.count_nonzero(lacking) in {0, *range(k_min, len(every) + 1)} else None
+    missing = None if 0 < np.count_nonzero(lacking) < k_min else sum(lacking) / max(values, 1)
     parts = [_one(one.moments, place) for one in sound if one.moments.count[place]]
     if len(parts) < k_min:
         return ChannelSurvey(name, missing, None, None, None, None, None, None)

@@ -172,7 +172,7 @@ def test_no_device_weighs_more_than_the_median() -> None:
     whole = pooled([lie, *parts], CAP)
     assert whole.count[0] == 500 and 21 < whole.mean[0] < 23
     assert pooled([lie, parts[0]], CAP).count[0] == 200
-    assert pooled([lie, *parts], 4.0).count[0] == 800, "as journals of before had it"
+    assert pooled([lie, *parts], 4.0).count[0] == 800, "as earlier journals have it"
     assert pooled([lie, *parts], 0).count[0] == 2**40 + 400, "as the first journals had it"
 
 

@@ -297,6 +297,12 @@ class Expiring:
             self.samples._file.database.close()
         self.samples = self.opened(expire)
 
+    def close_and_edit(self, statement: str) -> None:
+        """Close the samples, and change their file as another program does."""
+        self.samples.close()
+        with closing(sqlite3.connect(self.folder / "s")) as db, db:
+            db.execute(statement)
+
     def on_disk(self) -> set[int]:
         """The rows of which bytes are in any file of the folder."""
         contents = b"".join(path.read_bytes() for path in self.folder.iterdir())
@@ -382,9 +388,7 @@ def test_what_is_damaged_expires_too(tmp_path: Path) -> None:
     """Seen to fail: a segment that fails its checksum, and a file that was put aside, were kept for good."""
     life = Expiring(tmp_path)
     life.observe()
-    life.samples.close()
-    with closing(sqlite3.connect(tmp_path / "s")) as db, db:
-        db.execute("UPDATE segments SET crc = crc + 1")
+    life.close_and_edit("UPDATE segments SET crc = crc + 1")
     (tmp_path / "s.damaged").write_bytes((tmp_path / "s").read_bytes())
     os.utime(tmp_path / "s.damaged", (NOW + 1e9, NOW + 1e9))
     life.samples = life.opened()
@@ -412,9 +416,7 @@ def test_rows_of_an_earlier_midge_age_from_when_they_are_first_seen(tmp_path: Pa
     """Seen to fail: they had no date, and stayed."""
     life = Expiring(tmp_path)
     life.observe()
-    life.samples.close()
-    with closing(sqlite3.connect(tmp_path / "s")) as db, db:
-        db.execute("UPDATE segments SET at = NULL")
+    life.close_and_edit("UPDATE segments SET at = NULL")
     life.samples = life.opened()
     assert life.samples.expire() == 0 and len(life.samples) == 1
     life.restart()
