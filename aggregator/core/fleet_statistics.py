@@ -56,8 +56,9 @@ class _Device:
     """When it was heard, in seconds in which the fleet was active."""
     gap: float | None = None
     """Seconds between its updates, smoothed; None before the second."""
-    idle: deque[float] = field(default_factory=lambda: deque(maxlen=_ROUND_TRIPS))
-    """Seconds without training in each of its last intervals."""
+    arrivals: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_ROUND_TRIPS))
+    """For each of its last updates: the seconds since the release of its base or its previous update, and those of its
+    training as reported."""
     longest: tuple[int, float] = 0, 0.0
     """Steps and seconds of the newest training with the most steps."""
     shortest: tuple[int, float] = 0, 0.0
@@ -87,6 +88,11 @@ class _Device:
         """Seconds of one step: the slope between two trainings, if their numbers of steps differ."""
         (most, long), (fewest, short) = self.longest, self.shortest
         return max(long - short, 0.0) / (most - fewest) if most > fewest else long / max(most, 1)
+
+    @property
+    def idle(self) -> float:
+        """Seconds without training in the shortest of its last intervals."""
+        return min(max(since - seconds, 0.0) for since, seconds in self.arrivals)
 
     @property
     def start_up(self) -> float:
@@ -141,7 +147,7 @@ class FleetStatistics:
             gap = max(gap, seconds)
             known.gap = gap if known.gap is None else known.gap + _GAP * (gap - known.gap)
         if since < math.inf:
-            known.idle.append(max(since - seconds, 0.0))
+            known.arrivals.append((since, seconds))
         known.heard_at, known.active_at, known.seconds = now, self._active, seconds
 
     def _active_at(self, now: float) -> float:
@@ -274,7 +280,7 @@ class FleetStatistics:
         or its previous update; plus the start-up time of its trainings.
         """
         if self._due("round_trip"):
-            known = [min(each.idle) + each.start_up for each in self._devices.values() if each.idle]
+            known = [each.idle + each.start_up for each in self._devices.values() if each.arrivals]
             self._computed["round_trip"] = self.taken, median(known) if known else math.inf
         found = self._computed["round_trip"][1]
         return None if found == math.inf else found
@@ -282,6 +288,18 @@ class FleetStatistics:
     def usual_training(self) -> float | None:
         """Seconds from a version to the update of a usual device: its training and a round trip; None if unknown."""
         return None if not (seconds := self.seconds()) else seconds + (self.round_trip() or 0.0)
+
+    def slow_answer(self) -> float | None:
+        """Seconds from a version to the update of a slow device; None if unknown.
+
+        The upper quartile over devices of the shortest recent time of each. It is measured here: the clock of a device
+        may be wrong, and an attacker could claim any time.
+        """
+        if self._due("slow_answer"):
+            taken = sorted(min(each.arrivals)[0] for each in self._devices.values() if each.arrivals)
+            self._computed["slow_answer"] = self.taken, taken[3 * (len(taken) - 1) // 4] if taken else math.inf
+        found = self._computed["slow_answer"][1]
+        return None if found == math.inf else found
 
     def _middle(self, name: str) -> float:
         if self._due(name):

@@ -12,11 +12,10 @@ from midge.aggregator.core.strategy import Strategy
 
 STATUSES = 10.0
 """Seconds after a restart until the number of online devices is believed: their retained statuses arrive one by one."""
-TRAININGS = 10.0
-"""Multiple of what a usual device takes from a version to its update, within which a slow one is expected: the slowest
-of twenty devices with log-normal speeds (σ = 1.2) takes ten times as long."""
+SLOWER = 2.0
+"""Multiple of what a slow device takes from a version to its update, within which the others are expected."""
 LONGEST = 3600.0
-"""Most seconds for which an update is expected, also while no device has said how long it trains."""
+"""Most seconds for which an update is expected, also while it is unknown how long a device takes."""
 
 
 class Turn:
@@ -75,6 +74,6 @@ class Turn:
         """When that is so: at once if all have given, and otherwise after a silence."""
         if self.over:
             return self._began + STATUSES
-        usual = self._state.fleet.usual_training()
-        patience = LONGEST if usual is None else min(max(TRAININGS * usual, STATUSES), LONGEST)
+        slow = self._state.fleet.slow_answer()
+        patience = LONGEST if slow is None else min(max(SLOWER * slow, STATUSES), LONGEST)
         return self.heard_at + patience

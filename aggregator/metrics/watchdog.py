@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from midge.aggregator.core.obstacle import Obstacle
-from midge.aggregator.core.turn import TRAININGS
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.wire.clocks import spell
 from midge.wire.messages import HealthState
@@ -21,6 +20,9 @@ SOONEST = 30.0
 """Seconds before anything is called a stall: a fleet that starts or reconnects is often done by then."""
 STATISTICS = 60.0
 """Seconds in which online devices should send their statistics; more if the owner's deadline is later."""
+TRAININGS = 10.0
+"""Multiple of a usual training in which online devices should send a first update: the slowest of twenty devices with
+log-normal speeds (σ = 1.2) takes ten times as long."""
 FIRST = 3600.0
 """Seconds in which online devices should send a first update, while nothing is known of how long they train."""
 ALONE = 5.0

@@ -7,10 +7,10 @@ import pytest
 from midge.aggregator.core.presets import fedasync, fedbuff, private
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.strategy import Strategy
-from midge.aggregator.core.turn import LONGEST, STATUSES, TRAININGS
+from midge.aggregator.core.turn import LONGEST, SLOWER, STATUSES
 from midge.aggregator.federation import _situation
 from midge.aggregator.metrics.device_activity import DeviceActivity
-from midge.aggregator.metrics.watchdog import FIRST, SOONEST, Watchdog
+from midge.aggregator.metrics.watchdog import FIRST, SOONEST, TRAININGS, Watchdog
 from midge.wire import frames
 from midge.wire.messages import DeviceState, Hello, Verdict
 from tests.aggregator.rig import TOPICS, Rig, rig
@@ -99,22 +99,21 @@ def test_devices_that_say_why_they_do_not_train_are_not_waited_for(tmp_path: Pat
 def test_a_device_that_has_left_or_was_refused_is_not_waited_for(tmp_path: Path) -> None:
     with rig(tmp_path, fedbuff(2, release_every=9)) as life:
         online(life, *"abcd")
-        give(life, "a", "b")
-        assert life.send("c", 1, MOVE, now=2.0, codec="float32", schema_hash=b"other").verdict is Verdict.WRONG_SCHEMA
-        life.tick(12.0)
+        give(life, "a", "b", now=10.0)
+        assert life.send("c", 1, MOVE, now=11.0, codec="float32", schema_hash=b"other").verdict is Verdict.WRONG_SCHEMA
+        life.tick(25.0)
         assert (life.core.step, life.core.version) == (1, 1)
-        life.hear(status("d", state=DeviceState.DISCONNECTED), now=13.0)
+        life.hear(status("d", state=DeviceState.DISCONNECTED), now=26.0)
         assert life.core.version == 2
 
 
-def test_a_silent_device_holds_a_release_for_ten_trainings(tmp_path: Path) -> None:
+def test_a_silent_device_holds_a_release_for_twice_what_a_slow_one_took(tmp_path: Path) -> None:
+    """Seen to fail: one that never gave anything delayed each release of an equal fleet by ten trainings."""
     with rig(tmp_path, fedbuff(3, release_every=9)) as life:
         online(life, *"abcd")
-        give(life, *"abc", now=100.0, seconds=20.0)
-        usual = life.core.usual_training
-        assert usual is not None and usual >= 20.0
-        due = 100.0 + TRAININGS * usual
-        assert life.core.deadline == pytest.approx(due)
+        give(life, *"abc", now=20.0)
+        due = 20.0 + SLOWER * 20.0
+        assert life.core.deadline == due
         life.tick(due - 1)
         assert life.core.version == 1
         found = life.core.obstacle
@@ -124,11 +123,25 @@ def test_a_silent_device_holds_a_release_for_ten_trainings(tmp_path: Path) -> No
         assert life.core.version == 2 and life.core.obstacle is None
 
 
-def test_a_silence_is_over_after_an_hour_if_no_device_says_how_long_it_trains(tmp_path: Path) -> None:
-    with rig(tmp_path, fedbuff(3, release_every=9)) as life:
+@pytest.mark.parametrize(("late", "seconds", "patience"), [(50.0, 2.0, 100.0), (20.0, 1e9, 40.0)])
+def test_a_slow_device_is_waited_for_as_long_as_it_was_seen_to_take(
+    tmp_path: Path, late: float, seconds: float, patience: float
+) -> None:
+    """Seen to fail: an attacker claimed trainings of 8,000 s, and each release waited for ten usual ones."""
+    with rig(tmp_path, fedbuff(5, deadline=None, release_every=9)) as life:
+        online(life, *"abcdef")
+        give(life, *"abc", now=20.0)
+        give(life, "d", "e", now=late, seconds=seconds)
+        assert life.core.deadline == late + patience
+
+
+def test_a_silence_is_over_after_an_hour_if_it_is_unknown_how_long_a_device_takes(tmp_path: Path) -> None:
+    strategy = fedbuff(3, release_every=9)
+    with rig(tmp_path, strategy) as life:
         online(life, *"abcd")
-        give(life, *"abc", now=100.0, seconds=0.0)
-        assert life.core.deadline == 100.0 + LONGEST
+        give(life, *"abc")
+    with rig(tmp_path, strategy) as life:
+        assert life.core.deadline == LONGEST
 
 
 def test_a_step_without_a_deadline_is_made_of_what_an_unreleased_step_left_over(tmp_path: Path) -> None:
