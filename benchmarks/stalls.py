@@ -217,12 +217,18 @@ class _Honest:
     def stalled(self, found: Simulated, end: float) -> str:
         """The first interval in which an honest update was due but none was accepted; empty if there is none.
 
-        Links may break too often for any such interval: then a second version shows that it goes on.
+        Links may break too often for any such interval: then a second version shows that it goes on, once as many
+        devices as it needs have given an update.
         """
-        if found.versions[-1] <= 1 and not self.abandoned:
-            return f"no second version in {end:.4g} s"
         honest = set(self.places)
-        times = [float(at) for at, place in zip(found.update_times, found.senders, strict=True) if int(place) in honest]
+        taken = [(float(at), int(place)) for at, place in zip(found.update_times, found.senders, strict=True)]
+        taken = [(at, place) for at, place in taken if place in honest]
+        if found.versions[-1] <= 1 and not self.abandoned:
+            first = dict(reversed([(place, at) for at, place in taken]))  # when each device was heard first
+            enough = sorted(first.values())[self.needed - 1 : self.needed]
+            if not enough or end - enough[0] > self._limit(self.places):
+                return f"no second version in {end:.4g} s, {len(first)} devices were heard"
+        times = [at for at, _ in taken]
         for begin, until in zip([0.0, *times], [*times, end], strict=True):
             if until - begin <= self._limit(self.places):
                 continue

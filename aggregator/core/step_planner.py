@@ -79,7 +79,7 @@ class StepPlanner:
         if strategy.privacy is not None or not (training := self._steering.training):
             return False
         # Some may have given theirs to an earlier step, which could not be released.
-        return hidden.total() >= max(training, strategy.release_floor) or (self._waits_for_ever and self._turn.over)
+        return hidden.total() >= max(training, strategy.release_floor) or self._turn.over
 
     @property
     def _waits_for_ever(self) -> bool:
@@ -155,18 +155,17 @@ class StepPlanner:
         return self._safe_rate(0)
 
     def _safe_rate(self, size: int) -> float | None:
-        """The same for a step of `size` updates, if that is more than K."""
-        return self._state.margin.rate(max(size, self._strategy.size(self._steering.live)))
+        """The same for a step of `size` updates; 0 stands for K."""
+        return self._state.margin.rate(size or self._strategy.size(self._steering.live))
 
     @property
     def mean_rate(self) -> float:
         """The mean rate of a step."""
-        return self._strategy.mean_rate(self._steering.live, self.safe_rate, self._early_rate)
+        return self._strategy.mean_rate(self._steering.live, self.safe_rate, self._early_rate(0))
 
-    @property
-    def _early_rate(self) -> float:
-        """The bound of the rate while the safe rate is unknown."""
-        return self._state.margin.early_rate(self._strategy.size(self._steering.live))
+    def _early_rate(self, size: int) -> float:
+        """The bound of the rate of a step of `size` updates while the safe rate is unknown."""
+        return self._state.margin.early_rate(size or self._strategy.size(self._steering.live))
 
     @property
     def turn_gain(self) -> float | None:
@@ -226,10 +225,11 @@ class StepPlanner:
         if sums and not strategy.sums:  # a site counts as one device
             scales = [scale / item.mass for scale, item in zip(scales, updates, strict=True)]
             sums = []
-        size = sum(item.count for item in updates) if sums else 0
+        # A step that a deadline made of few updates moves the model by their part of a full one.
+        size = sum(item.count for item in updates) if sums else min(len(updates), strategy.size(live))
         # The stalest update decides: an adaptive rate falls with the longest delay in a buffer.
         stalest = max(item.staleness for item in updates)
-        rate = strategy.step_rate(stalest, live, self._safe_rate(size), self._early_rate, size)
+        rate = strategy.step_rate(stalest, live, self._safe_rate(size), self._early_rate(size), size)
         return rec.StepRecord(
             lsn=self._state.next,
             step=self._state.step + 1,

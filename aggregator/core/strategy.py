@@ -351,7 +351,7 @@ class Strategy:
         """The server's rate with `live` devices online and the safe rate of `aggregator.core.gain_margin`, if known.
 
         Until it is known, the rate is at most `early`, which is estimated from a few updates. `size` is the number of
-        updates in the step, if that is more than K: a gateway's sum counts as all of its own.
+        updates in the step, 0 stands for K: a deadline makes smaller ones, and a gateway's sum counts as all of its own.
 
         While a device trains, the others move the model: n concurrent trainings, K to a step, add η·n/K full deltas
         before the first of them takes effect. Above about two the model may oscillate, for any K. A measured safe rate
@@ -366,7 +366,7 @@ class Strategy:
             return safe if self.rate is None else min(self.rate, GIVEN * safe)
         busy = self.pace.concurrency or self.pace.cohort or live * self.pace.share
         reach = REACH / (1 + self.calibration)  # cached deltas repeat those of a training ago
-        bound = min(1.0, reach * max(self.size(live), size) / max(busy, 1.0)) * (1 - self.momentum)
+        bound = min(1.0, reach * (size or self.size(live)) / max(busy, 1.0)) * (1 - self.momentum)
         bound = min(bound, early)
         return bound if self.rate is None else min(self.rate, bound)
 
