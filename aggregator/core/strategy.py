@@ -351,7 +351,8 @@ class Strategy:
         """The server's rate with `live` devices online and the safe rate of `aggregator.core.gain_margin`, if known.
 
         Until it is known, the rate is at most `early`, which is estimated from a few updates. `size` is the number of
-        updates in the step, 0 stands for K: a deadline makes smaller ones, and a gateway's sum counts as all of its own.
+        updates in the step, 0 stands for K: a deadline makes smaller steps, and a gateway's sum counts as all of its
+        own.
 
         While a device trains, the others move the model: n concurrent trainings, K to a step, add η·n/K full deltas
         before the first of them takes effect. Above about two the model may oscillate, for any K. A measured safe rate

@@ -238,6 +238,23 @@ def test_the_default_rate_keeps_what_is_under_way_bounded(live: int, rate: float
     assert fedbuff(10, bounded=False).mean_rate(live) == 1
 
 
+@pytest.mark.parametrize("gap", [0.0, 20.0])
+@pytest.mark.parametrize("strategy", [fedbuff(10, release_interval=1e6), fedbuff(4, release_interval=1e6), fedavg(12)])
+def test_devices_that_trained_from_one_version_add_up_to_little_more_than_one_delta(
+    tmp_path: Path, strategy: Strategy, gap: float
+) -> None:
+    """Seen to fail: a deadline made twelve steps of one update each, and each was applied like a full buffer."""
+    with rig(tmp_path, strategy) as life:
+        life.core.handle(ev.DevicesOnline(12), 0.0)
+        for place in range(12):
+            now = 1.0 + gap * place
+            assert life.send(f"d{place}", 1, [1, 0, 0, 0], now=now).verdict is Verdict.ACCEPTED
+            life.tick(now + gap)
+        life.tick(1e4)
+        assert life.core.buffered == 0
+        assert 0.5 <= life.model.x[0] <= 1.5
+
+
 def test_staleness_in_seconds(tmp_path: Path) -> None:
     strategy = fedasync(
         1.0, polynomial(1.0, seconds=10), norm_limit=None, release_floor=1, max_age=100.0, form="delta", bounded=False

@@ -284,6 +284,28 @@ WORLDS = {
         twice=0.2519778286614439,
         latency=0.05858439347571342,
     ),
+    # A deadline made steps of one update at the rate of a full buffer, from versions that an interval held back.
+    "steps of one update between two releases": Drawn(
+        9, "fedbuff", 12, 1.2, 0.18, 0.0, "none", 1.0, 10.0, 0.0, 0.0, 0.0, 0, "", median=300.0, release_interval=2.0
+    ),
+    # Both devices had given their update, in two steps, and the second one waited for its deadline.
+    "two devices give in turn": replace(
+        Drawn(62101541, "fedbuff", 2, 0.0, 0.0945, 0.3, "shift", 3.862, 8.31, 0.3, 0.0, 15.0, 0, ""),
+        twice=0.1787,
+        delayed=0.0742,
+    ),
+    # Two of the devices that were online gave nothing, and one had claimed trainings of 8,000 s.
+    "silent devices and a release of eight steps": replace(
+        Drawn(62100147, "balanced", 19, 0.0, 0.739, 0.0, "shift", -2.688, 11.199, 0.0, 0.2, 0.0, 3, "rare"),
+        median=20.0,
+        pauses=1,
+        nights=1,
+        night=13.512493588552884,
+        absent=0.2059449466922785,
+        reboots=0.17625517444555816,
+        clocks=True,
+        release_every=8,
+    ),
     "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),
