@@ -47,6 +47,7 @@ import numpy.typing as npt
 from benchmarks.liars import Liars
 from benchmarks.stalls_worlds import BROKEN, RECIPE, Drawn, Sensors, kinds
 from benchmarks.suite import machine
+from midge.aggregator.core.participation_controller import PERIOD
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.core.turn import STATUSES
 from midge.iot_client.session.timers import PATIENCE
@@ -192,7 +193,7 @@ class _Honest:
         )
         waits += 2 * CONNECTING * drawn.latency * drawn.median * 4
         if strategy.pace.steered:  # if no device was selected, more are once three releases would have come
-            waits += INTERVALS * (float(np.max(speeds)) + (strategy.deadline or 0.0))
+            waits += max(PERIOD, INTERVALS * (float(np.max(speeds)) + (strategy.deadline or 0.0)))
         waits += 1.25 * (PATIENCE + 2 * PATIENCE) if drawn.loss else 0.0
         waits += 4 * incidents.delay if drawn.delayed else 0.0
         if drawn.crashes and (drawn.release_every > 1 or drawn.endless):  # until the number of devices is believed

@@ -78,8 +78,19 @@ class StepPlanner:
         # A private step takes exactly K: its size must not depend on how many devices are online.
         if strategy.privacy is not None or not (training := self._steering.training):
             return False
-        # Some may have given theirs to an earlier step, which could not be released.
-        return hidden.total() >= max(training, strategy.release_floor) or self._turn.over
+        return hidden.total() >= max(training, strategy.release_floor) or self._completes_turn
+
+    @property
+    def _completes_turn(self) -> bool:
+        """Whether the buffer has the last updates of a turn whose others are in steps that cannot be released.
+
+        A device that sends more of them from the same version completes nothing: each would be a step of its own.
+        """
+        state = self._state
+        if not self._turn.over or not (self._waits_for_ever or state.hiding < self._strategy.release_floor):
+            return False
+        before = state.contributors | state.trivial
+        return any(not before.issuperset(item.names) for item in state.buffer)
 
     @property
     def _waits_for_ever(self) -> bool:
@@ -136,7 +147,7 @@ class StepPlanner:
             return max(self.since, opens)  # full, and only waiting for norms
         if deadline is not None:
             return max(self.since + deadline, opens)
-        given = self._strategy.privacy is None and self._turn.over  # a device has left, or has stopped training
+        given = self._strategy.privacy is None and self._completes_turn  # a device has left, or has stopped training
         return max(self.since, opens, self._turn.over_at) if given else None
 
     @property
