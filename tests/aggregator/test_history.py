@@ -133,7 +133,8 @@ def test_periods_beyond_ten_years_are_deleted(tmp_path: Path) -> None:
         assert [period.bytes_in for period in store.history.periods()] == [2]
 
 
-def test_a_damaged_period_is_left_out_and_nothing_else_is_affected(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["data = substr(data, 2)", "lsn = lsn + 1"])
+def test_a_damaged_period_is_left_out_and_nothing_else_is_affected(tmp_path: Path, damage: str) -> None:
     with rig(tmp_path / "store") as life:
         for hours in range(3):
             life.store.history.follow(BEGAN + 3600 * hours)
@@ -141,7 +142,7 @@ def test_a_damaged_period_is_left_out_and_nothing_else_is_affected(tmp_path: Pat
             life.store.write_history()
         life.engine.checkpoint(life.core)
     with closing(sqlite3.connect(tmp_path / "store" / "store.db", isolation_level=None)) as db:
-        db.execute("UPDATE history SET data = substr(data, 2) WHERE began = (SELECT min(began) FROM history)")
+        db.execute(f"UPDATE history SET {damage} WHERE began = (SELECT min(began) FROM history)")
     (part,) = [part for part in verify(tmp_path / "store") if part.damaged]
     assert (part.name, part.checked, part.damaged, part.at_stake) == ("history", 3, 1, 0)
     with rig(tmp_path / "store") as life:

@@ -94,6 +94,7 @@ def test_a_copy_is_the_same(tmp_path: Path, seed: int) -> None:
     with opened(folder, "wal_autocheckpoint=20") as database:
         for _ in range(5):
             write(random, database, folder)
+        (folder / "bodies-9").write_bytes(b"is removed while no one follows")
         for _ in range(3):  # each time it follows from where it is
             known = manifest(copy, "store.db", BESIDE)
             changes, snapshot = (
@@ -122,6 +123,7 @@ def test_a_copy_is_the_same(tmp_path: Path, seed: int) -> None:
             assert files(copy) == files(folder)
             for _ in range(5):  # while no one follows
                 write(random, database, folder)
+            (folder / "bodies-9").unlink(missing_ok=True)
 
 
 def test_a_log_that_is_cut_anywhere_gives_the_last_whole_transaction(tmp_path: Path) -> None:
