@@ -218,8 +218,8 @@ class _Honest:
     def stalled(self, found: Simulated, end: float) -> str:
         """The first interval in which an honest update was due but none was accepted; empty if there is none.
 
-        Links may break too often for any such interval: then a second version shows that it goes on, once as many
-        devices as it needs have given an update.
+        Links may break too often for any such interval. Then a second version shows that it goes on, once as many
+        devices as it needs have given an update, or were present for as long as that takes.
         """
         honest = set(self.places)
         taken = [(float(at), int(place)) for at, place in zip(found.update_times, found.senders, strict=True)]
@@ -227,7 +227,8 @@ class _Honest:
         if found.versions[-1] <= 1 and not self.abandoned:
             first = dict(reversed([(place, at) for at, place in taken]))  # when each device was heard first
             enough = sorted(first.values())[self.needed - 1 : self.needed]
-            if not enough or end - enough[0] > self._limit(self.places):
+            able = sum(self._longest_presence(place, end) > self._limit([place]) for place in self.places)
+            if end - enough[0] > self._limit(self.places) if enough else able >= self.needed:
                 return f"no second version in {end:.4g} s, {len(first)} devices were heard"
         times = [at for at, _ in taken]
         for begin, until in zip([0.0, *times], [*times, end], strict=True):
@@ -245,6 +246,13 @@ class _Honest:
                     why = f"no honest update from {begin:.4g} to {until:.4g} s, limit {limit:.4g} s from {since:.4g} s"
                     return f"{why}: {dict(found.refused)}"
         return ""
+
+    def _longest_presence(self, place: int, end: float) -> float:
+        """The most seconds for which a device was present without a break."""
+        longest = since = 0.0
+        for start, stop in sorted(self.away[place]):
+            longest, since = max(longest, min(start, end) - since), max(since, stop)
+        return max(longest, end - since)
 
     def _limit(self, places: Sequence[int]) -> float:
         """Seconds within which these devices have sent something, with as many of them as needed."""

@@ -171,7 +171,9 @@ class GainMarginEstimator:
     def _rate(self, buffer_size: int) -> float:
         if self._margin is None:
             self._margin = gain_margin(self._shares, self._momentum)
-        gain = min(1.0 - self._momentum, SHARE * self._margin, BURSTS * 2 * buffer_size / max(self._burst, 1.0))
+        # A step of cached deltas repeats those of a training ago: with β = 1, bursts are stable up to half of the gain.
+        burst = max(self._burst, 1.0) * (1 + self._calibration)
+        gain = min(1.0 - self._momentum, SHARE * self._margin, BURSTS * 2 * buffer_size / burst)
         return gain / self.mean_weight
 
     def forget(self, device: str, alias: str) -> None:

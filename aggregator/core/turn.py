@@ -14,8 +14,8 @@ STATUSES = 10.0
 """Seconds after a restart until the number of online devices is believed: their retained statuses arrive one by one."""
 SLOWER = 2.0
 """Multiple of what a slow device takes from a version to its update, within which the others are expected."""
-LONGEST = 3600.0
-"""Most seconds for which an update is expected, also while it is unknown how long a device takes."""
+SHORTEST, LONGEST = 1.0, 3600.0
+"""Least and most seconds for which an update is expected; the most also while it is unknown how long a device takes."""
 
 
 class Turn:
@@ -72,8 +72,9 @@ class Turn:
     @property
     def over_at(self) -> float:
         """When that is so: at once if all have given, and otherwise after a silence."""
+        believed = self._began + STATUSES
         if self.over:
-            return self._began + STATUSES
+            return believed
         slow = self._state.fleet.slow_answer()
-        patience = LONGEST if slow is None else min(max(SLOWER * slow, STATUSES), LONGEST)
-        return self.heard_at + patience
+        patience = LONGEST if slow is None else min(max(SLOWER * slow, SHORTEST), LONGEST)
+        return max(believed, self.heard_at + patience)

@@ -38,7 +38,9 @@ _REMEMBERED = 4096
 """Updates among which repetitions are found."""
 _NO_ROOM, _HELD, _CROWDED = 300, 30, 5
 """Seconds until a device retries: until other outboxes may have been forgotten; until the operator or the disk may have
-recovered; until the next step may have been made."""
+recovered; until the next step may have been made, if training takes as long."""
+_SOONEST = 0.5
+"""Least seconds of the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +156,17 @@ class UpdateAdmission:
         waiting = state.waiting(device)
         if strategy.privacy is not None and self._account_gave(device, update.outbox):
             why = "an update of this device waits for its step or release, and differential privacy allows one in each"
-            return _busy(update, why, _CROWDED)
+            return _busy(update, why, self._until_step)
         if waiting >= strategy.most_waiting:
-            return _busy(update, "as many updates of this device as a step may hold wait for it", _CROWDED)
+            why = "as many updates of this device as a step may hold wait for it"
+            return _busy(update, why, self._until_step)
         return None
+
+    @property
+    def _until_step(self) -> float:
+        """Seconds within which a step is probable: a usual device trains once in that time."""
+        usual = self._state.fleet.usual_training()
+        return _CROWDED if usual is None else min(max(usual, _SOONEST), _CROWDED)
 
     def _account_gave(self, device: str, outbox: int) -> bool:
         """Whether an update of this device waits for its step, or for its release, under whatever name."""
@@ -343,5 +352,5 @@ class UpdateAdmission:
         return scale
 
 
-def _busy(update: Update, why: str, retry_after: int) -> Settled:
+def _busy(update: Update, why: str, retry_after: float) -> Settled:
     return Settled(seq=update.seq, verdict=Verdict.BUSY, why=why, retry_after=retry_after)

@@ -8,7 +8,7 @@ import pytest
 from midge.aggregator.core.presets import fedasync, fedbuff, private
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.strategy import Strategy
-from midge.aggregator.core.turn import LONGEST, SLOWER, STATUSES
+from midge.aggregator.core.turn import LONGEST, SHORTEST, SLOWER, STATUSES
 from midge.aggregator.federation import _situation
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.watchdog import FIRST, SOONEST, TRAININGS, Watchdog
@@ -134,6 +134,27 @@ def test_a_slow_device_is_waited_for_as_long_as_it_was_seen_to_take(
         give(life, *"abc", now=20.0)
         give(life, "d", "e", now=late, seconds=seconds)
         assert life.core.deadline == late + patience
+
+
+@pytest.mark.parametrize(("seconds", "retry"), [(0.1, 0.5), (2.0, 2.0), (60.0, 5.0)])
+def test_a_device_whose_last_update_waits_for_a_step_comes_again_after_a_training(
+    tmp_path: Path, seconds: float, retry: float
+) -> None:
+    """Seen to fail: after 5 s, ten of its trainings, while others went on."""
+    with rig(tmp_path, fedbuff(3, deadline=None, combine="trimmed", trim=0.2)) as life:
+        online(life, *"abc")
+        give(life, *"ab", now=seconds, seconds=seconds)
+        settled = life.send("a", 2, MOVE, now=seconds, seconds=seconds)
+        assert settled.verdict is Verdict.BUSY and settled.retry_after == pytest.approx(retry, rel=0.01)
+
+
+def test_a_fleet_that_trains_within_a_second_waits_a_second_for_a_silent_device(tmp_path: Path) -> None:
+    """Seen to fail: ten seconds, as for statuses after a restart."""
+    with rig(tmp_path, fedbuff(3, release_every=9)) as life:
+        online(life, *"abcd")
+        give(life, *"abc", now=0.1, seconds=0.1)
+        life.tick(0.1 + 2 * SHORTEST)
+        assert life.core.version == 2
 
 
 def test_a_silence_is_over_after_an_hour_if_it_is_unknown_how_long_a_device_takes(tmp_path: Path) -> None:

@@ -306,6 +306,34 @@ WORLDS = {
         clocks=True,
         release_every=8,
     ),
+    # Devices train in 0.4 s. One whose last update waited for a step was asked to come again after 5 s, and again.
+    "an update that waits in a fast fleet": replace(
+        Drawn(61400512, "balanced, centred", 3, 1.2, 0.642, 0.0, "shift", -4.179, 7.946, 0.0, 0.2, 0.0, 0, ""),
+        partial=0.6045482815061952,
+        endless=True,
+        night=14.47551073312519,
+    ),
+    # Steps of cached deltas repeat those of a training ago, and a release of seven steps brings bursts.
+    "cached deltas in bursts": replace(
+        Drawn(61401081, "ca2fl", 69, 1.2, 0.373, 0.0, "scale", 0.0654, 7.913, 0.3, 0.2, 0.0, 0, ""),
+        max_age=2.216,
+        pauses=1,
+        nights=1,
+        night=5.881346732992329,
+        release_every=7,
+        release_floor=4,
+    ),
+    # A release waited for a silent device at least as long as for statuses after a restart, ten trainings.
+    "a silent device in a fast fleet": replace(
+        Drawn(61401546, "private", 9, 0.0, 0.27, 0.0, "shift", 2.648, 7.864, 0.3, 0.0, 0.0, 0, ""),
+        max_staleness=0,
+        nights=1,
+        night=8.122428984083772,
+        twice=0.04350802360339499,
+        clocks=True,
+        partial=0.5510037255347281,
+        release_every=11,
+    ),
     "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),
