@@ -204,6 +204,9 @@ class StepPlanner:
         bound = times * reference
         if robust:
             bound = state.standings.longest(item.device, bound, reference)
+        if len(state.fleet) < FEWEST:
+            # The norm of the other device is no measure: it may have learned all, as where each trains its own tensors.
+            bound = max(bound, self._bounds.first)
         # An absolute bound as well: while the norms of most devices are unknown, an attacker's may be the reference.
         unknown = not state.fleet.norms_known or 2 * len(state.fleet) < self._steering.live
         bound = min(bound, self._bounds.first if unknown else self._bounds.step)

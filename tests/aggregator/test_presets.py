@@ -255,6 +255,20 @@ def test_devices_that_trained_from_one_version_add_up_to_little_more_than_one_de
         assert 0.5 <= life.model.x[0] <= 1.5
 
 
+@pytest.mark.parametrize(("norm", "moved"), [(0.5, 0.5), (1e9, 8.0)])
+def test_of_two_devices_neither_keeps_the_other_from_learning(tmp_path: Path, norm: float, moved: float) -> None:
+    """Seen to fail: one that had learned all held the other to steps of a thousandth. A huge one has a bound."""
+    with rig(tmp_path, balanced(deadline=None, release_floor=2)) as life:
+        life.core.handle(ev.DevicesOnline(2), 0.0)
+        for version in range(1, 4):
+            before = life.model.x.copy()
+            life.send("a", version, [0, 1e-4, 0, 0], base=version)
+            life.send("b", version, [norm, 0, 0, 0], base=version)
+            assert life.core.version == version + 1
+            step = (life.model.x - before)[0]
+        assert 0.1 * moved <= step <= 1.01 * moved
+
+
 def test_staleness_in_seconds(tmp_path: Path) -> None:
     strategy = fedasync(
         1.0, polynomial(1.0, seconds=10), norm_limit=None, release_floor=1, max_age=100.0, form="delta", bounded=False

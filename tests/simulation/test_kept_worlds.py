@@ -334,6 +334,17 @@ WORLDS = {
         partial=0.5510037255347281,
         release_every=11,
     ),
+    # One of two devices trains the bias only, and has learned it: the other's weights were held to its norm of 0.001.
+    "two devices with a tensor each": replace(
+        Drawn(62200571, "balanced", 2, 0.0, 0.392, 0.0, "none", 1.0, 7.19, 0.3, 0.2, 0.0, 0, ""),
+        median=300.0,
+        night=12.372010167355192,
+        reboots=0.7684976408549843,
+        twice=0.2949391880819313,
+        clocks=True,
+        partial=0.9037847517312648,
+        release_every=11,
+    ),
     "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),
