@@ -163,20 +163,13 @@ class StepPlanner:
     @property
     def safe_rate(self) -> float | None:
         """The largest rate that the fleet's delays allow."""
-        return self._safe_rate(0)
-
-    def _safe_rate(self, size: int) -> float | None:
-        """The same for a step of `size` updates; 0 stands for K."""
-        return self._state.margin.rate(size or self._strategy.size(self._steering.live))
+        return self._state.margin.rate(self._strategy.size(self._steering.live))
 
     @property
     def mean_rate(self) -> float:
-        """The mean rate of a step."""
-        return self._strategy.mean_rate(self._steering.live, self.safe_rate, self._early_rate(0))
-
-    def _early_rate(self, size: int) -> float:
-        """The bound of the rate of a step of `size` updates while the safe rate is unknown."""
-        return self._state.margin.early_rate(size or self._strategy.size(self._steering.live))
+        """The mean rate of a step of K updates."""
+        live = self._steering.live
+        return self._strategy.mean_rate(live, self.safe_rate, self._state.margin.early_rate(self._strategy.size(live)))
 
     @property
     def turn_gain(self) -> float | None:
@@ -243,7 +236,8 @@ class StepPlanner:
         size = sum(item.count for item in updates) if sums else min(len(updates), strategy.size(live))
         # The stalest update decides: an adaptive rate falls with the longest delay in a buffer.
         stalest = max(item.staleness for item in updates)
-        rate = strategy.step_rate(stalest, live, self._safe_rate(size), self._early_rate(size), size)
+        margin = self._state.margin
+        rate = strategy.step_rate(stalest, live, margin.rate(size), margin.early_rate(size), size)
         return rec.StepRecord(
             lsn=self._state.next,
             step=self._state.step + 1,
