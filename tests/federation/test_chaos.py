@@ -1,11 +1,13 @@
 """The chaos loop, for as long as a test may take, and its parts."""
 
 import asyncio
+import gc
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 
@@ -111,6 +113,21 @@ async def test_nobody_behind_the_proxy_is_a_reset() -> None:
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
         writer.transport.abort()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("turns", range(3, 8))
+async def test_a_proxy_that_ends_closes_a_connection_that_has_just_come(turns: int) -> None:
+    async with Proxy(1, Random(1)).serving() as proxy:
+        caller = socket.create_connection(("127.0.0.1", proxy.port))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    with caller:
+        caller.setblocking(False)
+        async with asyncio.timeout(LAST_RESORT):
+            with suppress(ConnectionResetError):
+                assert await asyncio.get_running_loop().sock_recv(caller, 1) == b""
+    gc.collect()
 
 
 def test_the_weather_of_a_seed_is_the_same_again() -> None:

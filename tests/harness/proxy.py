@@ -70,9 +70,13 @@ class Proxy:
         async with asyncio.TaskGroup() as tasks:
 
             def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                if not server.is_serving():
+                    writer.transport.abort()
+                    return
                 task = tasks.create_task(self._connected(reader, writer))
                 carrying.add(task)
                 task.add_done_callback(carrying.discard)
+                task.add_done_callback(lambda _: writer.transport.abort())  # a task may be cancelled before it began
 
             server = await asyncio.start_server(accept, "127.0.0.1", 0)
             self.port = server.sockets[0].getsockname()[1]
@@ -87,11 +91,7 @@ class Proxy:
         try:
             there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
-            writer.transport.abort()
             return
-        except asyncio.CancelledError:  # the proxy ends
-            writer.transport.abort()
-            raise
         pumps = {
             asyncio.create_task(self._pump(reader, there_writer, 0)),
             asyncio.create_task(self._pump(there_reader, writer, 1)),
@@ -101,9 +101,9 @@ class Proxy:
         finally:
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             for end in (writer, there_writer):
                 _reset(end)
+            await asyncio.gather(*pumps, return_exceptions=True)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: int) -> None:
         """Carry one direction, until it ends or is to break."""
