@@ -62,6 +62,9 @@ class SharedConnection:
     def ack(self, delivery: Delivery) -> None:
         self._connection.ack(delivery)
 
+    def abort(self, why: str) -> None:
+        self._connection.abort(why)
+
     def taken(self, delivery: Delivery) -> bool:
         """Take a delivery that is for Home Assistant; return whether it is."""
         if not delivery.topic.startswith(self._prefixes):

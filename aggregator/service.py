@@ -57,6 +57,8 @@ _LASTING = 10.0
 retried twice a second."""
 _GOODBYE = 2.0
 """Seconds for the last status of an aggregator that is cancelled."""
+_PULSE = 0.5
+"""Seconds between two looks at the clock, each of which shows whether this process stood still since the last one."""
 
 
 class NotOpen(RuntimeError):
@@ -84,9 +86,12 @@ class Aggregator:
         self._stop = asyncio.Event()
         self._paused: str | None = None
         self._pause_seen = float("-inf")
+        self._ran = math.inf
+        """When this process last looked at the clock."""
+        self._connection: Connection | None = None
         self.evaluation = VersionEvaluator(config.evaluate, self.tell)
         self._fitting = ChunkFitting(f"{config.topics.aggregator}/size-{self._boot:x}", self.tell)
-        self._outgoing = PublishQueue(self._sent, self._fitting.refused)
+        self._outgoing = PublishQueue(self._sent, self._fitting.refused, before=self._see_it_ran)
         self._gate = PublicationGate(self._outgoing.put)
         self.insists = False
         """Whether to serve although another aggregator did since this store was written."""
@@ -264,7 +269,7 @@ class Aggregator:
 
     async def _serve(self, connection: Connection) -> None:
         """Publish and read, until the connection is lost or we must stop."""
-        self._connected = True
+        self._connected, self._ran, self._connection = True, time.monotonic(), connection
         self._outgoing.clear()
         self._gate.clear()
         for post in self.federation.everything():
@@ -272,6 +277,7 @@ class Aggregator:
         self._status.publish()
         try:
             async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(self._watch_the_clock(), name="clock")
                 sending = tasks.create_task(self._outgoing.send(connection), name="send")
                 await connection.subscribe(*self.federation.filters)
                 feeding = tasks.create_task(self.feed.send(connection), name="feed")
@@ -283,8 +289,8 @@ class Aggregator:
                     async with asyncio.timeout(5):
                         await self.feed.drained()
                         await self._outgoing.drained()
-                feeding.cancel()
-                sending.cancel()
+                for task in (feeding, sending, watching):
+                    task.cancel()
         except BaseExceptionGroup as group:
             raise sole(group) from None
         except asyncio.CancelledError:
@@ -305,24 +311,33 @@ class Aggregator:
         """Pass on batches of deliveries, and the time."""
         async with batches(connection, self._stop) as batch:
             while not self._stop.is_set():
-                patience, since = self._patience(), time.monotonic()
-                deliveries = await batch(patience)
-                self._see_it_ran(since + patience, self.feed.standing)
+                deliveries = await batch(self._patience())
+                self._see_it_ran()
                 if (sifted := await self._contention.sift(connection, deliveries, time.monotonic())) is not None:
-                    since = time.monotonic()
+                    self._see_it_ran()
                     self._process(connection, sifted)
-                    # Before anything of it is sent: that is another task's, which has not run meanwhile.
-                    self._see_it_ran(since, self.feed.busy)
+                    if not self.feed.followed:  # then one batch may take any time: it may include a long step
+                        self._ran = time.monotonic()
 
-    def _see_it_ran(self, since: float, most: float) -> None:
-        """Connect again if this process stood still: another one may have taken over, so look before anything is sent.
+    async def _watch_the_clock(self) -> None:
+        while True:
+            self._see_it_ran()
+            await asyncio.sleep(_PULSE)
+
+    def _see_it_ran(self) -> None:
+        """Connect again if this process stood still: another one may have taken over. To be called before each message.
 
         Raises:
-            ConnectionLost: it did, for more than `most` seconds.
+            ConnectionLost: it did, since the last look at the clock.
         """
-        if (stopped := time.monotonic() - since) > most:
+        now = time.monotonic()
+        if (stopped := now - self._ran) > self.feed.standing:
             self._outgoing.drop()
-            raise ConnectionLost(f"This process stood still for {stopped:.0f} s.")
+            why = f"This process stood still for {stopped:.0f} s."
+            if self._connection is not None:
+                self._connection.abort(why)  # with what it has not sent yet
+            raise ConnectionLost(why)
+        self._ran = now
 
     def _patience(self) -> float:
         due = [self._contention.due or self.core.deadline, self._status.health.due]

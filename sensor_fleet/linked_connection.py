@@ -155,6 +155,9 @@ class LinkedConnection:
             self._up.enter(PUBACK, self._loop.time())
         self._inner.ack(delivery)
 
+    def abort(self, why: str) -> None:
+        self.cut(why)
+
     def cut(self, why: str) -> None:
         """Cut the link: messages in transit are lost."""
         if self._loss is None:

@@ -46,16 +46,26 @@ _NEWER = "\0"
 
 
 class PublishQueue:
-    """A queue that outlives connections. After a reconnect it is cleared: then everything is published again."""
+    """A queue that outlives connections. After a reconnect it is cleared: then everything is published again.
+
+    Args:
+        sent: takes each message that the broker has acknowledged.
+        refused: takes each message that it refused, and why.
+        before: called right before each message is handed to the connection. It raises if nothing may be sent.
+    """
 
     def __init__(
-        self, sent: Callable[[Post], None], refused: Callable[[Post, BrokerError], None] = lambda _post, _error: None
+        self,
+        sent: Callable[[Post], None],
+        refused: Callable[[Post, BrokerError], None] = lambda _post, _error: None,
+        *,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         self._receipts: deque[Post] = deque()
         self._retained: dict[str, Post] = {}
         self._answer: deque[Post] = deque()
         self._again: dict[str, Post] = {}
-        self._sent, self._refused = sent, refused
+        self._sent, self._refused, self._before = sent, refused, before
         self._reported: set[tuple[str, int]] = set()
         """Refusals that were reported: kind of topic, and reason."""
         self._news = asyncio.Event()
@@ -148,6 +158,7 @@ class PublishQueue:
 
     async def _publish(self, connection: Connection, post: Post, *, urgent: bool) -> None:
         try:
+            self._before()
             await connection.publish(post.topic, post.payload, qos=1, retain=post.retain)
         except (PublishRefused, PacketTooLarge) as error:
             # Others may still pass; the refused content is requested again.

@@ -7,7 +7,6 @@ each one of the store. What is lost on the way is sent again; a standby that is 
 
 import asyncio
 import logging
-import math
 import sqlite3
 import time
 import zlib
@@ -193,9 +192,9 @@ class StandbyFeed:
         return _STANDING if self._session is None else min(_STANDING, self._session.patience / 2)
 
     @property
-    def busy(self) -> float:
-        """The same for one batch, which may include a long step: without a standby, any length is accepted."""
-        return math.inf if self._session is None else self.standing
+    def followed(self) -> bool:
+        """Whether a standby follows, which may take over."""
+        return self._session is not None
 
     # ------------------------------------------------------------------- sending
 

@@ -76,11 +76,11 @@ class Twin:
                 del self._connections[options.client_id]
                 self.perform(self.router.disconnect(options.client_id, goodbye=True))
 
-    def drop(self, client_id: str) -> None:
+    def drop(self, client_id: str, why: str = "The connection broke.") -> None:
         """Break a client's connection like a dead link: its will is published."""
         connection = self._connections.pop(client_id, None)
         if connection is not None:
-            connection.lose("The connection broke.")
+            connection.lose(why)
             self.perform(self.router.disconnect(client_id, goodbye=False))
 
     def kill(self) -> None:
@@ -160,6 +160,10 @@ class _TwinConnection:
     def ack(self, delivery: Delivery) -> None:
         for packet_id in self._inbox.settle(delivery):
             self._twin.perform(self._twin.router.acknowledge(self._client_id, packet_id))
+
+    def abort(self, why: str) -> None:
+        if not self.lost:
+            self._twin.drop(self._client_id, why)
 
     def arrive(self, action: Deliver) -> None:
         """Accept a message from the broker."""

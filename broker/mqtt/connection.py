@@ -163,6 +163,13 @@ class Connection(Protocol):
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge a QoS 1 delivery of this connection. Others, and those of QoS 0, are ignored."""
 
+    def abort(self, why: str) -> None:
+        """End at once, without what waits to be sent and without DISCONNECT: the broker publishes the will.
+
+        Args:
+            why: the message of the `ConnectionLost` that its users get.
+        """
+
 
 class Connector(Protocol):
     """Makes connections to one broker; called again for each reconnect."""

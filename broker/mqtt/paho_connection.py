@@ -173,6 +173,7 @@ class _Driver:
         self._open = True
         if isinstance(sock, socket.socket):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        session.dropped = self.drop
         client.on_socket_register_write = self._write_soon
         client.on_socket_close = self._forget_socket
         self._loop.add_reader(self._descriptor, self._read)

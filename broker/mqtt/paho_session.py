@@ -7,7 +7,7 @@ respected.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,6 +71,8 @@ class PahoSession:
         """Set when the connection is over, for whatever reason."""
         self.closing = False
         """True once we are disconnecting."""
+        self.dropped: Callable[[], None] = lambda: None
+        """Closes the socket at once."""
         self.reports = 0
         """Number of messages and acknowledgements that paho has reported: if it grew, a packet was read, and more may
         follow."""
@@ -164,6 +166,10 @@ class PahoSession:
     def ack(self, delivery: Delivery) -> None:
         for mid in self._inbox.settle(delivery):
             self.client.ack(mid, 1)
+
+    def abort(self, why: str) -> None:
+        self.lose(why)
+        self.dropped()
 
     def lose(self, message: str, *, reason: int = 0) -> None:
         """Mark the connection as ended and wake all waiters. The first reason is kept."""

@@ -1,17 +1,26 @@
 """The aggregator as a process: how it begins, and how it ends."""
 
+import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
+from midge.aggregator import service
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.core import Bounds
+from midge.aggregator.publish.publish_queue import Post, PublishQueue
 from midge.aggregator.service import Aggregator
 from midge.aggregator.store.store import Store
 from midge.broker.embedded.in_memory import Twin
+from midge.broker.mqtt.connection import Options
 from midge.wire.messages import DeviceState
 from midge.wire.schema import Schema
 from tests.aggregator.rig import hello, rig
+from tests.waiting import LAST_RESORT, eventually
 
 INITIAL = {"x": np.zeros(4, np.float32)}
 
@@ -25,10 +34,10 @@ def aggregator(store: Path, twin: Twin | None = None) -> Aggregator:
 def test_a_store_whose_beginning_was_cut_short_begins_again(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.create(Schema.of(INITIAL))  # and here the power goes, before the first checkpoint
-    service = aggregator(tmp_path)
-    service.open()
-    assert service.core.lineage == service.federation.store.lineage
-    service.close()
+    one = aggregator(tmp_path)
+    one.open()
+    assert one.core.lineage == one.federation.store.lineage
+    one.close()
 
 
 def test_statuses_of_endless_names_are_not_kept_and_put_no_device_out(tmp_path: Path) -> None:
@@ -47,3 +56,48 @@ def test_statuses_of_endless_names_are_not_kept_and_put_no_device_out(tmp_path: 
         for number in range(20, 30):
             life.hear(hello(f"device-{number}"))
         assert "device-8" in life.roster.devices, "an update of it was accepted"
+
+
+class Clock:
+    """The `time` module, with a steady clock that can be put forward."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+async def test_a_process_that_stood_still_sends_nothing_that_it_had_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, twin, told, heard = Clock(), Twin(), list[dict[str, Any]](), list[str]()
+    monkeypatch.setattr(service, "time", clock)
+    unchanged = PublishQueue._next
+
+    def suspended_here(queue: PublishQueue) -> tuple[Post, bool] | None:
+        if (found := unchanged(queue)) is not None and found[1]:
+            clock.ahead = 60
+        return found
+
+    monkeypatch.setattr(PublishQueue, "_next", suspended_here)
+    one = aggregator(tmp_path, twin)
+    one.config = replace(one.config, on_event=told.append)
+    async with asyncio.timeout(LAST_RESORT), asyncio.TaskGroup() as tasks, twin.connect(Options("watcher")) as watcher:
+        await watcher.subscribe("midge/1/f/receipt/+")
+        tasks.create_task(one.serve())
+        await eventually("the first release", lambda: told[-1:] and told[-1]["event"] == "connected")
+        for number in range(3):
+            one._outgoing.put(Post(f"midge/1/f/receipt/{number}", b"decided before", retain=False))
+        await eventually("its return", lambda: sum(each["event"] == "connected" for each in told) == 2)
+        one._outgoing.put(Post("midge/1/f/receipt/last", b"decided after", retain=False))
+        monkeypatch.setattr(PublishQueue, "_next", unchanged)
+        async for delivery in watcher.messages():
+            heard.append(delivery.topic)
+            break
+        one.stop()
+    assert heard == ["midge/1/f/receipt/last"]
+    assert [each["why"] for each in told if each["event"] == "disconnected"] == ["This process stood still for 60 s."]

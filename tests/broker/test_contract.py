@@ -91,6 +91,20 @@ async def test_the_will_is_published_when_the_link_breaks(world: World) -> None:
             assert [each.retain for each in await take(late, 1)] == [True]
 
 
+async def test_an_aborted_connection_says_no_goodbye_and_tells_why(world: World) -> None:
+    topic = unique()
+    async with world.connect(options()) as watcher:
+        await watcher.subscribe(topic)
+        async with world.connect(options(will=Will(topic, b"lost"))) as dying:
+            dying.abort("It stood still.")
+            dying.abort("The first reason counts.")
+            for ended in (dying.publish(topic, b"late"), dying.subscribe(topic), take(dying, 1)):
+                with pytest.raises(ConnectionLost, match=r"It stood still\."):
+                    await ended
+        await watcher.publish(topic, b"marker")
+        assert {each.payload for each in await take(watcher, 2)} == {b"lost", b"marker"}
+
+
 async def test_no_will_after_a_goodbye(world: World) -> None:
     topic = unique()
     async with world.connect(options()) as watcher:

@@ -16,6 +16,7 @@ from midge.broker import (
     PacketTooLarge,
     PublishRefused,
     SubscribeRefused,
+    Will,
     connector,
 )
 from midge.broker.embedded import packets
@@ -55,6 +56,19 @@ def welcome(
 
 def to(port: int) -> Connector:
     return connector(somewhere(port))
+
+
+async def test_what_paho_has_queued_is_not_sent_by_a_connection_that_is_aborted() -> None:
+    async with EmbeddedBroker() as broker, to(broker.port)(options()) as watcher:
+        await watcher.subscribe("receipts")
+        async with to(broker.port)(options(will=Will("receipts", b"lost"))) as dying:
+            sending = [asyncio.create_task(dying.publish("receipts", b"decided")) for _ in range(3)]
+            await asyncio.sleep(0)  # now paho has them, and writes them in the next turn of the loop
+            dying.abort("It stood still.")
+            for each in sending:
+                with pytest.raises(ConnectionLost):
+                    await each
+        assert [each.payload for each in await take(watcher, 1)] == [b"lost"]
 
 
 def make_impatient(connection: Connection) -> None:

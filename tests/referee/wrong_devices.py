@@ -93,6 +93,9 @@ class WrongConnection:
     def ack(self, delivery: Delivery) -> None:
         self._connection.ack(delivery)
 
+    def abort(self, why: str) -> None:
+        self._connection.abort(why)
+
 
 def faulty(connector: Connector, fault: Fault) -> Connector:
     """A connector whose connections have the fault."""
