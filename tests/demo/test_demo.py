@@ -77,7 +77,8 @@ def test_a_calm_demo_reaches_its_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [("--strategy", "fedasync"), ("--secure",)], ids=["fedasync", "secure"])
 def test_other_ways_reach_the_target_of_the_demo(tmp_path: Path, options: tuple[str, ...]) -> None:
     code, last = demo(tmp_path, *options, "--target", "0.93", "--seconds", "120")
-    assert code == 0 and last["accuracy"] >= 0.93, last
+    assert code == 0 and last["seconds_to_target"] is not None, last
+    assert last["accuracy"] >= 0.91, "the last model, which a few more updates have moved since the target was reached"
     assert (last["release_floor"], last["helper"]["sums"] > 0) == (5, True) if "--secure" in options else True
 
 
