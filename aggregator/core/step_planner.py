@@ -201,7 +201,7 @@ class StepPlanner:
             # The norm of the other device is no measure: it may have learned all, as where each trains its own tensors.
             bound = max(bound, self._bounds.first)
         # An absolute bound as well: while the norms of most devices are unknown, an attacker's may be the reference.
-        unknown = not state.fleet.norms_known or 2 * len(state.fleet) < self._steering.live
+        unknown = not state.fleet.norms_known or 2 * len(state.fleet) <= self._steering.live
         bound = min(bound, self._bounds.first if unknown else self._bounds.step)
         scale = item.scale * bound / length if length > bound else item.scale
         if not robust:

@@ -56,7 +56,7 @@ class Bounds:
     step: float = 2.0**30
     """L2 norm to which an update is scaled down in a step, whatever the fleet's norms are."""
     first: float = 2.0**30
-    """The same while the norms of fewer than half of the devices are known: the first devices may be liars."""
+    """The same until the norms of more than half of the devices are known: the first devices may be liars."""
     unit: float = 0.0
     """L2 norm of a delta that moves every value by 1; 0 if unknown."""
     sites: tuple[str, ...] = ()

@@ -102,6 +102,15 @@ def test_the_norms_of_the_first_devices_are_forgotten_as_the_fleet_grows() -> No
     assert fleet.norm(1.0) == 1.0
 
 
+def test_the_norm_of_one_device_is_no_measure_for_a_second_one() -> None:
+    """Seen to fail: the first of two lied, and a 64th of 1e15 was the reference."""
+    fleet = FleetStatistics()
+    report(fleet, "liar", 1e15)
+    assert fleet.norm(0.0) == 1e15
+    report(fleet, "a", 1.0)
+    assert fleet.norm(0.0) == 1.0
+
+
 def test_devices_that_have_gone_have_no_vote_after_three_intervals() -> None:
     fleet = FleetStatistics()
     for turn in range(5):

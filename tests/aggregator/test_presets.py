@@ -24,7 +24,7 @@ from midge.aggregator.core.staleness import Staleness, constant, polynomial
 from midge.aggregator.core.strategy import Strategy, trimmed_count
 from midge.aggregator.model.reducer import Cached, ServerState
 from midge.wire.messages import StrictPlan, Verdict
-from tests.aggregator.rig import Rig, rig
+from tests.aggregator.rig import Rig, hello, rig
 
 Vector = npt.NDArray[np.float64]
 DELTAS = st.tuples(*[st.floats(-4, 4, width=32)] * 4)
@@ -496,3 +496,18 @@ def test_what_is_scaled_far_down_is_told_once_a_minute(tmp_path: Path) -> None:
         told = [fields for event, fields in life.told if event == "clipped"]
     assert [(each["device"], each["step"]) for each in told] == [("c", 1), ("c", 4)]
     assert told[0]["scale"] == pytest.approx(2e-6)
+
+
+@pytest.mark.parametrize(("heard", "silent"), [(("liar",), ("a",)), (("liar", "a"), ("b", "c"))], ids=["one", "two"])
+def test_a_liar_among_the_first_devices_moves_the_model_by_what_a_first_update_may(
+    tmp_path: Path, heard: tuple[str, ...], silent: tuple[str, ...]
+) -> None:
+    """Seen to fail: with the norms of half of the devices, the only bound was that of the model's grid."""
+    with rig(tmp_path, balanced()) as life:
+        life.hear(*(hello(device) for device in (*heard, *silent)))
+        for device in heard:
+            life.send(device, 1, [1e15 if device == "liar" else 0.5, 0, 0, 0], now=1.0)
+        life.tick(20.0)
+        assert life.core.step == 1
+        moved = np.linalg.norm(life.model.parameters()["x"])
+        assert 0 < moved <= life.core.bounds.first == 8.0

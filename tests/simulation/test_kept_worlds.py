@@ -345,6 +345,16 @@ WORLDS = {
         partial=0.9037847517312648,
         release_every=11,
     ),
+    # The first of two known devices lied: its norm of 10^15 was the least reference, and bounded nothing.
+    "a liar that comes first": replace(
+        Drawn(62300630, "balanced", 8, 1.2, 0.774, 0.0, "scale", 0.894, 6.45323020264923, 0.3, 0.0, 15.0, 1, "huge"),
+        median=20.0,
+        crashes=2,
+        down=0.5,
+        nights=1,
+        night=4.69912978837715,
+        release_floor=3,
+    ),
     "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),
