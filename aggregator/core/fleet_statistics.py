@@ -218,8 +218,8 @@ class FleetStatistics:
 
     def _usual(self, norms: Sequence[float]) -> float:
         """The median norm over the last turns, or that of these norms, each without zeros, which have no scale."""
-        # The first devices may be attackers: a median over one, or over fewer than half as many devices as there are now,
-        # is not that of this fleet.
+        # The first devices may be attackers: a median over one, or over fewer than half as many devices as now, is not
+        # that of this fleet.
         found = [norm for devices, norm in self._references if devices > 1 and 2 * devices >= len(self._devices)]
         return median_low(found or [norm for norm in norms if norm > 0] or [0.0])
 
