@@ -207,3 +207,12 @@ def test_a_file_is_surveyed_whole_and_a_few_faults_are_told_without_names(
     assert found["rows"] == 640 and {fault["kind"] for fault in found["faults"]} == {"copy"}
     assert main(["survey", "--data", "fleet.npz", "--no-names"]) == 1
     assert "There are some faults, each kind on fewer than 5 devices." in capsys.readouterr().out
+
+
+def test_a_device_with_a_single_row_is_surveyed_with_the_others() -> None:
+    """Seen to fail: its earlier half has no rows, which could not be reshaped; the fleet had no survey."""
+    devices = fleet()
+    devices["d12"] = Rows(devices["d11"].x[:1] + 1, devices["d11"].y[:1])
+    found = surveyed(devices)
+    assert found.devices == 13 and found.rows == 12 * 80 + 1
+    assert all(one.mean is not None and one.shift is not None for one in found.channels)
