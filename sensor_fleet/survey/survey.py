@@ -33,7 +33,7 @@ class ChannelSurvey:
 
     name: str
     missing: float | None
-    """Share of its values; None if values are missing on fewer than `k_min` devices."""
+    """Share of its values; None if fewer than `k_min` devices lack values, have values, or have only some."""
     mean: float | None
     deviation: float | None
     low: float | None
@@ -180,8 +180,11 @@ def _channel(
     every: Sequence[RowStatistics], sound: Sequence[RowStatistics], place: int, name: str, k_min: int
 ) -> ChannelSurvey:
     values = sum(one.values for one in every)
-    lacking = [int(one.missing[place]) for one in every]
-    missing = None if 0 < np.count_nonzero(lacking) < k_min else sum(lacking) / max(values, 1)
+    lacking = np.array([one.missing[place] for one in every])
+    having = np.array([one.moments.count[place] for one in every])
+    # Who has none at all is known from the faults, so devices that have some must be enough as well.
+    behind = (np.count_nonzero(each) for each in (lacking, having, lacking * having))
+    missing = None if any(0 < devices < k_min for devices in behind) else float(lacking.sum() / max(values, 1))
     parts = [_one(one.moments, place) for one in sound if one.moments.count[place]]
     if len(parts) < k_min:
         return ChannelSurvey(name, missing, None, None, None, None, None, None)
@@ -196,7 +199,7 @@ def _channel(
         float(np.sqrt(whole.m2[0] / whole.count[0])),
         float(low[:k_min].mean()),
         float(high[-k_min:].mean()),
-        _between([pool(half) for half in halves]),
+        _between([pool(half) for half in halves], k_min),
         _drift(halves, k_min),
     )
 
@@ -207,12 +210,15 @@ def _one(moments: Moments, place: int) -> Moments:
     return Moments(moments.count[chosen], moments.mean[chosen], moments.m2[chosen])
 
 
-def _between(parts: Sequence[Moments]) -> float | None:
-    """The intraclass correlation of rows' means, by a one-way analysis of variance (Shrout and Fleiss, 1979)."""
+def _between(parts: Sequence[Moments], k_min: int) -> float | None:
+    """The intraclass correlation of rows' means, by a one-way analysis of variance (Shrout and Fleiss, 1979).
+
+    None if fewer than `k_min` devices have several rows with values.
+    """
     parts = [part for part in parts if part.count[0] > 1]
     count = np.array([float(part.count[0]) for part in parts])
     total, groups = count.sum(), len(parts)
-    if groups < 2 or total <= groups:
+    if groups < k_min or total <= groups:
         return None
     means = np.array([float(part.mean[0]) for part in parts])
     middle = float((count * means).sum() / total)

@@ -216,3 +216,28 @@ def test_a_device_with_a_single_row_is_surveyed_with_the_others() -> None:
     found = surveyed(devices)
     assert found.devices == 13 and found.rows == 12 * 80 + 1
     assert all(one.mean is not None and one.shift is not None for one in found.channels)
+
+
+def test_devices_with_a_single_value_are_not_behind_a_shift() -> None:
+    """Seen to fail: a shift of 0.8 of seven devices, five of which had one value and none to compare it with."""
+    devices = fleet(7)
+    devices = changed(devices, "d01", devices["d01"].x + [9.0, 0.0, 0.0])
+    for name in ("d02", "d03", "d04", "d05", "d06"):
+        x = devices[name].x.copy()
+        x[1:, 0] = np.nan
+        devices = changed(devices, name, x)
+    temperature, acceleration, _ = surveyed(devices).channels
+    assert temperature.mean is not None and temperature.shift is None
+    assert acceleration.shift is not None
+
+
+@pytest.mark.parametrize(("silent", "partly"), [(11, 1), (6, 1), (4, 5), (6, 5)])
+def test_a_share_of_missing_values_is_not_that_of_few_devices(silent: int, partly: int) -> None:
+    """Seen to fail: an input that one device had; a device that had some values, among named ones without any."""
+    devices = fleet()
+    for number, (name, rows) in enumerate(list(devices.items())):
+        x = rows.x.copy()
+        x[: 80 if number < silent else 24 if number < silent + partly else 0, 1] = np.nan
+        devices = changed(devices, name, x)
+    missing = surveyed(devices).channels[1].missing
+    assert missing == (None if partly < 5 else pytest.approx((80 * silent + 24 * partly) / (12 * 80)))
