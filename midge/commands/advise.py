@@ -1,13 +1,13 @@
 """`midge advise DATA`: which way of training suits a fleet, measured before anything is built."""
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 from midge.commands.apps import attribute
 from midge.commands.numbers import refuse_impossible
 from midge.commands.parts import Problem, Subparsers, add_page, user_errors, write_page
+from midge.logs import print_line
 
 if TYPE_CHECKING:
     from midge.sensor_fleet.advice.advice import Advice
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         )
     path = write_page(args.output, found.page())
     if args.json:
-        print(json.dumps({**found.packed(), "page": str(path)}))
+        print_line({**found.packed(), "page": str(path)})
     else:
         _print(found)
         print(f"\nThe page is {path}.")

@@ -1,5 +1,6 @@
 """`midge.advise`: the trial of all ways and the advice that follows from it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,8 +129,10 @@ def advise(
         >>> advice = midge.advise("digits", model="linear", devices=5, days=0.5, seeds=1)  # doctest: +SKIP
         >>> advice.write("advice.html")  # doctest: +SKIP
     """
-    if seeds < 1 or processes < 2 or days <= 0 or data_days <= 0:
+    if seeds < 1 or processes < 2 or not (0 < days < math.inf and 0 < data_days < math.inf):
         raise ValueError("give at least 1 seed, 2 processes, and days above 0.")
+    if not (0 <= price_per_gb < math.inf and 0 <= price_per_kwh < math.inf):
+        raise ValueError("give prices of at least 0.")
     loaded = data if isinstance(data, FleetData) else load(data, devices=devices)
     if devices is not None and len(loaded.devices) < devices:
         loaded = shared(loaded, devices, 0)

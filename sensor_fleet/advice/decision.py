@@ -83,10 +83,11 @@ def decide(rows: Sequence[WayRow], metric: str, reach: Reach | None, held: RowsH
         reach: where rows may go; None: not said.
         held: what a device holds.
     """
-    judge = Judge(metric)
+    judge = Judge(metric, own=any(math.isfinite(row.own.mean) for row in rows))
     found = choose(rows, judge, reach)
     text = _Advising(tuple(rows), judge, reach, held, found)
-    sentences = (text.first(), text.second())
+    unknown = "" if judge.own else " No device had rows to keep out of training: the scores on new rows decide."
+    sentences = (text.first(), text.second() + unknown)
     return Decision(found.chosen.way, sentences, tuple(text.changes()), tuple(text.clauses))
 
 
@@ -177,7 +178,7 @@ class _Advising:
         what = f"{_VERBS[chosen.way]}: it reaches {self.value(chosen, 'score')}"
         if chosen.way in ("federated", "hybrid", "alone") and pooled is not None:
             what += f" where pooled rows reach {self.value(pooled, 'score')}"
-        if chosen.way == "alone":
+        if chosen.way == "alone" and self.judge.own:
             what += f", and {self.value(chosen, 'own')} on each device's own rows"
         return f"{what}; {self.reason()}, and {_EXPOSES[chosen.way]}."
 
@@ -201,8 +202,9 @@ class _Advising:
         )
         assert federated is not None
         if chosen.way == "alone":
+            gives = f"gives {self.value(federated, 'own')} on these rows" if self.judge.own else "is"
             return (
-                f"A common model gives {self.value(federated, 'own')} on these rows, {self.not_better(federated)}, and "
+                f"A common model {gives}, {self.not_better(federated)}, and "
                 f"costs each device {self.value(federated, 'monthly_bytes')} a month."
             )
         if chosen.way in ("pooled", "data-parallel"):
@@ -225,9 +227,13 @@ class _Advising:
         judge, alone = self.judge, self.chosen
         gain = judge.gain(judge.value(federated), judge.value(alone))
         if gain > judge.margin(judge.value(federated)):
-            words = "on both kinds of rows better by less than the seeds differ"
+            words = f"{self.where} better by less than the seeds differ"
             return self.said("both", "within spread", federated, gain, words, other=alone)
-        return f"on both kinds of rows {self.compared(federated, alone, 'both')}"
+        return f"{self.where} {self.compared(federated, alone, 'both')}"
+
+    @property
+    def where(self) -> str:
+        return "on both kinds of rows" if self.judge.own else "on new rows"
 
     # ----------------------------------------------------------------------- changes
 
@@ -274,8 +280,8 @@ class _Advising:
             if judge.gain(judge.value(hybrid), value) >= -judge.margin(value):
                 yield (
                     "If devices of a site may share rows, and time matters more than what they expose: the hybrid is "
-                    f"there after {self.value(hybrid, 'seconds')} in place of {self.value(chosen, 'seconds')}, and on "
-                    f"both kinds of rows {self.compared(hybrid, chosen, 'both')}."
+                    f"there after {self.value(hybrid, 'seconds')} in place of {self.value(chosen, 'seconds')}, and "
+                    f"{self.where} {self.compared(hybrid, chosen, 'both')}."
                 )
         parallel = self.named("data-parallel")
         if chosen.way == "pooled" and parallel is not None:
@@ -293,7 +299,7 @@ class _Advising:
 
     def own_rows_only(self) -> Iterator[str]:
         alone = self.named("alone")
-        if self.chosen.way == "alone" or alone is None:
+        if self.chosen.way == "alone" or alone is None or not self.judge.own:
             return
         how = self.compared(alone, self.chosen, "own")
         if self.clauses[-1].relation == "worse":

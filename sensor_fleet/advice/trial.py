@@ -272,12 +272,12 @@ class _OneSeed:
     # ---------------------------------------------------------------------------- alone
 
     def _alone(self) -> MeasuredWay:
-        names = list(self._kept)
+        names = list(self._kept or self._data.devices)
         some = [names[n] for n in np.unique(np.linspace(0, len(names) - 1, min(len(names), ALONE)).astype(int))]
         steps = max(1, self.budget // len(self._data.devices))
         models = {name: self._trained_alone(name, steps) for name in some}
         scores = [self._value(parameters) for parameters in models.values()]
-        own = [value_of(self._model.evaluate(models[name], self._kept[name])) for name in some]
+        own = [value_of(self._model.evaluate(models[name], self._kept[name])) for name in some if name in self._kept]
         mean, worst = mean_and_worst(own, self._sign)
         local = self._model.recipe.local_steps
         spent = np.array([self._population.seconds(name) * steps / local for name in self._data.devices])

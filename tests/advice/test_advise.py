@@ -91,6 +91,8 @@ def test_mistakes_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["advise", "digits", "--profile", "nothing.toml"], "cannot be read"),
         (["advise", "digits", "--seeds", "0"], "at least 1 seed"),
         (["advise", "digits", "--devices", "1"], "at least 2 devices"),
+        (["advise", "digits", "--data-days", "nan"], "days above 0"),
+        (["advise", "digits", "--price-per-gb", "nan"], "--price-per-gb is nan: it must be a finite number"),
         (["advise", "digits", "--model", "rnn"], "unknown model"),
         (["advise", "digits", "--model", "nowhere:net"], "no module 'nowhere'"),
     ):
@@ -220,6 +222,26 @@ def test_lone_devices_within_their_spread_are_not_said_to_be_within_a_point() ->
     assert found.way == "alone" and "19.4 % worse" in found.sentences[1]
 
 
+def test_without_rows_that_devices_kept_new_rows_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: no score was a number, so the first way was advised: pooled with 0 %, where others had 50 %."""
+    unknown = float("nan")
+    scores = {"pooled": (0.0, unknown, 1e3), "federated": (0.5, unknown, 1e4), "alone": (0.5, unknown, 0.0)}
+    found = advised(scores)
+    text = " ".join((*found.sentences, *found.changes))
+    assert found.way == "alone" and "on new rows as good" in text and "own" not in text and "both" not in text
+    assert found.sentences[1].endswith("No device had rows to keep out of training: the scores on new rows decide.")
+    assert advised({**scores, "alone": (0.1, unknown, 0.0)}).way == "federated"
+
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "rows.npz", x=rng.normal(size=(12, 4)), y=np.arange(12) % 2, unit=np.arange(12))
+    asked = f"advise {tmp_path}/rows.npz --seeds 1 --days 0.2 --model linear --json -o {tmp_path}/page.html"
+    assert main(asked.split()) == 0
+    said = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert {row["own"] for row in said["rows"]} == {None}
+    assert all(row["accuracy"] is not None for row in said["rows"])
+    assert "nan" not in (tmp_path / "page.html").read_text().lower()
+
+
 NAMES: list[Name] = ["pooled", "data-parallel", "hybrid", "alone"]
 
 
@@ -243,15 +265,15 @@ def measured(draw: st.DrawFn) -> tuple[list[WayRow], str, Reach | None]:
     return rows, metric, draw(st.sampled_from([None, "nowhere", "site", "anywhere"]))
 
 
-def both(row: WayRow) -> float:
-    return (row.score.mean + row.own.mean) / 2
-
-
 def holds(clause: Clause, rows: list[WayRow], metric: str, reach: Reach | None, held: RowsHeld) -> bool:
     """Whether a statement follows from the rows, computed without the code that made it."""
     named = {each.way: each for each in rows}
     mine, other = named[clause.way], named.get(clause.other) if clause.other else None
     better = 1 if metric == "accuracy" else -1
+    kept = any(each.own.mean == each.own.mean for each in rows)
+
+    def both(row: WayRow) -> float:
+        return (row.score.mean + row.own.mean) / 2 if kept else row.score.mean
 
     def margin(value: float) -> float:
         return 0.01 if metric == "accuracy" else 0.02 * abs(value)

@@ -221,7 +221,7 @@ def test_a_device_with_a_single_row_is_surveyed_with_the_others() -> None:
 def test_devices_with_a_single_value_are_not_behind_a_shift() -> None:
     """Seen to fail: a shift of 0.8 of seven devices, five of which had one value and none to compare it with."""
     devices = fleet(7)
-    devices = changed(devices, "d01", devices["d01"].x + [9.0, 0.0, 0.0])
+    devices = changed(devices, "d01", devices["d01"].x + np.array([9.0, 0.0, 0.0]))
     for name in ("d02", "d03", "d04", "d05", "d06"):
         x = devices[name].x.copy()
         x[1:, 0] = np.nan
