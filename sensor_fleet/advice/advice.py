@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from midge.sensor_fleet.advice.decision import Decision, RowsHeld, decide
-from midge.sensor_fleet.advice.trial import WaysTrial
+from midge.sensor_fleet.advice.trial import WaysTrial, model_bytes
 from midge.sensor_fleet.advice.user_model import model_of
 from midge.sensor_fleet.advice.ways import Reach, WayRow
 from midge.sensor_fleet.data import FleetData, load
@@ -170,5 +170,8 @@ def advise(
         price_per_gb,
         price_per_kwh,
     )
-    decision = decide(rows, metric, rows_may_go, RowsHeld(example.x.nbytes / len(example), float(np.mean(counts))))
+    held = RowsHeld(
+        example.x.nbytes / len(example), float(np.mean(counts)), model_bytes(setting.parameters) * len(counts)
+    )
+    decision = decide(rows, metric, rows_may_go, held)
     return Advice(metric, tuple(rows), missing, decision, setting)

@@ -69,6 +69,8 @@ class RowsHeld:
     row_bytes: float
     """Of a row as stored."""
     rows: float
+    model_bytes: float
+    """What all devices receive as the model after a pooled training: bytes that do not grow with rows."""
 
 
 def decide(rows: Sequence[WayRow], metric: str, reach: Reach | None, held: RowsHeld) -> Decision:
@@ -260,8 +262,9 @@ class _Advising:
             yield f"{_IF[reach]}: {answer}{why}."
 
     def even(self, pooled: WayRow, other: WayRow, before: str = "") -> str:
-        """The rows of a device at which sending them takes the bytes of another way, as bytes grow with rows."""
-        rows = self.held.rows * other.bytes / pooled.bytes
+        """The rows of a device at which sending them, and receiving the model, takes the bytes of another way."""
+        model = self.held.model_bytes
+        rows = self.held.rows * (other.bytes - model) / (pooled.bytes - model)
         words = f"{before}about {rows:,.0f} rows of {self.held.row_bytes:,.0f} bytes (it has {self.held.rows:,.0f})"
         return self.said("rows", "even", pooled, rows, words, other=other)
 
