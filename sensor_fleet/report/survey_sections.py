@@ -43,7 +43,12 @@ def findings(found: "Survey") -> list[str]:
             f"There are {'other' if found.unnamed else 'some'} faults, each kind on fewer than {found.k_min} devices."
         )
     if found.rare:
-        said.append(f"Few devices hold {_listed(found.rare)}: the model will depend on them.")
+        hidden = (
+            f"; {_listed(found.hidden)} has no number either, because theirs would follow from it"
+            if found.hidden
+            else ""
+        )
+        said.append(f"Few devices hold {_listed(found.rare)}: the model will depend on them{hidden}.")
     if holes := [one.name for one in found.channels if (one.missing or 0) > MISSES]:
         said.append(f"More than {percent(MISSES, 0)} of the values are missing in {_listed(holes)}.")
     if found.label_shift is not None and found.label_chance is not None:

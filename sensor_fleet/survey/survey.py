@@ -62,9 +62,11 @@ class Survey:
     holders: dict[str, int]
     """Devices that hold each of these classes: how the population is covered."""
     rare: tuple[str, ...]
-    """Classes without a number of their own: those that fewer devices hold, and others that would give it away."""
+    """Classes that fewer than `k_min` devices hold: they have no number."""
+    hidden: tuple[str, ...]
+    """Classes that enough devices hold, without a number because one of a rare class would follow from it."""
     rare_rows: int | None
-    """Their rows together; None if they are of fewer than `k_min` devices."""
+    """Rows of rare and hidden classes together; None if they are of fewer than `k_min` devices."""
     label_shift: float | None
     """Mean total variation distance of a device's classes from the fleet's: 0 alike, 1 disjoint. None: regression."""
     label_chance: float | None
@@ -162,6 +164,7 @@ def surveyed(
         classes={},
         holders={},
         rare=(),
+        hidden=(),
         rare_rows=None,
         label_shift=None,
         label_chance=None,
@@ -170,7 +173,7 @@ def surveyed(
         unnamed=common,
         uncounted=not named and len(common) < len(counts),
     )
-    return _with_labels(found, summaries, classes, k_min, rng) if classes else found
+    return _with_labels(found, summaries, _distinct(classes), k_min, rng) if classes else found
 
 
 # ------------------------------------------------------------------------------ inputs
@@ -249,6 +252,12 @@ def _drift(halves: Sequence[tuple[Moments, ...]], k_min: int) -> float | None:
 # ------------------------------------------------------------------------------ labels
 
 
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names of the classes; of those that share one, with the number of the class."""
+    count = Counter(names)
+    return [name if count[name] == 1 else f"{name} ({place})" for place, name in enumerate(names)]
+
+
 def _with_labels(
     found: Survey, summaries: Sequence[RowStatistics], classes: Sequence[str], k_min: int, rng: np.random.Generator
 ) -> Survey:
@@ -274,7 +283,8 @@ def _with_labels(
         found,
         classes={name: int(total[place]) for place, name in enumerate(classes) if often[place]},
         holders={name: int(holders[place]) for place, name in enumerate(classes) if often[place]},
-        rare=tuple(name for place, name in enumerate(classes) if not often[place]),
+        rare=tuple(name for place, name in enumerate(classes) if holders[place] < k_min),
+        hidden=tuple(name for place, name in enumerate(classes) if holders[place] >= k_min and not often[place]),
         rare_rows=int(total[~often].sum()) if _holders(table[:, ~often]) >= k_min else None,
         label_shift=float(np.mean([_apart(each, shares) for each in table if each.sum()])),
         label_chance=float(np.mean(chance)),

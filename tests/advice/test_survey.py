@@ -8,6 +8,7 @@ import pytest
 
 from midge.__main__ import main
 from midge.sensor_fleet.data import FleetData, Rows
+from midge.sensor_fleet.report.survey_sections import findings, survey_page
 from midge.sensor_fleet.survey.survey import Survey, survey
 from tests.report.pages import Page
 
@@ -113,7 +114,7 @@ def test_no_number_changes_with_a_class_that_one_device_holds() -> None:
         devices["d05"] = Rows(devices["d05"].x, y)
         found.append(surveyed(devices))
     for one in found:
-        assert "c" in one.rare and len(one.rare) == 2, "a second class hides it"
+        assert one.rare == ("c",) and len(one.hidden) == 1, "a second class hides it"
         assert one.rare_rows == one.rows - sum(one.classes.values())
 
 
@@ -241,3 +242,22 @@ def test_a_share_of_missing_values_is_not_that_of_few_devices(silent: int, partl
         devices = changed(devices, name, x)
     missing = surveyed(devices).channels[1].missing
     assert missing == (None if partly < 5 else pytest.approx((80 * silent + 24 * partly) / (12 * 80)))
+
+
+def test_a_class_that_hides_another_is_not_called_rare() -> None:
+    """Seen to fail: "Few devices hold a, c", where all hold a; and of two classes of one name, the first had no row."""
+    devices = {name: Rows(rows.x, rows.y % 2) for name, rows in fleet().items()}
+    devices["d05"] = Rows(devices["d05"].x, np.r_[2, devices["d05"].y[1:]])
+    found = surveyed(devices)
+    (hidden,), (shown,) = found.hidden, found.classes
+    assert {hidden, shown} == {"a", "b"}
+    (sentence,) = [each for each in findings(found) if "Few devices" in each]
+    assert sentence == (
+        f"Few devices hold c: the model will depend on them; {hidden} has no number either, because "
+        "theirs would follow from it."
+    )
+    assert f"Without one because theirs would follow from it: {hidden}." in Page(survey_page(found, "rows")).text
+
+    first = next(iter(devices.values()))
+    twice = survey(FleetData(fleet(), first, "classification", 3, ("a", "a", "c"), "table", (3,), 0))
+    assert list(twice.classes) == ["a (0)", "a (1)", "c"] and sum(twice.classes.values()) == twice.rows
