@@ -39,6 +39,8 @@ class AdviceSetting:
     rows_may_go: Reach | None
     price_per_gb: float
     price_per_kwh: float
+    guess: float
+    """Score on new rows of the most frequent class, or of the mean target."""
 
     def monthly_price(self, row: WayRow) -> float:
         """What a device's traffic and energy cost in 30 days; machines of the operator are not in it."""
@@ -169,9 +171,18 @@ def advise(
         rows_may_go,
         price_per_gb,
         price_per_kwh,
+        _guessed(loaded),
     )
     held = RowsHeld(
         example.x.nbytes / len(example), float(np.mean(counts)), model_bytes(setting.parameters) * len(counts)
     )
-    decision = decide(rows, metric, rows_may_go, held)
+    decision = decide(rows, metric, rows_may_go, held, setting.guess)
     return Advice(metric, tuple(rows), missing, decision, setting)
+
+
+def _guessed(data: FleetData) -> float:
+    """The score on new rows without inputs: of the most frequent class, or of the mean target."""
+    y = np.concatenate([rows.y for rows in data.devices.values()])
+    if data.task == "classification":
+        return float(np.mean(data.test.y == np.bincount(y).argmax()))
+    return float(np.sqrt(np.mean((data.test.y - y.mean(dtype=np.float64)) ** 2)))

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from midge.sensor_fleet.advice.rule import WORTH_DISTRIBUTING, Choice, Judge, choose
 from midge.sensor_fleet.advice.ways import Name, Reach, WayRow
-from midge.sensor_fleet.report.quantities import duration, score, significant, size, times
+from midge.sensor_fleet.report.quantities import duration, measured, score, significant, size, times
 
 Quantity = Literal["score", "own", "both", "bytes", "monthly_bytes", "seconds", "reach", "rows"]
 """A field of `WayRow`; `both` is the mean of score and own, `reach` the answer of the rule, `rows` a device's rows."""
@@ -22,6 +22,7 @@ Relation = Literal[
     "better",
     "worse",
     "as good",
+    "no better",
     "unknown",
     "within spread",
     "fewer",
@@ -73,7 +74,9 @@ class RowsHeld:
     """What all devices receive as the model after a pooled training: bytes that do not grow with rows."""
 
 
-def decide(rows: Sequence[WayRow], metric: str, reach: Reach | None, held: RowsHeld) -> Decision:
+def decide(
+    rows: Sequence[WayRow], metric: str, reach: Reach | None, held: RowsHeld, guess: float | None = None
+) -> Decision:
     """Choose a way among those that the rows' reach allows.
 
     Without a reach, ways that move rows are chosen only if they are better. With `anywhere`, bytes decide between ways
@@ -84,12 +87,13 @@ def decide(rows: Sequence[WayRow], metric: str, reach: Reach | None, held: RowsH
         metric: accuracy or rmse.
         reach: where rows may go; None: not said.
         held: what a device holds.
+        guess: score on new rows of the most frequent class, or of the mean target; None: not known.
     """
     judge = Judge(metric, own=any(math.isfinite(row.own.mean) for row in rows))
     found = choose(rows, judge, reach)
     text = _Advising(tuple(rows), judge, reach, held, found)
     unknown = "" if judge.own else " No device had rows to keep out of training: the scores on new rows decide."
-    sentences = (text.first(), text.second() + unknown)
+    sentences = (text.warning(guess) + text.first(), text.second() + unknown)
     return Decision(found.chosen.way, sentences, tuple(text.changes()), tuple(text.clauses))
 
 
@@ -174,6 +178,15 @@ class _Advising:
         return f"{significant(100 * gain / value)} %" if value else significant(gain)
 
     # --------------------------------------------------------------------- sentences
+
+    def warning(self, guess: float | None) -> str:
+        """That no way does better than a guess without inputs; empty if one does."""
+        judge = self.judge
+        if guess is None or any(judge.gain(row.score.mean, guess) > judge.margin(guess) for row in self.rows):
+            return ""
+        always = "the most frequent class" if judge.metric == "accuracy" else "the mean target"
+        words = f"on new rows no way is better than always {always}, which has {measured(guess, judge.metric)}"
+        return f"Nothing was learnt: {self.said('score', 'no better', self.chosen, guess, words)}. "
 
     def first(self) -> str:
         chosen, pooled = self.chosen, self.named("pooled")

@@ -43,6 +43,13 @@ class ChannelSurvey:
     """Share of the variance that lies between devices, without what chance adds: 0 alike, 1 each its own."""
     drift: float | None
     """Mean over the devices of |later half − earlier half|, in deviations of a device, beyond chance."""
+    constant: bool = False
+    """Whether it has one value, the same in all rows of all devices."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether no device has a value of it."""
+        return self.missing == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,12 @@ class Survey:
     """Devices with faults by kind, instead of names if these are not wanted; only of at least `k_min`."""
     uncounted: bool
     """Whether there are other kinds of faults, on fewer devices, if names are not wanted."""
+
+    @property
+    def flawed(self) -> bool:
+        """Whether a device has a fault, or an input is empty or constant."""
+        useless = any(one.empty or one.constant for one in self.channels)
+        return bool(self.faults or self.unnamed or self.uncounted or useless)
 
     def packed(self) -> dict[str, Any]:
         """Everything as plain values."""
@@ -195,6 +208,8 @@ def _channel(
     low = np.sort([one.low[place] for one in sound if one.moments.count[place]])
     high = np.sort([one.high[place] for one in sound if one.moments.count[place]])
     halves = [tuple(_one(half, place) for half in one.row_halves) for one in sound]
+    values_of = {(one.moments.mean[place], one.moments.m2[place]) for one in every if one.moments.count[place]}
+    constant = len(values_of) == 1 and values_of.pop()[1] == 0
     return ChannelSurvey(
         name,
         missing,
@@ -202,8 +217,9 @@ def _channel(
         float(np.sqrt(whole.m2[0] / whole.count[0])),
         float(low[:k_min].mean()),
         float(high[-k_min:].mean()),
-        _between([pool(half) for half in halves], k_min),
+        None if constant else _between([pool(half) for half in halves], k_min),
         _drift(halves, k_min),
+        constant,
     )
 
 

@@ -261,3 +261,29 @@ def test_a_class_that_hides_another_is_not_called_rare() -> None:
     first = next(iter(devices.values()))
     twice = survey(FleetData(fleet(), first, "classification", 3, ("a", "a", "c"), "table", (3,), 0))
     assert list(twice.classes) == ["a (0)", "a (1)", "c"] and sum(twice.classes.values()) == twice.rows
+
+
+def test_inputs_that_tell_nothing_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: exit code 0 of rows without a single value, and not a word of an input that never changes."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(480, 4)).astype(np.float32)
+    x[:, 1], x[:, 2] = np.nan, 0.1
+    x[40:, 3] = np.nan
+    rows = {"y": rng.integers(0, 3, 480), "unit": np.repeat(np.arange(12), 40)}
+    np.savez("rows.npz", x=x, columns=["a", "b", "c", "d"], **rows)
+    assert main(["survey", "--data", "rows.npz"]) == 1
+    said = capsys.readouterr().out
+    assert "No device has a value of b." in said
+    assert "One value in all rows of all devices: c. No model learns from that." in said
+    assert "Too few devices for a number have values of d." in said
+    assert "between them" not in said, "rounding is no variance between devices"
+    assert "values are missing" not in said, "that is said already"
+    for one, sentence in ((np.full_like(x, np.nan), "No device has a value"), (np.ones_like(x), "One value in all")):
+        np.savez("rows.npz", x=one, **rows)
+        assert main(["survey", "--data", "rows.npz"]) == 1
+        assert sentence in capsys.readouterr().out
+    np.savez("rows.npz", x=rng.normal(size=(480, 4)) + 3 * rows["unit"][:, None], **rows)
+    assert main(["survey", "--data", "rows.npz"]) == 0, "unlike devices are no fault"
