@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from midge.commands.parts import Problem, Subparsers, add_federation, add_page, user_errors, write_page
+from midge.commands.parts import Problem, Subparsers, add_federation, add_page, try_page, user_errors, write_page
 from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     live = args.url is not None or args.config is not None
     if live == (args.data is not None):
         raise Problem("Say one thing to survey: a broker's address and --federation NAME, or --data FILE.npz.")
+    try_page(args.output)
     notes: list[str] = []
     more: dict[str, Any] = {}
     if live:

@@ -131,10 +131,15 @@ def advise(
         >>> advice = midge.advise("digits", model="linear", devices=5, days=0.5, seeds=1)  # doctest: +SKIP
         >>> advice.write("advice.html")  # doctest: +SKIP
     """
-    if seeds < 1 or processes < 2 or not (0 < days < math.inf and 0 < data_days < math.inf):
-        raise ValueError("give at least 1 seed, 2 processes, and days above 0.")
-    if not (0 <= price_per_gb < math.inf and 0 <= price_per_kwh < math.inf):
-        raise ValueError("give prices of at least 0.")
+    for name, number, least in (("seeds", seeds, 1), ("processes", processes, 2), ("sites", sites, 2)):
+        if number is not None and number < least:
+            raise ValueError(f"{name} is {number}: give at least {least}.")
+    for name, value in (("days", days), ("data_days", data_days)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value:g}: give a number above 0.")
+    for name, value in (("price_per_gb", price_per_gb), ("price_per_kwh", price_per_kwh)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value:g}: give a number of at least 0.")
     loaded = data if isinstance(data, FleetData) else load(data, devices=devices)
     if devices is not None and len(loaded.devices) < devices:
         loaded = shared(loaded, devices, 0)
@@ -148,6 +153,10 @@ def advise(
         return model_of(model, some, seed)
 
     first = make(loaded, 0)
+    if processes > first.recipe.batch_size:
+        raise ValueError(
+            f"processes is {processes}: a batch of {first.recipe.batch_size} rows is split over at most as many."
+        )
     trial = WaysTrial(
         loaded, make, fleet, days=days, seeds=seeds, sites=sites, processes=processes, data_days=data_days, tell=tell
     )

@@ -18,6 +18,15 @@ from midge.sensor_fleet.data import FleetData, Rows, load
 from midge.sensor_fleet.report.quantities import duration, score, size
 from tests.report.pages import Page
 
+
+def _few_rows() -> FleetData:
+    rng = np.random.default_rng(0)
+    each = [Rows(rng.normal(size=(20, 4)), np.arange(20) % 2) for _ in range(3)]
+    return FleetData(
+        {f"d{n}": rows for n, rows in enumerate(each)}, each[0], "classification", 2, ("a", "b"), "table", (4,), 0
+    )
+
+
 WAYS = ["pooled", "data-parallel", "federated", "hybrid", "alone"]
 
 
@@ -90,13 +99,78 @@ def test_a_regression_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "Nothing was learnt" not in str(found)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Wrong", "the model's own code fails: AttributeError: 'Tensor' object has no attribute 'nope' ("),
+        ("Boom", "the model's own code fails: KeyError: 'secret' ("),
+        ("fails", "the model's own code fails: ValueError: mine ("),
+        ("Idle", "the module has no parameter to train"),
+        ("Narrow", "the module does not take rows of shape (4,)"),
+        ("number", "the model is of type int"),
+    ],
+)
+def test_what_is_wrong_with_a_model_is_said_with_its_line(
+    name: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: a traceback into Midge; of a module without parameters, the optimiser's message."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("theirs.py").write_text(
+        "from torch import nn\n"
+        "class Wrong(nn.Linear):\n"
+        "    def __init__(self): super().__init__(4, 2)\n"
+        "    def forward(self, x): return super().forward(x).nope()  # line 4\n"
+        "class Boom(nn.Module):\n"
+        "    def __init__(self): raise KeyError('secret')  # line 6\n"
+        "def fails(data): raise ValueError('mine')  # line 7\n"
+        "class Idle(nn.Module):\n"
+        "    def forward(self, x): return x[:, :2]\n"
+        "def Narrow(): return nn.Linear(9, 2)\n"
+        "number = 7\n"
+    )
+    np.savez("rows.npz", x=np.ones((40, 4)), y=np.arange(40) % 2, unit=np.arange(40) // 10)
+    try:
+        assert main(["advise", "rows.npz", "--model", f"theirs:{name}"]) == 2
+        said = capsys.readouterr().err
+        line = {"Wrong": 4, "Boom": 6, "fails": 7}.get(name)
+        assert why in said and (line is None or f"theirs.py, line {line})" in said)
+        assert "Traceback" not in said and not Path("advice.html").exists()
+    finally:
+        sys.modules.pop("theirs", None)
+
+
+def test_the_object_is_printed_though_the_page_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: nothing was printed after all ways had been trained."""
+    page = tmp_path / "page.html"
+    held = midge.advise(_few_rows(), model="linear", days=0.2, seeds=1)
+
+    def advise(*_: object, **__: object) -> object:
+        assert not page.exists(), "the place was tried, and left as it was"
+        page.mkdir()
+        return held
+
+    monkeypatch.setattr("midge.sensor_fleet.advice.advice.advise", advise)
+    assert main(["advise", "digits", "--json", "-o", str(page)]) == 2
+    found = capsys.readouterr()
+    assert json.loads(found.out)["advice"] == held.packed()["advice"] and "The page cannot be written" in found.err
+
+
 def test_mistakes_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for asked, why in (
         (["advise", "nothing.npz"], "there is no such file"),
         (["advise", "digits", "--profile", "nothing.toml"], "cannot be read"),
-        (["advise", "digits", "--seeds", "0"], "at least 1 seed"),
+        (["advise", "digits", "--seeds", "0"], "--seeds is 0: it must be at least 1"),
+        (["advise", "digits", "--days", "inf"], "--days is inf: it must be above 0"),
+        (["advise", "digits", "--sites", "0"], "sites is 0: give at least 2"),
+        (["advise", "digits", "--processes", "100000"], "a batch of 16 rows is split over at most as many"),
+        (["advise", "digits", "-o", "/nonexistent/page.html"], "The page cannot be written"),
+        (["survey", "--data", "digits", "-o", "/nonexistent/page.html"], "The page cannot be written"),
         (["advise", "digits", "--devices", "1"], "at least 2 devices"),
-        (["advise", "digits", "--data-days", "nan"], "days above 0"),
+        (["advise", "digits", "--data-days", "nan"], "--data-days is nan: it must be above 0"),
         (["advise", "digits", "--price-per-gb", "nan"], "--price-per-gb is nan: it must be a finite number"),
         (["advise", "digits", "--model", "rnn"], "unknown model"),
         (["advise", "digits", "--model", "nowhere:net"], "no module 'nowhere'"),
