@@ -1,6 +1,7 @@
 """`midge.advise`: the trial of all ways and the advice that follows from it."""
 
 import math
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,8 @@ class Advice:
         return path
 
     def __str__(self) -> str:
-        return "\n".join((*self.decision.sentences, *self.decision.changes))
+        missing = (f"{way} was not measured: {why}." for way, why in self.missing.items())
+        return "\n".join((*self.decision.sentences, *self.decision.changes, *missing))
 
     def _repr_html_(self) -> str:
         from html import escape  # noqa: PLC0415
@@ -126,11 +128,17 @@ def advise(
 
     Raises:
         ValueError: an argument that cannot be used; the message says what to change.
+        RuntimeError: a script calls it outside of `if __name__ == "__main__":`, in a process that it started.
 
     Examples:
         >>> advice = midge.advise("digits", model="linear", devices=5, days=0.5, seeds=1)  # doctest: +SKIP
         >>> advice.write("advice.html")  # doctest: +SKIP
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "this process was started to train, and runs the script again: put the call of advise below "
+            "`if __name__ == '__main__':`."
+        )
     for name, number, least in (("seeds", seeds, 1), ("processes", processes, 2), ("sites", sites, 2)):
         if number is not None and number < least:
             raise ValueError(f"{name} is {number}: give at least {least}.")

@@ -1,5 +1,8 @@
 import json
+import multiprocessing
+import os
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +142,61 @@ def test_what_is_wrong_with_a_model_is_said_with_its_line(
         assert "Traceback" not in said and not Path("advice.html").exists()
     finally:
         sys.modules.pop("theirs", None)
+
+
+_UNGUARDED = """
+import numpy as np
+from torch import nn
+from midge.iot_client.training.data_parallel import ParallelJob, data_parallel
+from midge.iot_client.training.fit import Recipe
+from midge.iot_client.training.standardised_module import StandardisedModule
+
+module = StandardisedModule(nn.Linear(4, 2), 4, "classification")
+x, y = np.zeros((10_000, 4), np.float32), np.zeros(10_000, np.int64)
+start = {name: value.numpy() for name, value in module.state_dict().items()}
+try:
+    data_parallel(ParallelJob(module, x, y, [(start, 0)], Recipe(), 20), 2)
+except RuntimeError as error:
+    print(error, flush=True)
+    raise
+"""
+
+
+@pytest.mark.torch
+def test_a_script_without_a_guard_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail: it waited forever, writing 200 kB to a process that had died."""
+    script = tmp_path / "script.py"
+    script.write_text(_UNGUARDED)
+    root = str(Path(__file__).parents[2])
+    ended = subprocess.run(
+        [sys.executable, script],
+        check=False,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert "would run in each of them" in ended.stdout.splitlines()[-1]
+
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(RuntimeError, match="below `if __name__ == '__main__':`"):
+        midge.advise("digits")
+
+
+@pytest.mark.torch
+def test_a_module_that_cannot_be_sent_is_no_traceback() -> None:
+    """Seen to fail: the error of a pickle ended all ways."""
+    from torch import nn
+
+    class Local(nn.Linear):
+        """Defined in a function."""
+
+    found = midge.advise(_few_rows(), model=lambda: Local(4, 2), days=0.2, seeds=1)
+    assert "the module cannot be sent to another process" in found.missing["pooled"]
+    assert "federated" in {row.way for row in found.rows}
+    assert "pooled was not measured: the module cannot be sent" in str(found)
 
 
 def test_the_object_is_printed_though_the_page_cannot_be_written(
