@@ -272,8 +272,8 @@ def test_inputs_that_tell_nothing_are_found(
     x = rng.normal(size=(480, 4)).astype(np.float32)
     x[:, 1], x[:, 2] = np.nan, 0.1
     x[40:, 3] = np.nan
-    rows = {"y": rng.integers(0, 3, 480), "unit": np.repeat(np.arange(12), 40)}
-    np.savez("rows.npz", x=x, columns=["a", "b", "c", "d"], **rows)
+    y, unit = rng.integers(0, 3, 480), np.repeat(np.arange(12), 40)
+    np.savez("rows.npz", x=x, columns=["a", "b", "c", "d"], y=y, unit=unit)
     assert main(["survey", "--data", "rows.npz"]) == 1
     said = capsys.readouterr().out
     assert "No device has a value of b." in said
@@ -282,8 +282,8 @@ def test_inputs_that_tell_nothing_are_found(
     assert "between them" not in said, "rounding is no variance between devices"
     assert "values are missing" not in said, "that is said already"
     for one, sentence in ((np.full_like(x, np.nan), "No device has a value"), (np.ones_like(x), "One value in all")):
-        np.savez("rows.npz", x=one, **rows)
+        np.savez("rows.npz", x=one, y=y, unit=unit)
         assert main(["survey", "--data", "rows.npz"]) == 1
         assert sentence in capsys.readouterr().out
-    np.savez("rows.npz", x=rng.normal(size=(480, 4)) + 3 * rows["unit"][:, None], **rows)
+    np.savez("rows.npz", x=rng.normal(size=(480, 4)) + 3 * unit[:, None], y=y, unit=unit)
     assert main(["survey", "--data", "rows.npz"]) == 0, "unlike devices are no fault"
