@@ -95,7 +95,7 @@ def try_page(path: str) -> None:
     """Refuse a place where no page can be written, before the work for it begins."""
     place = Path(path)
     with page_errors():
-        if not place.exists():
+        if not os.path.lexists(place):
             place.touch()
             place.unlink()
         elif place.is_file() or place.is_dir():  # a pipe would end

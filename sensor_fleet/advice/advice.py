@@ -202,4 +202,4 @@ def _guessed(data: FleetData) -> float:
     y = np.concatenate([rows.y for rows in data.devices.values()])
     if data.task == "classification":
         return float(np.mean(data.test.y == np.bincount(y).argmax()))
-    return float(np.sqrt(np.mean((data.test.y - y.mean(dtype=np.float64)) ** 2)))
+    return float(np.sqrt(np.mean((data.test.y.astype(np.float64) - y.mean(dtype=np.float64)) ** 2)))

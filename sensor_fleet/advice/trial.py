@@ -328,7 +328,7 @@ class _OneSeed:
 
 
 def model_bytes(values: int) -> float:
-    """Bytes of a model of so many values, as float32."""
+    """Bytes of a model of this number of values, as float32."""
     return 4.0 * values
 
 

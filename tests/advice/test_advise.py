@@ -413,7 +413,7 @@ def measured(draw: st.DrawFn) -> tuple[list[WayRow], str, Reach | None]:
         lambda at: at if metric == "accuracy" else 20 * at
     )
     value = st.one_of(near, st.floats(0, 1 if metric == "accuracy" else 1e4), st.just(float("nan")))
-    positive = st.one_of(st.sampled_from([0.0, 1e3, 1e3, 5e3]), st.floats(0, 1e9))
+    positive = st.one_of(st.sampled_from([0.0, 1e3, 1e3, 5e3]), st.integers(0, 10**9).map(float))
     rows = []
     for way in ["federated", *draw(st.lists(st.sampled_from(NAMES), unique=True))]:
         score, own, worst = (draw(value) for _ in range(3))
