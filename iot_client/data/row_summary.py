@@ -49,7 +49,7 @@ def summarise(device: str, x: npt.NDArray[np.float32], y: npt.NDArray[Any], clas
         low,
         high,
         (Moments.of(channels[: half * each.shape[1]]), Moments.of(channels[half * each.shape[1] :])),
-        (Moments.of(means[:half].reshape(half, -1)), Moments.of(means[half:])),
+        (Moments.of(means[:half]), Moments.of(means[half:])),
         _counts(y, classes),
         (_counts(y[:half], classes), _counts(y[half:], classes)),
         len(whole) - len(np.unique(whole, axis=0)),

@@ -5,6 +5,7 @@ averaged by `DistributedDataParallel`. So the steps are those of one process wit
 """
 
 import multiprocessing
+import pickle
 import queue
 import time
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from midge.iot_client.training.fit import Parameters, Recipe
 from midge.iot_client.training.torch_state import arrays, load
 from midge.iot_client.training.torch_trainer import Normalised
 
+_JOB: Final = "job"
+"""The file with the job, from the process that starts the others."""
 STARTS: Final = 120.0
 """Seconds in which all processes must have started: each imports torch."""
 
@@ -54,18 +57,22 @@ def data_parallel(job: ParallelJob, processes: int, seconds: float = 600.0) -> l
     """Train with a number of processes, of one thread each; the stages of every start.
 
     Raises:
-        RuntimeError: a process failed, or did not answer in time.
+        RuntimeError: a process failed, or did not answer in time; or the module cannot be pickled.
     """
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
+    workers: list[Any] = []
     with TemporaryDirectory(prefix="midge-") as folder:
-        workers = [
-            context.Process(target=_run, args=(job, rank, processes, folder, results), daemon=True)
-            for rank in range(processes)
-        ]
+        # Through the pipe of a worker that dies at its start, only what the pipe holds could be sent.
         try:
-            for worker in workers:
+            torch.save(job, Path(folder, _JOB))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise RuntimeError(f"the module cannot be sent to another process: {error}") from error
+        try:
+            for rank in range(processes):
+                worker = context.Process(target=_run, args=(rank, processes, folder, results), daemon=True)
                 worker.start()
+                workers.append(worker)
             return _result(results, workers, STARTS + seconds)
         finally:
             for worker in workers:
@@ -80,7 +87,10 @@ def _result(results: Any, workers: Sequence[Any], seconds: float) -> list[list[S
             found = results.get(timeout=0.5)
         except queue.Empty:
             if any(worker.exitcode for worker in workers):
-                raise RuntimeError("a process of the data-parallel training failed") from None
+                raise RuntimeError(
+                    "a process of the data-parallel training failed. A script that is not below "
+                    "`if __name__ == '__main__':` would run in each of them"
+                ) from None
             continue
         if isinstance(found, str):
             raise RuntimeError(found)  # noqa: TRY004 - the text of an error in another process
@@ -89,9 +99,10 @@ def _result(results: Any, workers: Sequence[Any], seconds: float) -> list[list[S
     raise RuntimeError(f"the data-parallel training did not end within {seconds:.0f} s")
 
 
-def _run(job: ParallelJob, rank: int, processes: int, folder: str, results: Any) -> None:
+def _run(rank: int, processes: int, folder: str, results: Any) -> None:
     torch.set_num_threads(1)
     try:
+        job: ParallelJob = torch.load(Path(folder, _JOB), weights_only=False)
         if processes > 1:
             distributed.init_process_group(
                 "gloo", init_method=f"file://{Path(folder, 'meeting')}", rank=rank, world_size=processes

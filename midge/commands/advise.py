@@ -1,13 +1,14 @@
 """`midge advise DATA`: which way of training suits a fleet, measured before anything is built."""
 
 import argparse
-import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midge.commands.apps import attribute
 from midge.commands.numbers import refuse_impossible
-from midge.commands.parts import Problem, Subparsers, add_page, user_errors, write_page
+from midge.commands.parts import Problem, Subparsers, add_page, try_page, user_errors, write_page
+from midge.logs import print_line
 
 if TYPE_CHECKING:
     from midge.sensor_fleet.advice.advice import Advice
@@ -53,7 +54,9 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trials (default: 3)")
     parser.add_argument("--sites", type=int, metavar="N", help="of the hybrid (default: the root of the devices)")
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help="data-parallel ones (default: 2)")
+    parser.add_argument(
+        "--processes", type=int, default=2, metavar="N", help="data-parallel ones, at most a batch of rows (default: 2)"
+    )
     parser.add_argument(
         "--data-days", type=float, default=30.0, metavar="D", help="in which a device records these rows (default: 30)"
     )
@@ -74,18 +77,20 @@ def run(args: argparse.Namespace) -> int:
         from midge.sensor_fleet.advice.advice import advise  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
         raise Problem(f'Advice needs {error.name}: pip install "midge[demo]"') from error
-    refuse_impossible(args, {}, (), ("price_per_gb", "price_per_kwh"))
+    refuse_impossible(args, {"days": 4, "data_days": 30}, ("seeds",), ("price_per_gb", "price_per_kwh"))
+    try_page(args.output)
     names = ("profile", "rows_may_go", "devices", "days", "seeds", "sites", "processes", "data_days")
     prices = ("price_per_gb", "price_per_kwh")
     with user_errors():
         found = advise(
             args.data, model=_model(args.model), tell=_tell, **{name: getattr(args, name) for name in (*names, *prices)}
         )
-    path = write_page(args.output, found.page())
     if args.json:
-        print(json.dumps({**found.packed(), "page": str(path)}))
+        print_line({**found.packed(), "page": str(Path(args.output))})
     else:
         _print(found)
+    path = write_page(args.output, found.page())
+    if not args.json:
         print(f"\nThe page is {path}.")
     return 0
 

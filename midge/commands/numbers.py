@@ -1,6 +1,7 @@
 """Validation of numeric options before anything starts."""
 
 import argparse
+import math
 from collections.abc import Iterable, Mapping
 
 from midge.commands.parts import Problem
@@ -24,8 +25,9 @@ def refuse_impossible(
     for least, names in ((1, at_least_one), (0, at_least_zero)):
         for name in names:
             value = getattr(args, name)
-            if value is not None and value < least:
-                raise Problem(f"{_option(name)} is {value}: it must be at least {least}.")
+            if value is not None and not least <= value < math.inf:
+                finite = "" if value < least else "a finite number, "
+                raise Problem(f"{_option(name)} is {value}: it must be {finite}at least {least}.")
 
 
 def _option(name: str) -> str:

@@ -91,6 +91,17 @@ def add_page(parser: Parser, default: str) -> None:
     parser.add_argument("-o", "--output", metavar="FILE.html", default=default, help="the page (default: %(default)s)")
 
 
+def try_page(path: str) -> None:
+    """Refuse a place where no page can be written, before the work for it begins."""
+    place = Path(path)
+    with page_errors():
+        if not os.path.lexists(place):
+            place.touch()
+            place.unlink()
+        elif place.is_file() or place.is_dir():  # a pipe would end
+            place.open("ab").close()
+
+
 def write_page(path: str, page: str) -> Path:
     """Write a page where the option says."""
     with page_errors():

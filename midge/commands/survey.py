@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from midge.commands.parts import Problem, Subparsers, add_federation, add_page, user_errors, write_page
+from midge.commands.parts import Problem, Subparsers, add_federation, add_page, try_page, user_errors, write_page
 from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ def register(subparsers: Subparsers) -> None:
         "devices that measure in another unit or look broken, drift over time, and how unlike devices are. With a "
         "broker's address the devices of a federation are asked: each answers with statistics of its rows, and no row "
         "leaves it; with --data a file is read. Every number is over at least K devices; of a single device only the "
-        "kind of its fault is named. Writes a page. Exit code 1: there are faults.",
+        "kind of its fault is named. Writes a page. Exit code 1: there are faults, or inputs without a value or with "
+        "one only.",
     )
     add_federation(parser)
     live = parser.add_argument_group("of a live federation")
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     live = args.url is not None or args.config is not None
     if live == (args.data is not None):
         raise Problem("Say one thing to survey: a broker's address and --federation NAME, or --data FILE.npz.")
+    try_page(args.output)
     notes: list[str] = []
     more: dict[str, Any] = {}
     if live:
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             print(note)
         _print(found)
         print(f"\nThe page is {path}.")
-    return 1 if found.faults or found.unnamed or found.uncounted else 0
+    return 1 if found.flawed else 0
 
 
 def _of_file(args: argparse.Namespace) -> "Survey":

@@ -1,5 +1,7 @@
 """`midge.advise`: the trial of all ways and the advice that follows from it."""
 
+import math
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from midge.sensor_fleet.advice.decision import Decision, RowsHeld, decide
-from midge.sensor_fleet.advice.trial import WaysTrial
+from midge.sensor_fleet.advice.trial import WaysTrial, model_bytes
 from midge.sensor_fleet.advice.user_model import model_of
 from midge.sensor_fleet.advice.ways import Reach, WayRow
 from midge.sensor_fleet.data import FleetData, load
@@ -38,6 +40,8 @@ class AdviceSetting:
     rows_may_go: Reach | None
     price_per_gb: float
     price_per_kwh: float
+    guess: float
+    """Score on new rows of the most frequent class, or of the mean target."""
 
     def monthly_price(self, row: WayRow) -> float:
         """What a device's traffic and energy cost in 30 days; machines of the operator are not in it."""
@@ -79,7 +83,8 @@ class Advice:
         return path
 
     def __str__(self) -> str:
-        return "\n".join((*self.decision.sentences, *self.decision.changes))
+        missing = (f"{way} was not measured: {why}." for way, why in self.missing.items())
+        return "\n".join((*self.decision.sentences, *self.decision.changes, *missing))
 
     def _repr_html_(self) -> str:
         from html import escape  # noqa: PLC0415
@@ -123,13 +128,26 @@ def advise(
 
     Raises:
         ValueError: an argument that cannot be used; the message says what to change.
+        RuntimeError: a script calls it outside of `if __name__ == "__main__":`, in a process that it started.
 
     Examples:
         >>> advice = midge.advise("digits", model="linear", devices=5, days=0.5, seeds=1)  # doctest: +SKIP
         >>> advice.write("advice.html")  # doctest: +SKIP
     """
-    if seeds < 1 or processes < 2 or days <= 0 or data_days <= 0:
-        raise ValueError("give at least 1 seed, 2 processes, and days above 0.")
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "this process was started to train, and runs the script again: put the call of advise below "
+            "`if __name__ == '__main__':`."
+        )
+    for name, number, least in (("seeds", seeds, 1), ("processes", processes, 2), ("sites", sites, 2)):
+        if number is not None and number < least:
+            raise ValueError(f"{name} is {number}: give at least {least}.")
+    for name, value in (("days", days), ("data_days", data_days)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value:g}: give a number above 0.")
+    for name, value in (("price_per_gb", price_per_gb), ("price_per_kwh", price_per_kwh)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value:g}: give a number of at least 0.")
     loaded = data if isinstance(data, FleetData) else load(data, devices=devices)
     if devices is not None and len(loaded.devices) < devices:
         loaded = shared(loaded, devices, 0)
@@ -143,6 +161,10 @@ def advise(
         return model_of(model, some, seed)
 
     first = make(loaded, 0)
+    if processes > first.recipe.batch_size:
+        raise ValueError(
+            f"processes is {processes}: a batch of {first.recipe.batch_size} rows is split over at most as many."
+        )
     trial = WaysTrial(
         loaded, make, fleet, days=days, seeds=seeds, sites=sites, processes=processes, data_days=data_days, tell=tell
     )
@@ -166,6 +188,18 @@ def advise(
         rows_may_go,
         price_per_gb,
         price_per_kwh,
+        _guessed(loaded),
     )
-    decision = decide(rows, metric, rows_may_go, RowsHeld(example.x.nbytes / len(example), float(np.mean(counts))))
+    held = RowsHeld(
+        example.x.nbytes / len(example), float(np.mean(counts)), model_bytes(setting.parameters) * len(counts)
+    )
+    decision = decide(rows, metric, rows_may_go, held, setting.guess)
     return Advice(metric, tuple(rows), missing, decision, setting)
+
+
+def _guessed(data: FleetData) -> float:
+    """The score on new rows without inputs: of the most frequent class, or of the mean target."""
+    y = np.concatenate([rows.y for rows in data.devices.values()])
+    if data.task == "classification":
+        return float(np.mean(data.test.y == np.bincount(y).argmax()))
+    return float(np.sqrt(np.mean((data.test.y.astype(np.float64) - y.mean(dtype=np.float64)) ** 2)))

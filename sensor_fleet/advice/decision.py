@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from midge.sensor_fleet.advice.rule import WORTH_DISTRIBUTING, Choice, Judge, choose
 from midge.sensor_fleet.advice.ways import Name, Reach, WayRow
-from midge.sensor_fleet.report.quantities import duration, score, significant, size, times
+from midge.sensor_fleet.report.quantities import duration, measured, score, significant, size, times
 
 Quantity = Literal["score", "own", "both", "bytes", "monthly_bytes", "seconds", "reach", "rows"]
 """A field of `WayRow`; `both` is the mean of score and own, `reach` the answer of the rule, `rows` a device's rows."""
@@ -22,6 +22,7 @@ Relation = Literal[
     "better",
     "worse",
     "as good",
+    "no better",
     "unknown",
     "within spread",
     "fewer",
@@ -69,9 +70,13 @@ class RowsHeld:
     row_bytes: float
     """Of a row as stored."""
     rows: float
+    model_bytes: float
+    """What all devices receive as the model after a pooled training: bytes that do not grow with rows."""
 
 
-def decide(rows: Sequence[WayRow], metric: str, reach: Reach | None, held: RowsHeld) -> Decision:
+def decide(
+    rows: Sequence[WayRow], metric: str, reach: Reach | None, held: RowsHeld, guess: float | None = None
+) -> Decision:
     """Choose a way among those that the rows' reach allows.
 
     Without a reach, ways that move rows are chosen only if they are better. With `anywhere`, bytes decide between ways
@@ -82,11 +87,13 @@ def decide(rows: Sequence[WayRow], metric: str, reach: Reach | None, held: RowsH
         metric: accuracy or rmse.
         reach: where rows may go; None: not said.
         held: what a device holds.
+        guess: score on new rows of the most frequent class, or of the mean target; None: not known.
     """
-    judge = Judge(metric)
+    judge = Judge(metric, own=any(math.isfinite(row.own.mean) for row in rows))
     found = choose(rows, judge, reach)
     text = _Advising(tuple(rows), judge, reach, held, found)
-    sentences = (text.first(), text.second())
+    unknown = "" if judge.own else " No device had rows to keep out of training: the scores on new rows decide."
+    sentences = (text.warning(guess) + text.first(), text.second() + unknown)
     return Decision(found.chosen.way, sentences, tuple(text.changes()), tuple(text.clauses))
 
 
@@ -172,12 +179,21 @@ class _Advising:
 
     # --------------------------------------------------------------------- sentences
 
+    def warning(self, guess: float | None) -> str:
+        """That no way does better than a guess without inputs; empty if one does."""
+        judge = self.judge
+        if guess is None or any(judge.gain(row.score.mean, guess) > judge.margin(guess) for row in self.rows):
+            return ""
+        always = "the most frequent class" if judge.metric == "accuracy" else "the mean target"
+        words = f"on new rows no way is better than always {always}, which has {measured(guess, judge.metric)}"
+        return f"Nothing was learnt: {self.said('score', 'no better', self.chosen, guess, words)}. "
+
     def first(self) -> str:
         chosen, pooled = self.chosen, self.named("pooled")
         what = f"{_VERBS[chosen.way]}: it reaches {self.value(chosen, 'score')}"
         if chosen.way in ("federated", "hybrid", "alone") and pooled is not None:
             what += f" where pooled rows reach {self.value(pooled, 'score')}"
-        if chosen.way == "alone":
+        if chosen.way == "alone" and self.judge.own:
             what += f", and {self.value(chosen, 'own')} on each device's own rows"
         return f"{what}; {self.reason()}, and {_EXPOSES[chosen.way]}."
 
@@ -201,8 +217,9 @@ class _Advising:
         )
         assert federated is not None
         if chosen.way == "alone":
+            gives = f"gives {self.value(federated, 'own')} on these rows" if self.judge.own else "is"
             return (
-                f"A common model gives {self.value(federated, 'own')} on these rows, {self.not_better(federated)}, and "
+                f"A common model {gives}, {self.not_better(federated)}, and "
                 f"costs each device {self.value(federated, 'monthly_bytes')} a month."
             )
         if chosen.way in ("pooled", "data-parallel"):
@@ -225,9 +242,13 @@ class _Advising:
         judge, alone = self.judge, self.chosen
         gain = judge.gain(judge.value(federated), judge.value(alone))
         if gain > judge.margin(judge.value(federated)):
-            words = "on both kinds of rows better by less than the seeds differ"
+            words = f"{self.where} better by less than the seeds differ"
             return self.said("both", "within spread", federated, gain, words, other=alone)
-        return f"on both kinds of rows {self.compared(federated, alone, 'both')}"
+        return f"{self.where} {self.compared(federated, alone, 'both')}"
+
+    @property
+    def where(self) -> str:
+        return "on both kinds of rows" if self.judge.own else "on new rows"
 
     # ----------------------------------------------------------------------- changes
 
@@ -254,8 +275,9 @@ class _Advising:
             yield f"{_IF[reach]}: {answer}{why}."
 
     def even(self, pooled: WayRow, other: WayRow, before: str = "") -> str:
-        """The rows of a device at which sending them takes the bytes of another way, as bytes grow with rows."""
-        rows = self.held.rows * other.bytes / pooled.bytes
+        """The rows of a device at which sending them, and receiving the model, takes the bytes of another way."""
+        model = self.held.model_bytes
+        rows = self.held.rows * (other.bytes - model) / (pooled.bytes - model)
         words = f"{before}about {rows:,.0f} rows of {self.held.row_bytes:,.0f} bytes (it has {self.held.rows:,.0f})"
         return self.said("rows", "even", pooled, rows, words, other=other)
 
@@ -274,8 +296,8 @@ class _Advising:
             if judge.gain(judge.value(hybrid), value) >= -judge.margin(value):
                 yield (
                     "If devices of a site may share rows, and time matters more than what they expose: the hybrid is "
-                    f"there after {self.value(hybrid, 'seconds')} in place of {self.value(chosen, 'seconds')}, and on "
-                    f"both kinds of rows {self.compared(hybrid, chosen, 'both')}."
+                    f"there after {self.value(hybrid, 'seconds')} in place of {self.value(chosen, 'seconds')}, and "
+                    f"{self.where} {self.compared(hybrid, chosen, 'both')}."
                 )
         parallel = self.named("data-parallel")
         if chosen.way == "pooled" and parallel is not None:
@@ -293,7 +315,7 @@ class _Advising:
 
     def own_rows_only(self) -> Iterator[str]:
         alone = self.named("alone")
-        if self.chosen.way == "alone" or alone is None:
+        if self.chosen.way == "alone" or alone is None or not self.judge.own:
             return
         how = self.compared(alone, self.chosen, "own")
         if self.clauses[-1].relation == "worse":

@@ -57,7 +57,9 @@ def own_scores(
 
 
 def mean_and_worst(values: list[float], sign: int) -> tuple[float, float]:
-    """The mean of all values, and of the worst tenth of them; `sign` is 1 if higher is better."""
+    """The mean of all values, and of the worst tenth of them; `sign` is 1 if higher is better. NaN without values."""
+    if not values:
+        return math.nan, math.nan
     ordered = sorted(values, key=lambda value: sign * value)
     worst = ordered[: max(1, math.ceil(WORST * len(ordered)))]
     return float(np.mean(ordered)), float(np.mean(worst))

@@ -22,10 +22,12 @@ class Judge:
     """Comparison of ways by one metric."""
 
     metric: str
+    own: bool = True
+    """Whether devices kept rows of their own out of training; otherwise new rows decide alone."""
 
     def value(self, row: WayRow) -> float:
         """The mean of both scores: of new rows of the whole fleet, and of the device's own."""
-        return (row.score.mean + row.own.mean) / 2
+        return (row.score.mean + row.own.mean) / 2 if self.own else row.score.mean
 
     def spread(self, row: WayRow) -> float:
         """The difference between the seeds, on new rows."""

@@ -205,7 +205,7 @@ class _OneSeed:
         own, worst = self._own(lambda _: curve[-1][1])
         names = list(self._data.devices)
         sent = np.array([self._raw(self._data.devices[name]) for name in names])
-        received = np.full(len(names), 4.0 * self._values)
+        received = np.full(len(names), model_bytes(self._values))
         links = [self._population.link(name) for name in names]
         arrival = [each / link.bandwidth + link.latency for each, link in zip(sent, links, strict=True)]
         moved = sent + received
@@ -272,12 +272,12 @@ class _OneSeed:
     # ---------------------------------------------------------------------------- alone
 
     def _alone(self) -> MeasuredWay:
-        names = list(self._kept)
+        names = list(self._kept or self._data.devices)
         some = [names[n] for n in np.unique(np.linspace(0, len(names) - 1, min(len(names), ALONE)).astype(int))]
         steps = max(1, self.budget // len(self._data.devices))
         models = {name: self._trained_alone(name, steps) for name in some}
         scores = [self._value(parameters) for parameters in models.values()]
-        own = [value_of(self._model.evaluate(models[name], self._kept[name])) for name in some]
+        own = [value_of(self._model.evaluate(models[name], self._kept[name])) for name in some if name in self._kept]
         mean, worst = mean_and_worst(own, self._sign)
         local = self._model.recipe.local_steps
         spent = np.array([self._population.seconds(name) * steps / local for name in self._data.devices])
@@ -325,6 +325,11 @@ class _OneSeed:
     def _raw(self, rows: Rows) -> float:
         """Bytes of rows as stored, with a byte for each label, or four for each target."""
         return float(rows.x.nbytes + len(rows) * (1 if (self._data.classes or 257) <= 256 else 4))
+
+
+def model_bytes(values: int) -> float:
+    """Bytes of a model of this number of values, as float32."""
+    return 4.0 * values
 
 
 def _row(way: Name, found: list[MeasuredWay]) -> WayRow:

@@ -1,5 +1,6 @@
 """The page of an advice: the ways side by side, what they cost, and who sees what."""
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -45,13 +46,15 @@ def _scores(advice: "Advice", room: Size) -> BarChart:
         for row in rows
         for title, value in ((row.title, row.score.mean), ("worst devices", row.worst.mean))
     ]
-    high = 1.0 if metric == "accuracy" else 1.05 * max(max(row.score.high, row.worst.high) for row in rows)
+    known = [value for row in rows for value in (row.score.high, row.worst.high) if math.isfinite(value)]
+    high = 1.0 if metric == "accuracy" else 1.05 * max(known, default=1.0)
     words = partial(score, metric=metric)
     x = scales.linear(0, high, words, count=3 if room[0] < FULL[0] else 5, tight=True)
     described = ", ".join(f"{name} {word}" for name, word in names)
     drawing = BarChart(room[0], f"Scores: {described}.", names, x, x_name=metric)
     for place, row in enumerate(rows):
         chosen = "fleet" if row.way == advice.decision.way else "fleet faded"
-        drawing.bar(2 * place, 0.0, row.score.mean, chosen, row.title)
-        drawing.bar(2 * place + 1, 0.0, row.worst.mean, "fleet faded", f"{row.title}: worst devices")
+        for below, value, look in ((0, row.score.mean, chosen), (1, row.worst.mean, "fleet faded")):
+            if math.isfinite(value):
+                drawing.bar(2 * place + below, 0.0, value, look, f"{row.title}{': worst devices' if below else ''}")
     return drawing

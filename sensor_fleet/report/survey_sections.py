@@ -42,9 +42,20 @@ def findings(found: "Survey") -> list[str]:
         said.append(
             f"There are {'other' if found.unnamed else 'some'} faults, each kind on fewer than {found.k_min} devices."
         )
+    if empty := [one.name for one in found.channels if one.empty]:
+        said.append(f"No device has a value of {_listed(empty)}.")
+    if constant := [one.name for one in found.channels if one.constant]:
+        said.append(f"One value in all rows of all devices: {_listed(constant)}. No model learns from that.")
+    if scarce := [one.name for one in found.channels if one.mean is None and not one.empty]:
+        said.append(f"Too few devices for a number have values of {_listed(scarce)}.")
     if found.rare:
-        said.append(f"Few devices hold {_listed(found.rare)}: the model will depend on them.")
-    if holes := [one.name for one in found.channels if (one.missing or 0) > MISSES]:
+        hidden = (
+            f"; {_listed(found.hidden)} has no number either, because theirs would follow from it"
+            if found.hidden
+            else ""
+        )
+        said.append(f"Few devices hold {_listed(found.rare)}: the model will depend on them{hidden}.")
+    if holes := [one.name for one in found.channels if (one.missing or 0) > MISSES and not one.empty]:
         said.append(f"More than {percent(MISSES, 0)} of the values are missing in {_listed(holes)}.")
     if found.label_shift is not None and found.label_chance is not None:
         beyond = found.label_shift - found.label_chance

@@ -33,7 +33,7 @@ class ChannelSurvey:
 
     name: str
     missing: float | None
-    """Share of its values; None if values are missing on fewer than `k_min` devices."""
+    """Share of its values; None if fewer than `k_min` devices lack values, have values, or have only some."""
     mean: float | None
     deviation: float | None
     low: float | None
@@ -43,6 +43,13 @@ class ChannelSurvey:
     """Share of the variance that lies between devices, without what chance adds: 0 alike, 1 each its own."""
     drift: float | None
     """Mean over the devices of |later half − earlier half|, in deviations of a device, beyond chance."""
+    constant: bool = False
+    """Whether it has one value, the same in all rows of all devices."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether no device has a value of it."""
+        return self.missing == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +69,11 @@ class Survey:
     holders: dict[str, int]
     """Devices that hold each of these classes: how the population is covered."""
     rare: tuple[str, ...]
-    """Classes without a number of their own: those that fewer devices hold, and others that would give it away."""
+    """Classes that fewer than `k_min` devices hold: they have no number."""
+    hidden: tuple[str, ...]
+    """Classes that enough devices hold, without a number because one of a rare class would follow from it."""
     rare_rows: int | None
-    """Their rows together; None if they are of fewer than `k_min` devices."""
+    """Rows of rare and hidden classes together; None if they are of fewer than `k_min` devices."""
     label_shift: float | None
     """Mean total variation distance of a device's classes from the fleet's: 0 alike, 1 disjoint. None: regression."""
     label_chance: float | None
@@ -76,6 +85,12 @@ class Survey:
     """Devices with faults by kind, instead of names if these are not wanted; only of at least `k_min`."""
     uncounted: bool
     """Whether there are other kinds of faults, on fewer devices, if names are not wanted."""
+
+    @property
+    def flawed(self) -> bool:
+        """Whether a device has a fault, or an input is empty or constant."""
+        useless = any(one.empty or one.constant for one in self.channels)
+        return bool(self.faults or self.unnamed or self.uncounted or useless)
 
     def packed(self) -> dict[str, Any]:
         """Everything as plain values."""
@@ -162,6 +177,7 @@ def surveyed(
         classes={},
         holders={},
         rare=(),
+        hidden=(),
         rare_rows=None,
         label_shift=None,
         label_chance=None,
@@ -170,7 +186,7 @@ def surveyed(
         unnamed=common,
         uncounted=not named and len(common) < len(counts),
     )
-    return _with_labels(found, summaries, classes, k_min, rng) if classes else found
+    return _with_labels(found, summaries, _distinct(classes), k_min, rng) if classes else found
 
 
 # ------------------------------------------------------------------------------ inputs
@@ -180,8 +196,11 @@ def _channel(
     every: Sequence[RowStatistics], sound: Sequence[RowStatistics], place: int, name: str, k_min: int
 ) -> ChannelSurvey:
     values = sum(one.values for one in every)
-    lacking = [int(one.missing[place]) for one in every]
-    missing = None if 0 < np.count_nonzero(lacking) < k_min else sum(lacking) / max(values, 1)
+    lacking = np.array([one.missing[place] for one in every])
+    having = np.array([one.moments.count[place] for one in every])
+    # Who has none at all is known from the faults, so devices that have some must be enough as well.
+    behind = (np.count_nonzero(each) for each in (lacking, having, lacking * having))
+    missing = None if any(0 < devices < k_min for devices in behind) else float(lacking.sum() / max(values, 1))
     parts = [_one(one.moments, place) for one in sound if one.moments.count[place]]
     if len(parts) < k_min:
         return ChannelSurvey(name, missing, None, None, None, None, None, None)
@@ -189,6 +208,8 @@ def _channel(
     low = np.sort([one.low[place] for one in sound if one.moments.count[place]])
     high = np.sort([one.high[place] for one in sound if one.moments.count[place]])
     halves = [tuple(_one(half, place) for half in one.row_halves) for one in sound]
+    values_of = {(one.moments.mean[place], one.moments.m2[place]) for one in every if one.moments.count[place]}
+    constant = len(values_of) == 1 and values_of.pop()[1] == 0
     return ChannelSurvey(
         name,
         missing,
@@ -196,8 +217,9 @@ def _channel(
         float(np.sqrt(whole.m2[0] / whole.count[0])),
         float(low[:k_min].mean()),
         float(high[-k_min:].mean()),
-        _between([pool(half) for half in halves]),
+        None if constant else _between([pool(half) for half in halves], k_min),
         _drift(halves, k_min),
+        constant,
     )
 
 
@@ -207,12 +229,15 @@ def _one(moments: Moments, place: int) -> Moments:
     return Moments(moments.count[chosen], moments.mean[chosen], moments.m2[chosen])
 
 
-def _between(parts: Sequence[Moments]) -> float | None:
-    """The intraclass correlation of rows' means, by a one-way analysis of variance (Shrout and Fleiss, 1979)."""
+def _between(parts: Sequence[Moments], k_min: int) -> float | None:
+    """The intraclass correlation of rows' means, by a one-way analysis of variance (Shrout and Fleiss, 1979).
+
+    None if fewer than `k_min` devices have several rows with values.
+    """
     parts = [part for part in parts if part.count[0] > 1]
     count = np.array([float(part.count[0]) for part in parts])
     total, groups = count.sum(), len(parts)
-    if groups < 2 or total <= groups:
+    if groups < k_min or total <= groups:
         return None
     means = np.array([float(part.mean[0]) for part in parts])
     middle = float((count * means).sum() / total)
@@ -243,6 +268,12 @@ def _drift(halves: Sequence[tuple[Moments, ...]], k_min: int) -> float | None:
 # ------------------------------------------------------------------------------ labels
 
 
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names of the classes; of those that share one, with the number of the class."""
+    count = Counter(names)
+    return [name if count[name] == 1 else f"{name} ({place})" for place, name in enumerate(names)]
+
+
 def _with_labels(
     found: Survey, summaries: Sequence[RowStatistics], classes: Sequence[str], k_min: int, rng: np.random.Generator
 ) -> Survey:
@@ -268,7 +299,8 @@ def _with_labels(
         found,
         classes={name: int(total[place]) for place, name in enumerate(classes) if often[place]},
         holders={name: int(holders[place]) for place, name in enumerate(classes) if often[place]},
-        rare=tuple(name for place, name in enumerate(classes) if not often[place]),
+        rare=tuple(name for place, name in enumerate(classes) if holders[place] < k_min),
+        hidden=tuple(name for place, name in enumerate(classes) if holders[place] >= k_min and not often[place]),
         rare_rows=int(total[~often].sum()) if _holders(table[:, ~often]) >= k_min else None,
         label_shift=float(np.mean([_apart(each, shares) for each in table if each.sum()])),
         label_chance=float(np.mean(chance)),

@@ -8,6 +8,7 @@ import pytest
 
 from midge.__main__ import main
 from midge.sensor_fleet.data import FleetData, Rows
+from midge.sensor_fleet.report.survey_sections import findings, survey_page
 from midge.sensor_fleet.survey.survey import Survey, survey
 from tests.report.pages import Page
 
@@ -113,7 +114,7 @@ def test_no_number_changes_with_a_class_that_one_device_holds() -> None:
         devices["d05"] = Rows(devices["d05"].x, y)
         found.append(surveyed(devices))
     for one in found:
-        assert "c" in one.rare and len(one.rare) == 2, "a second class hides it"
+        assert one.rare == ("c",) and len(one.hidden) == 1, "a second class hides it"
         assert one.rare_rows == one.rows - sum(one.classes.values())
 
 
@@ -207,3 +208,83 @@ def test_a_file_is_surveyed_whole_and_a_few_faults_are_told_without_names(
     assert found["rows"] == 640 and {fault["kind"] for fault in found["faults"]} == {"copy"}
     assert main(["survey", "--data", "fleet.npz", "--no-names"]) == 1
     assert "There are some faults, each kind on fewer than 5 devices." in capsys.readouterr().out
+
+
+def test_a_device_with_a_single_row_is_surveyed_with_the_others() -> None:
+    """Seen to fail: its earlier half has no rows, which could not be reshaped; the fleet had no survey."""
+    devices = fleet()
+    devices["d12"] = Rows(devices["d11"].x[:1] + 1, devices["d11"].y[:1])
+    found = surveyed(devices)
+    assert found.devices == 13 and found.rows == 12 * 80 + 1
+    assert all(one.mean is not None and one.shift is not None for one in found.channels)
+
+
+def test_devices_with_a_single_value_are_not_behind_a_shift() -> None:
+    """Seen to fail: a shift of 0.8 of seven devices, five of which had one value and none to compare it with."""
+    devices = fleet(7)
+    devices = changed(devices, "d01", devices["d01"].x + np.array([9.0, 0.0, 0.0]))
+    for name in ("d02", "d03", "d04", "d05", "d06"):
+        x = devices[name].x.copy()
+        x[1:, 0] = np.nan
+        devices = changed(devices, name, x)
+    temperature, acceleration, _ = surveyed(devices).channels
+    assert temperature.mean is not None and temperature.shift is None
+    assert acceleration.shift is not None
+
+
+@pytest.mark.parametrize(("silent", "partly"), [(11, 1), (6, 1), (4, 5), (6, 5)])
+def test_a_share_of_missing_values_is_not_that_of_few_devices(silent: int, partly: int) -> None:
+    """Seen to fail: an input that one device had; a device that had some values, among named ones without any."""
+    devices = fleet()
+    for number, (name, rows) in enumerate(list(devices.items())):
+        x = rows.x.copy()
+        x[: 80 if number < silent else 24 if number < silent + partly else 0, 1] = np.nan
+        devices = changed(devices, name, x)
+    missing = surveyed(devices).channels[1].missing
+    assert missing == (None if partly < 5 else pytest.approx((80 * silent + 24 * partly) / (12 * 80)))
+
+
+def test_a_class_that_hides_another_is_not_called_rare() -> None:
+    """Seen to fail: "Few devices hold a, c", where all hold a; and of two classes of one name, the first had no row."""
+    devices = {name: Rows(rows.x, rows.y % 2) for name, rows in fleet().items()}
+    devices["d05"] = Rows(devices["d05"].x, np.r_[2, devices["d05"].y[1:]])
+    found = surveyed(devices)
+    (hidden,), (shown,) = found.hidden, found.classes
+    assert {hidden, shown} == {"a", "b"}
+    (sentence,) = [each for each in findings(found) if "Few devices" in each]
+    assert sentence == (
+        f"Few devices hold c: the model will depend on them; {hidden} has no number either, because "
+        "theirs would follow from it."
+    )
+    said = f"Without one because theirs would follow from it: {hidden}. Together they have"
+    assert said in Page(survey_page(found, "rows")).text
+
+    first = next(iter(devices.values()))
+    twice = survey(FleetData(fleet(), first, "classification", 3, ("a", "a", "c"), "table", (3,), 0))
+    assert list(twice.classes) == ["a (0)", "a (1)", "c"] and sum(twice.classes.values()) == twice.rows
+
+
+def test_inputs_that_tell_nothing_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: exit code 0 of rows without a single value, and not a word of an input that never changes."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(480, 4)).astype(np.float32)
+    x[:, 1], x[:, 2] = np.nan, 0.1
+    x[40:, 3] = np.nan
+    y, unit = rng.integers(0, 3, 480), np.repeat(np.arange(12), 40)
+    np.savez("rows.npz", x=x, columns=["a", "b", "c", "d"], y=y, unit=unit)
+    assert main(["survey", "--data", "rows.npz"]) == 1
+    said = capsys.readouterr().out
+    assert "No device has a value of b." in said
+    assert "One value in all rows of all devices: c. No model learns from that." in said
+    assert "Too few devices for a number have values of d." in said
+    assert "between them" not in said, "rounding is no variance between devices"
+    assert "values are missing" not in said, "that is said already"
+    for one, sentence in ((np.full_like(x, np.nan), "No device has a value"), (np.ones_like(x), "One value in all")):
+        np.savez("rows.npz", x=one, y=y, unit=unit)
+        assert main(["survey", "--data", "rows.npz"]) == 1
+        assert sentence in capsys.readouterr().out
+    np.savez("rows.npz", x=rng.normal(size=(480, 4)) + 3 * unit[:, None], y=y, unit=unit)
+    assert main(["survey", "--data", "rows.npz"]) == 0, "unlike devices are no fault"

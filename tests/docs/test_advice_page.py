@@ -30,7 +30,8 @@ def test_the_stored_advice_is_what_the_rule_says_of_the_stored_rows() -> None:
         names = ("seconds", "bytes", "inside_bytes", "joules", "monthly_bytes", "monthly_joules", "steps")
         score = Score(row[result["metric"]], *row["spread"])
         rows.append(WayRow(row["way"], score, own, worst, *(row[name] for name in names)))
-    held = RowsHeld(8 * 8 * 4.0, setting["rows"] / setting["devices"])
+    devices = setting["devices"]
+    held = RowsHeld(8 * 8 * 4.0, setting["rows"] / devices, 4.0 * setting["parameters"] * devices)
     assert decide(rows, result["metric"], setting["rows_may_go"], held).packed() == result["advice"]
 
 
