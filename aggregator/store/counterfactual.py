@@ -127,6 +127,8 @@ class Counterfactual:
     """Steps that were made."""
     devices: int
     """Distinct devices whose work is in them, counted as for a release."""
+    unreleased: int
+    """Those of them in steps after the last release that is the real one."""
 
 
 def devices_of(store: Store) -> set[str]:
@@ -162,6 +164,20 @@ def counterfactual(store: Store, change: Change) -> Counterfactual:
     return _Execution(store, change, list(store.checkpoints())[-1]).run()
 
 
+class _Hiding:
+    """Distinct devices whose work is in steps, counted as for a release: trivial work hides nothing beside other."""
+
+    def __init__(self) -> None:
+        self._working, self._idle = set[str](), set[str]()
+
+    def add(self, update: rec.UpdateRecord) -> None:
+        (self._idle if update.trivial else self._working).update(names_of(update.device, update.devices))
+
+    @property
+    def count(self) -> int:
+        return len(self._working or self._idle)
+
+
 class _Execution:
     def __init__(self, store: Store, change: Change, start: Checkpoint) -> None:
         assert store.schema is not None
@@ -171,10 +187,16 @@ class _Execution:
         self._core.load(start.core)
         load_past_frames(self._engine.model, store)
         self._devices = len(devices_of(store))
-        self._left_out = self._skipped = self._steps = 0
-        self._hiding: tuple[set[str], set[str]] = set(), set()
-        """Devices whose work is in the steps, by whether it is trivial."""
+        self._skipped = 0
         self._returned: list[int] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Count from here on: at the start, and after a return to a registered version, which undoes what was made."""
+        self._left_out = self._steps = 0
+        self._hiding = _Hiding()
+        self._unreleased, self._apart = _Hiding(), False
+        """Devices since the last release that is the real one, and whether the model differs from that now."""
         self._released: dict[int, int] = {}
         """Steps made here before each version was released."""
 
@@ -186,13 +208,18 @@ class _Execution:
         for entry in self._store.entries(after=core.lsn):
             record = rec.clamped(entry.record, core.generation, core.version)
             core.replay(record)
-            for changed in self._changed(record):
+            changed = self._changed(record)
+            self._apart = self._apart or list(changed) != [record]
+            for each in changed:
                 try:
-                    engine.carry(changed)
+                    engine.carry(each)
                 except KeyError:
                     self._skipped += 1
+                    self._apart = True
             if isinstance(record, rec.ReleaseRecord):
                 self._released[record.version] = self._steps
+                if not self._apart:
+                    self._unreleased = _Hiding()
                 core.handle(ev.ReleaseCarried(record.version, engine.model.state.digest()), 0.0)
         guarantee = Guarantee(
             self._start.lsn,
@@ -201,8 +228,7 @@ class _Execution:
             tuple(self._returned),
             self._skipped,
         )
-        working, idle = self._hiding
-        return Counterfactual(engine.model, guarantee, self._steps, len(working or idle))
+        return Counterfactual(engine.model, guarantee, self._steps, self._hiding.count, self._unreleased.count)
 
     def _changed(self, record: rec.Record) -> Sequence[rec.Record]:
         """The records that take the place of one."""
@@ -216,8 +242,9 @@ class _Execution:
                 return [replace(record, statistics=kept)]
             case rec.ReleaseRecord() if self._change.singly:
                 return [replace(record, decay=self._change.singly.serve_decay or None)]
-            case rec.RollbackRecord() if self._change.without:
-                self._returned.append(record.lsn)
+            case rec.RollbackRecord():
+                self._begin()
+                self._returned += [record.lsn] if self._change.without else []
                 return [record]
             case _:
                 return [record]
@@ -239,7 +266,8 @@ class _Execution:
         for place in kept:
             update = self._store.record(record.updates[place][0])
             assert isinstance(update, rec.UpdateRecord)
-            self._hiding[update.trivial].update(names_of(update.device, update.devices))
+            self._hiding.add(update)
+            self._unreleased.add(update)
         if len(kept) < len(record.updates):
             record = replace(
                 record,
@@ -358,16 +386,16 @@ def promote(store: Store, found: Counterfactual, change: Change, cause: Cause, f
         found: of this store.
         change: of which it is the result.
         cause: who wants it, and why.
-        floor: least number of devices whose work it carries; None is that of a release (`floor_of`).
+        floor: least number of devices whose work is in what no release has; None is that of a release (`floor_of`).
 
     Raises:
         StoreError: the store cannot be written, or has changed since.
         OrderRefused: it carries the work of fewer devices, or the model waits for statistics.
     """
     floor = floor_of(store) if floor is None else floor
-    if found.devices < floor:
+    if found.unreleased < floor:
         raise OrderRefused(
-            f"after record {found.guarantee.since} it carries the work of {counted(found.devices, 'device')}, and a "
+            f"since it differs from the releases it carries the work of {counted(found.unreleased, 'device')}, and a "
             f"release that of at least {floor}: whoever has the model before would read it"
         )
     core = read_core(store)

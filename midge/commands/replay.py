@@ -66,7 +66,8 @@ def register(subparsers: Subparsers) -> None:
         "--release-floor",
         type=int,
         metavar="N",
-        help="with --promote, the least number of devices whose work it carries (default: that of a release)",
+        help="with --promote, the least number of devices whose work is in what differs from the releases (default: that "
+        "of a release)",
     )
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     parser.set_defaults(run=run)

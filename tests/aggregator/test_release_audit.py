@@ -16,7 +16,7 @@ from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.release_audit import AuditedRelease, audit
 from midge.wire import lineage
 from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, rig
-from tests.aggregator.test_counterfactual import MIXING, THREES, live
+from tests.aggregator.test_counterfactual import MIXING, THREES, live, registered
 
 
 def audited(directory: Path, first: int, last: int | None = None) -> list[AuditedRelease]:
@@ -42,15 +42,6 @@ def test_every_release_is_executed_to_the_bits_of_its_frames(
 def test_a_release_says_how_many_updates_are_in_it(tmp_path: Path) -> None:
     live(tmp_path, THREES)
     assert [(one.updates, one.devices) for one in audited(tmp_path, 2)] == [(3, 3)] * 4
-
-
-def registered(life: Rig) -> None:
-    """Register the newest release, with a checkpoint behind it."""
-    state = life.model.used()
-    record = life.core.registering.register(life.core.version, state.digest(), Cause(at=1.0), keep=5, strategy="")
-    key = life.ingress.bodies.keep(memoryview(lineage.encode_snapshot(state)))
-    life.processor.shell.carry_out(life.core.note(record, key), 0.0)
-    life.engine.checkpoint(life.core)
 
 
 def test_registered_versions_and_checkpoints_are_compared(tmp_path: Path) -> None:
