@@ -27,7 +27,7 @@ def load_app(name: str, kind: type[Any], what: str) -> Any:
         try:
             app = app()
         except Exception as error:
-            raise _failed(error, f"{name} cannot be called") from error
+            raise failed(error, f"{name} cannot be called") from error
     if not isinstance(app, kind):
         raise Problem(f"{name} is of type {type(app).__name__}; it must be {what}, or a function that returns one.")
     return app
@@ -60,10 +60,10 @@ def _import(name: str) -> ModuleType:
             raise Problem(f"There is no module {name!r} in {Path.cwd()}: go to the directory of {name}.py.") from error
         raise Problem(how_to_get(error) or f"{name!r} imports {error.name!r}, which is not installed here.") from error
     except Exception as error:
-        raise _failed(error, f"{name!r} cannot be imported") from error
+        raise failed(error, f"{name!r} cannot be imported") from error
 
 
-def _failed(error: Exception, what: str) -> Problem:
+def failed(error: Exception, what: str) -> Problem:
     """The problem to report for an error in the user's code: only its message if our argument check raised it."""
     if isinstance(error, ValueError) and _raised_by_us(error):
         return Problem(plainly(error))

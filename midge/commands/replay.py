@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +68,8 @@ def register(subparsers: Subparsers) -> None:
         "--release-floor",
         type=int,
         metavar="N",
-        help="with --promote, the least number of devices whose work is in what differs from the releases (default: that "
-        "of a release)",
+        help="with --promote, the least number of devices whose work is in what differs from the releases (default: "
+        "that of a release)",
     )
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     parser.set_defaults(run=run)
@@ -115,6 +117,7 @@ def _what_if(args: argparse.Namespace) -> int:
     with opened as store:
         real = counterfactual(store, Change())
         found = counterfactual(store, change)
+        scored = {"real": _described(real, score), "counterfactual": _described(found, score)}
         if args.export:
             from midge.model_export.files import write_safetensors  # noqa: PLC0415 - an extra
 
@@ -123,8 +126,7 @@ def _what_if(args: argparse.Namespace) -> int:
         promoted = _promoted(store, found, change, args) if args.promote else None
     said: dict[str, Any] = {
         "change": {"without": sorted(change.without), "combine": change.combine, "strategy": args.strategy},
-        "real": _described(real, score),
-        "counterfactual": _described(found, score),
+        **scored,
         "distance": _distance(real.model, found.model),
         "guarantee": {
             "exact_since_record": found.guarantee.since,
@@ -174,8 +176,7 @@ def _score(name: str | None, store: Path) -> Score | None:
             raise Problem(
                 f"{name} is of type {type(given).__name__}: name a function, or an aggregator with evaluate=."
             )
-        score: Score = function
-        return score
+        return partial(_scored, name, function)
     about = store.parent / "run.json"
     if not about.is_file():
         return None
@@ -190,6 +191,20 @@ def _score(name: str | None, store: Path) -> Score | None:
     return lambda parameters: model.evaluate(dict(parameters), data.test)
 
 
+def _scored(name: str, function: Callable[[Any], Any], parameters: Mapping[str, Any]) -> Mapping[str, float]:
+    """What the user's function says of a model, as plain numbers."""
+    try:
+        given = function(parameters)
+    except Exception as error:
+        from midge.commands.apps import failed  # noqa: PLC0415
+
+        raise failed(error, f"{name} cannot score the model") from error
+    try:
+        return {str(metric): float(value) for metric, value in dict(given).items()}
+    except (TypeError, ValueError) as error:
+        raise Problem(f'{name} returned {given!r:.80}: it must be numbers by name, such as {{"loss": 0.5}}.') from error
+
+
 def _described(found: "Counterfactual", score: Score | None) -> dict[str, Any]:
     parameters = found.model.used().parameters()
     return {
@@ -197,7 +212,9 @@ def _described(found: "Counterfactual", score: Score | None) -> dict[str, Any]:
         "version": found.model.version,
         "steps": found.steps,
         "devices": found.devices,
-        "score": None if score is None else dict(score(parameters)),
+        "score": None
+        if score is None
+        else {metric: value if math.isfinite(value) else None for metric, value in score(parameters).items()},
     }
 
 
@@ -223,7 +240,8 @@ def _promoted(store: Any, found: "Counterfactual", change: "Change", args: argpa
 def _print(said: Mapping[str, Any], change: "Change", args: argparse.Namespace) -> None:
     for name, title in (("real", "as it was"), ("counterfactual", change.words())):
         one = said[name]
-        scores = ", ".join(f"{metric} {value:.4g}" for metric, value in (one["score"] or {}).items())
+        score = (one["score"] or {}).items()
+        scores = ", ".join(f"{metric} {'no number' if value is None else f'{value:.4g}'}" for metric, value in score)
         steps = f"{one['steps']:,} steps of {counted(one['devices'], 'device')}"
         print(f"{title}: {scores or 'not scored'}, {steps}, digest {one['digest']}")
     print(f"The models differ by {said['distance']:.2%} of the real one's norm.")

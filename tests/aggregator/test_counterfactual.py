@@ -255,6 +255,47 @@ def norm(parameters: dict[str, np.ndarray]) -> dict[str, float]:
     return {"norm": float(np.linalg.norm(parameters["x"]))}
 
 
+def one_number(parameters: dict[str, np.ndarray]) -> float:
+    """A score without a name."""
+    return 0.5
+
+
+def failing(parameters: dict[str, np.ndarray]) -> dict[str, float]:
+    """A score whose own code fails."""
+    raise KeyError("w")
+
+
+def unusual(parameters: dict[str, np.ndarray]) -> dict[str, np.float32]:
+    """A score of NumPy's numbers, one of which is none."""
+    return {"loss": np.float32(np.nan), "accuracy": np.float32(0.5)}
+
+
+@pytest.mark.parametrize(
+    ("score", "why"),
+    [("one_number", "returned 0.5: it must be numbers by name"), ("failing", "cannot score the model")],
+)
+def test_a_score_that_fails_changes_nothing(
+    tmp_path: Path, score: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: the model was promoted before the score was asked for, and then a traceback."""
+    live(tmp_path, THREES)
+    before = newest(tmp_path)
+    words = ["--without", "c", "--promote", "--score", f"tests.aggregator.test_counterfactual:{score}"]
+    assert main(["replay", str(tmp_path), *words]) == 2
+    assert why in capsys.readouterr().err
+    assert newest(tmp_path) == before
+
+
+def test_a_score_that_is_no_number_is_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: NaN, which is not JSON; and a number of NumPy's, which could not be written."""
+    live(tmp_path, THREES)
+    words = "--without c --score tests.aggregator.test_counterfactual:unusual"
+    said = asked(tmp_path, words, capsys)
+    assert said["real"]["score"] == {"loss": None, "accuracy": 0.5}  # type: ignore[index]
+    assert main(["replay", str(tmp_path), *words.split()]) == 0
+    assert "loss no number, accuracy 0.5" in capsys.readouterr().out
+
+
 def test_a_question_changes_no_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     life = live(tmp_path, THREES)
     before = contents(tmp_path)

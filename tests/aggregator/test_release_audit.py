@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from midge.__main__ import main
-from midge.aggregator.core.registry_decisions import Cause
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.model.model import Frame
 from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.release_audit import AuditedRelease, audit
 from midge.wire import lineage
-from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, rig
+from tests.aggregator.rig import EVERYTHING_COUNTS, rig
 from tests.aggregator.test_counterfactual import MIXING, THREES, live, registered
 
 
