@@ -13,9 +13,10 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.presets import fedasync
 from midge.aggregator.engine import Engine, execute, load_past_frames
-from midge.aggregator.model.model import Frame, Model
+from midge.aggregator.model.model import REGISTERED, Frame, Model
 from midge.aggregator.store.store import Checkpoint, Store, StoreError
 from midge.wire import lineage, merkle
+from midge.wire.errors import WireError
 from midge.wire.ledger import Head, LoggedRelease
 from midge.wire.plurals import counted
 
@@ -75,6 +76,8 @@ class _Audit:
     def __init__(self, store: Store, core: AggregatorCore, engine: Engine, checkpoints: dict[int, Checkpoint]) -> None:
         self._store, self._core, self._engine, self._checkpoints = store, core, engine, checkpoints
         self._updates, self._devices = 0, set[str]()
+        self._waiting: list[tuple[str, bool]] = []
+        """What was compared of versions from which the next release goes on; of the last release, if there is none."""
         self._sums: dict[tuple[int, int], bytes] = {}
         """Hashes of subtrees of the log, computed again."""
 
@@ -87,13 +90,26 @@ class _Audit:
                 if current is not None:
                     yield current
                 current = self._released(record) if first <= record.version <= (last or record.version) else None
+                if current is not None:
+                    self._note_waiting(current)
+                self._waiting.clear()
                 self._updates, self._devices = 0, set()
                 if last is not None and record.version > last:
                     return
-            if current is not None:
+            if isinstance(record, rec.RegisterRecord | rec.RollbackRecord):
+                self._compare_registered(record, current)
+            elif current is not None:
                 self._compare(record, frames, current)
+            if current is not None:
+                self._compare_checkpoint(record, current)
         if current is not None:
+            self._note_waiting(current)
             yield current
+
+    def _note_waiting(self, found: AuditedRelease) -> None:
+        for what, same in self._waiting:
+            _note(found, what, same)
+        self._waiting.clear()
 
     def _stepped(self, record: rec.StepRecord) -> None:
         self._updates += len(record.updates)
@@ -116,19 +132,36 @@ class _Audit:
     def _compare(self, record: rec.Record, frames: list[Frame], found: AuditedRelease) -> None:
         if isinstance(record, rec.ReleaseRecord):
             self._compare_ledger(record, found)
-        if not isinstance(record, rec.RegisterRecord):
-            for frame in frames:
-                self._compare_frame(frame, found)
-        elif record.version == self._engine.model.version:
-            # The digest in the record, the snapshot with it, and what was executed must be one state.
-            stored = lineage.decode_snapshot(self._store.body(record.lsn)).digest()
-            executed = self._engine.model.used().digest()
-            _note(found, "registered version", record.digest == stored == executed)
+        for frame in frames:
+            self._compare_frame(frame, found)
+
+    def _compare_checkpoint(self, record: rec.Record, found: AuditedRelease) -> None:
         checkpoint = self._checkpoints.get(record.lsn)
         if checkpoint is not None:
             assert self._store.schema is not None
             model = Model.load(self._store.schema, checkpoint.arrays, checkpoint.values)
             _note(found, f"checkpoint {record.lsn}", model.digest() == self._engine.model.digest())
+
+    def _compare_registered(
+        self, record: rec.RegisterRecord | rec.RollbackRecord, found: AuditedRelease | None
+    ) -> None:
+        """The snapshot of a registered version, also one that training went back to, with the registered digest."""
+        body = self._store.body(record.lsn)
+        version = record.version if isinstance(record, rec.RegisterRecord) else record.to
+        known = self._core.registry.versions.get(version)
+        if known is None:
+            return
+        same = _digest(body) == known.record.digest
+        what = f"return to version {version}"
+        if isinstance(record, rec.RegisterRecord):
+            what, served = f"registered version {version}", self._store.frame(version, REGISTERED)
+            same = same and served in (None, body)
+            if version == self._engine.model.version:  # otherwise it is no release: a counterfactual was promoted
+                same = same and record.digest == self._engine.model.used().digest()
+                if found is not None:
+                    _note(found, what, same)
+                return
+        self._waiting.append((what, same))
 
     def _compare_ledger(self, record: rec.ReleaseRecord, found: AuditedRelease) -> None:
         """The entries of the release, from the journal and the executed state, and the root, with the log's."""
@@ -175,6 +208,14 @@ class _Audit:
             return
         name = _SPANS.get(frame.span, f"steps over {frame.span}")
         _note(found, f"{name} {frame.version}", data == frame.data)
+
+
+def _digest(snapshot: bytes) -> bytes:
+    """The digest of the state in a snapshot; empty if it is none."""
+    try:
+        return lineage.decode_snapshot(snapshot).digest()
+    except WireError:
+        return b""
 
 
 def _note(found: AuditedRelease, what: str, same: bool) -> None:

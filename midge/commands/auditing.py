@@ -80,16 +80,22 @@ def run_releases(args: argparse.Namespace) -> int:
     if not found:
         raise Problem(f"{args.store} has no release from {args.first} on: `midge replay` shows its newest.")
     wrong = [each for each in found if each.wrong]
+    bare = [each.version for each in found if not (each.same or each.wrong)]
     if args.json:
-        print(json.dumps({"ok": not wrong, "releases": [asdict(each) for each in found]}))
+        print(json.dumps({"ok": not wrong, "not_compared": bare, "releases": [asdict(each) for each in found]}))
         return 1 if wrong else 0
     for each in found:
-        compared = f"{counted(len(each.same), 'part')} the same" if each.same else "nothing left to compare with"
+        compared = f"{counted(len(each.same), 'part')} the same" if each.same else "not compared"
         said = f"WRONG: {', '.join(each.wrong)}" if each.wrong else compared
         print(
             f"release {each.version}: {counted(each.updates, 'update')} of {counted(each.devices, 'device')}, digest "
             f"{each.digest[:16]}, {said}" + (f", {each.gone} gone" if each.gone else "")
         )
     total = counted(len(found), "release")
-    print(f"{len(wrong)} of {total} differ." if wrong else f"{total} executed again: what is left of them is the same.")
+    if bare:
+        print(f"Not compared: {', '.join(map(str, bare))}. The store has nothing of them to compare with.")
+    if wrong:
+        print(f"{len(wrong)} of {total} differ.")
+    elif len(bare) < len(found):
+        print(f"{total} executed again: what is left of them is the same.")
     return 1 if wrong else 0

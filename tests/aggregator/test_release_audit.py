@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from midge.__main__ import main
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.model.model import Frame
+from midge.aggregator.store.journal import checksum
 from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.release_audit import AuditedRelease, audit
 from midge.wire import lineage
@@ -49,7 +51,55 @@ def test_registered_versions_and_checkpoints_are_compared(tmp_path: Path) -> Non
         registered(life)
         lsn = life.core.lsn
     (found,) = audited(tmp_path, 2)
-    assert found.same[-2:] == ["registered version", f"checkpoint {lsn}"] and not found.wrong
+    assert found.same[-2:] == ["registered version 2", f"checkpoint {lsn}"] and not found.wrong
+
+
+def change_body(directory: Path, kind: str) -> None:
+    """Replace the snapshot of a registered version, or of a return to one, by another valid one with its checksum."""
+    with ReadOnlyStore(directory) as store:
+        ((lsn,),) = store.query("SELECT lsn FROM journal WHERE kind = ?", (kind,))
+        state = lineage.decode_snapshot(store.body(lsn))
+    other = lineage.encode_snapshot(replace(state, exponent=state.exponent + 1))
+    with closing(sqlite3.connect(directory / "store.db")) as db, db:
+        ((record,),) = db.execute("SELECT record FROM journal WHERE lsn = ?", (lsn,)).fetchall()
+        db.execute(
+            "UPDATE journal SET body = ?, crc = ?, segment = NULL, place = NULL, size = NULL WHERE lsn = ?",
+            (other, checksum(record, other), lsn),
+        )
+
+
+@pytest.mark.parametrize("kind", ["register", "rollback"])
+def test_a_promoted_version_that_was_replaced_is_found(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: a version was compared only if it was the last release, and a return to one never."""
+    life = live(tmp_path, THREES)
+    assert main(["replay", str(tmp_path), "--without", "c", "--promote"]) == 0
+    promoted = life.core.version + 2
+    for first in (2, promoted):
+        (*_, found) = audited(tmp_path, first)
+        assert found.version == promoted and not found.wrong
+        assert found.same == [f"registered version {promoted - 1}", f"return to version {promoted - 1}"]
+    change_body(tmp_path, kind)
+    for first in (2, promoted):
+        (*_, found) = audited(tmp_path, first)
+        assert len(found.wrong) == 1 and f"version {promoted - 1}" in found.wrong[0]
+    assert main(["audit", str(tmp_path), "--from", str(promoted)]) == 1
+
+
+def test_a_release_of_which_nothing_is_left_is_not_confirmed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: it was counted among those that are the same."""
+    version = live(tmp_path, EVERYTHING_COUNTS).core.version
+    with closing(sqlite3.connect(tmp_path / "store.db")) as db, db:
+        db.execute("DELETE FROM frames")
+        db.execute("DELETE FROM ledger")
+    assert main(["audit", str(tmp_path), "--from", str(version)]) == 0
+    said = capsys.readouterr().out
+    assert f"Not compared: {version}." in said and "the same" not in said
+    assert main(["audit", str(tmp_path), "--from", str(version), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["not_compared"] == [version]
 
 
 def change_frame(directory: Path, version: int) -> None:
