@@ -181,6 +181,11 @@ class CoreView:
         return self._state.oldest_base
 
     @property
+    def heard(self) -> frozenset[str]:
+        """The devices of which an update was ever accepted."""
+        return frozenset(device for device, _ in self._state.heard.numbers())
+
+    @property
     def applied(self) -> int:
         """How many updates are in the model."""
         return self._state.applied

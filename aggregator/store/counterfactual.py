@@ -6,10 +6,10 @@ devices trained from the models that were really published, so their updates are
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Literal
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
@@ -20,115 +20,20 @@ from midge.aggregator.core.registry import OrderRefused
 from midge.aggregator.core.registry_decisions import Cause
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.engine import Engine, load_past_frames
-from midge.aggregator.model.model import Model
 from midge.aggregator.model.reducer import distances
 from midge.aggregator.registry.policy import RegistryPolicy
 from midge.aggregator.store.ledger import GONE
 from midge.aggregator.store.put_back import private
 from midge.aggregator.store.registered import read_core
 from midge.aggregator.store.salvage import LOST
-from midge.aggregator.store.store import Checkpoint, Entry, Store, StoreError
+from midge.aggregator.store.store import Entry, Store, StoreError
+from midge.aggregator.store.what_if import Change, Counterfactual, Guarantee
 from midge.wire import lineage
 from midge.wire.errors import WireError
 from midge.wire.messages import Verdict
 from midge.wire.plurals import counted
 
-Combine = Literal["mean", "trimmed", "centred"]
 _NOTED = re.compile(r"'release_floor': (\d+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """How the execution differs from the real one."""
-
-    without: frozenset[str] = frozenset()
-    """Devices whose updates and statistics are left out."""
-    combine: Combine | None = None
-    """How the updates of each step become one; None as recorded."""
-    trim: float = 0.1
-    """For `trimmed`: the share that is left out at either end."""
-    singly: Strategy | None = None
-    """A strategy of which every update is a step, in the order in which they were stepped; None as recorded. With
-    `centred`, each is clipped at the median length of those in its recorded step; it goes with no other combination."""
-
-    def words(self) -> str:
-        """The change in words, for the journal."""
-        parts = [f"without {', '.join(sorted(self.without))}"] if self.without else []
-        parts += [f"combine {self.combine}"] if self.combine else []
-        parts += [self.singly.name] if self.singly else []
-        return "; ".join(parts) or "as recorded"
-
-
-@dataclass(frozen=True, slots=True)
-class Guarantee:
-    """What is certain of the model."""
-
-    since: int
-    """The record after which everything was executed again; 0 is the beginning."""
-    left_out: int
-    """Updates that were left out."""
-    remaining: int
-    """Accepted updates of these devices before that which the journal lists; they are in the checkpoint."""
-    pooled: int
-    """Statistics of these devices that were pooled before that."""
-    unlisted: int
-    """Records before that which the journal does not list any more: whose they were is not known."""
-    unnamed: int
-    """Updates of which the journal does not say whose work they are: under an erased name, or sums of a gateway."""
-    returned: tuple[int, ...]
-    """Records that went back to a registered version, which may hold the devices' work."""
-    skipped: int
-    """Updates whose base could not be rebuilt for another strategy."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether it is known that no update and no statistics of the devices are in the model."""
-        return not (self.remaining or self.pooled or self.unlisted or self.unnamed or self.returned)
-
-    def words(self) -> str:
-        """The guarantee in words."""
-        where = "from the beginning" if self.since == 0 else f"after record {self.since}, of the oldest checkpoint,"
-        text = f"Exact: every step {where} was executed again"
-        text += f", with {counted(self.left_out, 'update')} left out." if self.left_out else "."
-        if self.remaining:
-            text += (
-                f" Not removed: at least {counted(self.remaining, 'earlier update')}, which the checkpoint of that "
-                "record contains."
-            )
-        if self.pooled:
-            text += " Not removed: statistics of the inputs that were pooled before."
-        if self.unlisted:
-            text += (
-                f" Not known: how many updates were among {counted(self.unlisted, 'earlier record')} that the journal "
-                "does not list any more; they are in the checkpoint."
-            )
-        if self.unnamed:
-            text += (
-                f" Not known: whose work is in {counted(self.unnamed, 'update')}, of erased names or of sites that "
-                "send sums."
-            )
-        if self.returned:
-            text += f" Not known: record {self.returned[0]} went back to a registered version, with what was in it."
-        if self.skipped:
-            text += f" {counted(self.skipped, 'update')} could not be used: the model under them is gone."
-        return text + (
-            " Weights are those that were given. Devices trained from the models that were really published: what they "
-            "learned from work that is left out stays in their updates."
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Counterfactual:
-    """The model of another course of events."""
-
-    model: Model
-    guarantee: Guarantee
-    steps: int
-    """Steps that were made."""
-    devices: int
-    """Distinct devices whose work is in them, counted as for a release."""
-    unreleased: int
-    """Those of them in steps after the last release that is the real one."""
 
 
 def devices_of(store: Store) -> set[str]:
@@ -140,8 +45,8 @@ def devices_of(store: Store) -> set[str]:
     }
 
 
-def counterfactual(store: Store, change: Change) -> Counterfactual:
-    """Execute the journal of an open store again, from its oldest checkpoint, with a change.
+def counterfactual(store: Store, change: Change) -> tuple[Counterfactual, Counterfactual]:
+    """Execute the journal of an open store again, from its oldest checkpoint: as recorded, and with a change.
 
     Raises:
         StoreError: the store is damaged or empty; a device is unknown; or its updates were sums or had noise.
@@ -161,7 +66,9 @@ def counterfactual(store: Store, change: Change) -> Counterfactual:
     if unknown := change.without - (known := devices_of(store)):
         listed = ", ".join(sorted(known)[:20]) or "none"
         raise StoreError(f"The journal has no update of {', '.join(sorted(unknown))}; it has some of: {listed}.")
-    return _Execution(store, change, list(store.checkpoints())[-1]).run()
+    published = _Published()
+    real = _Execution(store, Change(), published).run()
+    return real, _Execution(store, change, published).run()
 
 
 class _Hiding:
@@ -178,25 +85,66 @@ class _Hiding:
         return len(self._working or self._idle)
 
 
+@dataclass
+class _Published:
+    """What observers of the releases know, and which earlier counterfactuals can be executed again."""
+
+    digests: defaultdict[int, set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    """Of the models at each release, of those that were published and of those that led to a promoted one."""
+    remade: dict[int, bool] = field(default_factory=dict)
+    """By the record of a promoted version: whether its bits come out again."""
+
+    def add(self, path: Mapping[int, bytes]) -> None:
+        for lsn, digest in path.items():
+            self.digests[lsn].add(digest)
+
+
 class _Execution:
-    def __init__(self, store: Store, change: Change, start: Checkpoint) -> None:
+    """One execution of the journal.
+
+    Args:
+        store: open.
+        change: from what was recorded.
+        published: shared by the executions that one question needs.
+        until: the record before which it ends; None is the end of the journal.
+        asked: devices that the guarantee is about; None are those of the change.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        change: Change,
+        published: _Published,
+        until: int | None = None,
+        *,
+        asked: frozenset[str] | None = None,
+    ) -> None:
         assert store.schema is not None
-        self._store, self._change, self._start = store, change, start
+        self._store, self._change = store, change
+        self._asked = change.without if asked is None else asked
+        self._start = start = list(store.checkpoints())[-1]
+        self._since = start.lsn
+        self._until = store.newest_lsn() + 1 if until is None else until
+        ((self._last,),) = store.query(
+            "SELECT max(lsn) FROM journal WHERE kind = 'rollback' AND lsn < ?", (self._until,)
+        )
+        """The last return to a registered version, which undoes what was before."""
+        self._published = published
         self._core = AggregatorCore(fedasync(form="mixing"), lineage=store.lineage, schema_hash=store.schema.hash)
         self._engine = Engine.of(start, store.schema, store)
         self._core.load(start.core)
         load_past_frames(self._engine.model, store)
         self._devices = len(devices_of(store))
-        self._skipped = 0
-        self._returned: list[int] = []
+        self._registered: rec.RegisterRecord | None = None
+        self._returned, self._remade, self._contained = tuple[int, ...](), tuple[int, ...](), 0
+        self._contributors = set(self._core.heard)
         self._begin()
 
     def _begin(self) -> None:
         """Count from here on: at the start, and after a return to a registered version, which undoes what was made."""
-        self._left_out = self._steps = 0
-        self._hiding = _Hiding()
-        self._unreleased, self._apart = _Hiding(), False
-        """Devices since the last release that is the real one, and whether the model differs from that now."""
+        self._left_out = self._fewer = self._steps = self._skipped = 0
+        self._hiding, self._unreleased = _Hiding(), _Hiding()
+        self._path: dict[int, bytes] = {}
         self._released: dict[int, int] = {}
         """Steps made here before each version was released."""
 
@@ -207,28 +155,91 @@ class _Execution:
             engine.forget(device)
         for entry in self._store.entries(after=core.lsn):
             record = rec.clamped(entry.record, core.generation, core.version)
+            if record.lsn >= self._until:
+                break
             core.replay(record)
-            changed = self._changed(record)
-            self._apart = self._apart or list(changed) != [record]
-            for each in changed:
+            for changed in self._changed(record):
                 try:
-                    engine.carry(each)
+                    engine.carry(changed)
                 except KeyError:
                     self._skipped += 1
-                    self._apart = True
-            if isinstance(record, rec.ReleaseRecord):
-                self._released[record.version] = self._steps
-                if not self._apart:
-                    self._unreleased = _Hiding()
-                core.handle(ev.ReleaseCarried(record.version, engine.model.state.digest()), 0.0)
+            match record:
+                case rec.RegisterRecord():
+                    self._registered = record
+                case rec.RollbackRecord():
+                    self._go_back(record)
+                case rec.ReleaseRecord():
+                    self._release(record)
+                case _:
+                    pass
         guarantee = Guarantee(
-            self._start.lsn,
+            self._since,
             self._left_out,
-            *_earlier(self._store, change.without, self._start.lsn, waiting),
-            tuple(self._returned),
+            *_earlier(self._store, self._asked, self._start.lsn, waiting),
+            self._returned,
+            self._contained,
+            self._remade,
             self._skipped,
         )
-        return Counterfactual(engine.model, guarantee, self._steps, self._hiding.count, self._unreleased.count)
+        return Counterfactual(
+            engine.model,
+            guarantee,
+            self._steps,
+            self._hiding.count,
+            self._unreleased.count,
+            frozenset(self._contributors),
+            core.applied - self._fewer,
+        )
+
+    def _release(self, record: rec.ReleaseRecord) -> None:
+        self._released[record.version] = self._steps
+        self._core.handle(ev.ReleaseCarried(record.version, self._engine.model.state.digest()), 0.0)
+        self._path[record.lsn] = digest = self._engine.model.digest()
+        if self._change == Change():
+            self._published.add(self._path)
+        if digest in self._published.digests[record.lsn]:
+            self._unreleased = _Hiding()
+
+    def _go_back(self, record: rec.RollbackRecord) -> None:
+        """Count from a registered version on. That of an earlier counterfactual is made again, with both changes."""
+        contained = self._contained + self._left_out
+        self._begin()
+        register, self._remade, self._contained = self._registered, (), contained
+        self._since, self._contributors = record.lsn, set(self._core.heard)
+        self._returned = (record.lsn,) if self._asked else ()
+        if record.lsn == self._last and register is not None and register.version == record.to:
+            earlier = self._remakes(register)
+            if earlier is not None:
+                self._remake(record, register, self._change.after(earlier))
+
+    def _remakes(self, register: rec.RegisterRecord) -> Change | None:
+        """The change that led to a promoted version; None if its bits do not come out again."""
+        change, published = Change.read(register.strategy), self._published
+        if change is None:
+            return None
+        if register.lsn not in published.remade:
+            execution = _Execution(self._store, change, published, register.lsn)
+            found = execution.run()
+            same = found.model.used().digest() == register.digest
+            published.remade[register.lsn] = same
+            if same:
+                published.add(execution._path)
+        return change if published.remade[register.lsn] else None
+
+    def _remake(self, record: rec.RollbackRecord, register: rec.RegisterRecord, both: Change) -> None:
+        execution = _Execution(self._store, both, self._published, register.lsn, asked=self._asked)
+        found = execution.run()
+        state = found.model.used()
+        self._engine.model.roll_back(lineage.encode_snapshot(state))
+        self._left_out, self._steps, self._skipped = execution._left_out, found.steps, found.guarantee.skipped
+        self._fewer = self._core.applied - found.updates
+        self._contributors, self._path = set(found.contributors), execution._path
+        self._hiding = execution._hiding
+        if state.digest() != register.digest:  # otherwise observers know it
+            self._unreleased = execution._unreleased
+        self._returned, self._contained = found.guarantee.returned, found.guarantee.contained
+        self._since = found.guarantee.since
+        self._remade = (*found.guarantee.remade, record.lsn)
 
     def _changed(self, record: rec.Record) -> Sequence[rec.Record]:
         """The records that take the place of one."""
@@ -242,10 +253,6 @@ class _Execution:
                 return [replace(record, statistics=kept)]
             case rec.ReleaseRecord() if self._change.singly:
                 return [replace(record, decay=self._change.singly.serve_decay or None)]
-            case rec.RollbackRecord():
-                self._begin()
-                self._returned += [record.lsn] if self._change.without else []
-                return [record]
             case _:
                 return [record]
 
@@ -260,7 +267,8 @@ class _Execution:
                 "The federation is secure: its journal has sums of several devices, out of which none can be taken."
             )
         kept = [place for place, (lsn, _) in enumerate(record.updates) if self._device(lsn) not in change.without]
-        self._left_out += len(record.updates) - len(kept)
+        for lsn, _ in record.updates:
+            self._leave_out(lsn)
         if not kept:
             return []
         for place in kept:
@@ -268,6 +276,7 @@ class _Execution:
             assert isinstance(update, rec.UpdateRecord)
             self._hiding.add(update)
             self._unreleased.add(update)
+            self._contributors.add(update.device)
         if len(kept) < len(record.updates):
             record = replace(
                 record,
@@ -278,6 +287,13 @@ class _Execution:
             return self._singly(record, change.singly)
         self._steps += 1
         return [self._combined(record)]
+
+    def _leave_out(self, lsn: int) -> None:
+        """Count an update of a step, if it is of a device that is left out."""
+        update = self._store.record(lsn)
+        if isinstance(update, rec.UpdateRecord) and update.device in self._change.without:
+            self._left_out += update.device in self._asked
+            self._fewer += max(1, update.accepted)
 
     def _combined(self, record: rec.StepRecord) -> rec.StepRecord:
         """The step with another rule for its updates, as the planner would have made it."""
@@ -405,6 +421,7 @@ def promote(store: Store, found: Counterfactual, change: Change, cause: Cause, f
     body = lineage.encode_snapshot(state)
     decisions, keep = core.registering, RegistryPolicy().keep
     register = decisions.register(version, state.digest(), cause, keep=keep, strategy=change.words())
+    register = replace(register, devices=len(found.contributors), updates=found.updates)
     core.replay(register)
     back = replace(decisions.roll_back(version, cause), version=version)
     core.replay(back)

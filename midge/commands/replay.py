@@ -17,7 +17,7 @@ from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
     from midge.aggregator.model.model import Model
-    from midge.aggregator.store.counterfactual import Change, Counterfactual
+    from midge.aggregator.store.what_if import Change, Counterfactual
 
 Score = Callable[[Mapping[str, Any]], Mapping[str, float]]
 
@@ -103,8 +103,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _what_if(args: argparse.Namespace) -> int:
     with server_side():
-        from midge.aggregator.store.counterfactual import Change, counterfactual  # noqa: PLC0415 - an extra
+        from midge.aggregator.store.counterfactual import counterfactual  # noqa: PLC0415 - an extra
         from midge.aggregator.store.reading import ReadOnlyStore  # noqa: PLC0415
+        from midge.aggregator.store.what_if import Change  # noqa: PLC0415
     change = Change(frozenset(args.without), args.combine, _trim(args), _strategy(args))
     path = existing_store(args.store)
     score = _score(args.score, path)
@@ -115,15 +116,14 @@ def _what_if(args: argparse.Namespace) -> int:
     else:
         opened = ReadOnlyStore(path)
     with opened as store:
-        real = counterfactual(store, Change())
-        found = counterfactual(store, change)
+        real, found = counterfactual(store, change)
         scored = {"real": _described(real, score), "counterfactual": _described(found, score)}
         if args.export:
             from midge.model_export.files import write_safetensors  # noqa: PLC0415 - an extra
 
             with write_errors(args.export, "give another place with --export"):
                 write_safetensors(Path(args.export), found.model.used().parameters(), {"change": change.words()})
-        promoted = _promoted(store, found, change, args) if args.promote else None
+        promoted = _promoted(store, real, found, change, args) if args.promote else None
     said: dict[str, Any] = {
         "change": {"without": sorted(change.without), "combine": change.combine, "strategy": args.strategy},
         **scored,
@@ -137,6 +137,8 @@ def _what_if(args: argparse.Namespace) -> int:
             "unlisted": found.guarantee.unlisted,
             "unnamed": found.guarantee.unnamed,
             "returned": list(found.guarantee.returned),
+            "contained": found.guarantee.contained,
+            "remade": list(found.guarantee.remade),
             "skipped": found.guarantee.skipped,
             "words": found.guarantee.words(),
         },
@@ -224,12 +226,18 @@ def _distance(real: "Model", other: "Model") -> float:
     return float(np.linalg.norm(other.x - real.x)) / norm if norm else 0.0
 
 
-def _promoted(store: Any, found: "Counterfactual", change: "Change", args: argparse.Namespace) -> dict[str, Any]:
+def _promoted(
+    store: Any, real: "Counterfactual", found: "Counterfactual", change: "Change", args: argparse.Namespace
+) -> dict[str, Any]:
     from midge.aggregator.core.registry import OrderRefused  # noqa: PLC0415 - an extra
     from midge.aggregator.core.registry_decisions import Cause  # noqa: PLC0415
     from midge.aggregator.store.counterfactual import promote  # noqa: PLC0415
     from midge.aggregator.store.model_orders import operator_name  # noqa: PLC0415
 
+    if found.model.used().digest() == real.model.used().digest():
+        raise Problem(
+            "It cannot be promoted: it is the same model. Without --promote the answer says what stays in it."
+        )
     try:
         version = promote(store, found, change, Cause(args.why, operator_name(), time.time()), floor=args.release_floor)
     except OrderRefused as error:

@@ -21,15 +21,17 @@ from midge.aggregator.core.registry_decisions import Cause
 from midge.aggregator.core.staleness import constant
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.store import store as store_module
-from midge.aggregator.store.counterfactual import Change, Counterfactual, counterfactual, devices_of
+from midge.aggregator.store.counterfactual import counterfactual, devices_of
 from midge.aggregator.store.device_erasure import Names, forget
 from midge.aggregator.store.reading import ReadOnlyStore
+from midge.aggregator.store.registered import read_core
 from midge.aggregator.store.store import Entry, Store, StoreError
+from midge.aggregator.store.what_if import Change, Counterfactual
 from midge.wire import lineage, messages
 from midge.wire.messages import Verdict
 from midge.wire.moments import Moments, pool
 from midge.wire.schema import Schema
-from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, rig
+from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, Vector, rig
 from tests.aggregator.test_renormalising import ARGUMENTS, scale, send
 
 THREES = fedbuff(3, deadline=None, norm_limit=None, release_floor=2, staleness=constant(), bounded=False)
@@ -64,7 +66,7 @@ def registered(life: Rig) -> None:
 
 def executed(directory: Path, change: Change) -> Counterfactual:
     with ReadOnlyStore(directory) as store:
-        return counterfactual(store, change)
+        return counterfactual(store, change)[1]
 
 
 @pytest.mark.parametrize("strategy", [EVERYTHING_COUNTS, THREES, MIXING, CALIBRATED], ids=lambda each: each.name)
@@ -311,7 +313,7 @@ def test_a_question_changes_no_byte(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_promotion_is_the_next_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     live(tmp_path, THREES)
     with ReadOnlyStore(tmp_path) as store:
-        wanted = counterfactual(store, Change(frozenset("c"))).model.used()
+        wanted = counterfactual(store, Change(frozenset("c")))[1].model.used()
     said = asked(tmp_path, "--without c --promote", capsys)
     assert isinstance(said["promoted"], dict)
     version = said["promoted"]["version"]
@@ -328,8 +330,78 @@ def test_promotion_is_the_next_release(tmp_path: Path, capsys: pytest.CaptureFix
         state = life.state
     with rig(tmp_path, THREES) as life:
         assert life.state == state, "recovery is exact"
+    found = executed(tmp_path, Change(frozenset("d")))
+    assert found.guarantee.remade and found.guarantee.complete, "a later question executes that change too"
+    assert (found.guarantee.left_out, found.steps) == (1, 5)
+
+
+def promoted(directory: Path, words: str, capsys: pytest.CaptureFixture[str]) -> tuple[Vector, int, int]:
+    """The values of a promoted model, and the numbers of devices and updates that its version says."""
+    said = asked(directory, f"{words} --promote --release-floor 1", capsys)
+    assert isinstance(said["promoted"], dict)
+    with ReadOnlyStore(directory) as store:
+        record = read_core(store).registry.versions[said["promoted"]["version"]].record
+        model = counterfactual(store, Change())[0].model
+    assert model.used().digest() == record.digest
+    return model.state.values(), record.devices, record.updates
+
+
+def test_devices_are_left_out_one_promotion_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: the second promotion registered the model of the first, and said that its device was left out."""
+    for name in ("once", "twice"):
+        live(tmp_path / name, THREES)
+    trimmed = "--combine trimmed --trim 0.4"
+    once = promoted(tmp_path / "once", f"{trimmed} --without a --without b", capsys)
+    first = promoted(tmp_path / "twice", trimmed, capsys)
+    second = promoted(tmp_path / "twice", "--without a", capsys)
+    said = asked(tmp_path / "twice", "--without b", capsys)
+    third = promoted(tmp_path / "twice", "--without b", capsys)
+    assert (first[1:], second[1:]) == ((3, 12), (2, 8)) and once[1:] == third[1:] == (1, 4)
+    assert once[0].tobytes() == third[0].tobytes()
+    assert len({values.tobytes() for values, *_ in (first, second, third)}) == 3
+    guarantee = said["guarantee"]
+    assert isinstance(guarantee, dict)
+    assert guarantee["left_out"] == 4 and guarantee["complete"] and len(guarantee["remade"]) == 2
+    assert "went back to an earlier what-if: that was executed again" in guarantee["words"]
+    again = ["replay", str(tmp_path / "twice"), "--without", "b", "--promote", "--release-floor", "1"]
+    assert main(again) == 2
+    assert "it is the same model" in capsys.readouterr().err
+
+
+def test_work_in_a_version_that_was_gone_back_to_is_not_counted_as_left_out(tmp_path: Path) -> None:
+    """Seen to fail: updates before the return counted as left out, although the version contains them."""
+    live(tmp_path, THREES)
+    with rig(tmp_path, THREES) as life:
+        go_back(life)
+        for name in "abc":
+            life.send(name, 5, [ord(name), 2, 3, 4])
     found = executed(tmp_path, Change(frozenset("c")))
-    assert found.guarantee.returned, "a later question says that it went back to that version"
+    assert (found.guarantee.left_out, found.guarantee.contained, found.steps) == (1, 4, 1)
+    assert not found.guarantee.complete
+    assert "a registered version, which contains up to 4 earlier updates of them" in found.guarantee.words()
+
+
+def go_back(life: Rig) -> None:
+    """Register the newest release, and go back to it."""
+    registered(life)
+    back = life.core.registering.roll_back(life.core.version, Cause())
+    key = life.ingress.bodies.keep(memoryview(lineage.encode_snapshot(life.model.used())))
+    life.processor.shell.carry_out(life.core.roll_back(back, key, 0.0), 0.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Change(frozenset({"a", "b; c"}), "centred", singly=fedasync()),
+        Change(combine="trimmed", trim=0.25),
+        Change(frozenset("a"), "mean"),
+    ],
+    ids=lambda change: change.words(),
+)
+def test_a_change_is_read_from_its_words(change: Change) -> None:
+    read = Change.read(change.words())
+    assert read is not None and read.words() == change.words() and read.trim == change.trim
+    assert Change.read(Change().words()) is Change.read("") is Change.read("balanced") is None
 
 
 def test_a_promotion_carries_the_work_of_as_many_devices_as_a_release(
@@ -357,11 +429,8 @@ def test_devices_whose_work_is_released_hide_no_other(
         asked(tmp_path, "--combine trimmed --trim 0.4 --promote", capsys)
     with rig(tmp_path, THREES) as life:
         if before == "rollback":
-            registered(life)
             life.send("c", 5, [1, 1, 1, 1])
-            back = life.core.registering.roll_back(life.core.version, Cause())
-            key = life.ingress.bodies.keep(memoryview(lineage.encode_snapshot(life.model.used())))
-            life.processor.shell.carry_out(life.core.roll_back(back, key, 0.0), 0.0)
+            go_back(life)
         for name in "bde":
             settled = life.send(name, 5 if name == "b" else 1, [ord(name), 2, 3, 4])
             assert settled.verdict is Verdict.ACCEPTED
