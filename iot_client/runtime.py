@@ -36,7 +36,7 @@ from midge.iot_client.state.given import withdrawn
 from midge.iot_client.state.outbox import OutboxFull
 from midge.iot_client.training.fit import TrainingKilled
 from midge.iot_client.training.training_task import TrainingTask
-from midge.iot_client.training.update_encoder import EncodedUpdate, NoRows, TrainerError, Unfit
+from midge.iot_client.training.update_encoder import EncodedUpdate, NoConsent, NoRows, TrainerError, Unfit
 from midge.storage.failpoints import failpoint
 from midge.wire.inputs import sayable
 from midge.wire.lineage import State
@@ -134,6 +134,8 @@ class DeviceRuntime:
                 beside += [tasks.create_task(each) for each in self._beside(samples)]
                 if every is not None and every < math.inf:
                     beside.append(tasks.create_task(self._look_regularly(every), name="look"))
+                follow = self.parts.consent.follow(self.look, lambda: self.parts.waits)
+                beside.append(tasks.create_task(follow, name="consent"))
                 await self.connections.run()
                 for task in (*beside, self._fetching, self._training):
                     if task is not None:
@@ -384,8 +386,7 @@ class DeviceRuntime:
         except Unfit as error:
             log.warning("%s: nothing is sent: %s", parts.config.name, error)
             parts.tell("unfit", why=str(error))
-            # Without rows it is tried again after a while: no newer version may come before there are some.
-            self.put(ev.Killed(str(error)) if isinstance(error, NoRows) else ev.NothingToSend(str(error)))
+            self.put(ended(error))
         except TrainerError:
             raise
         except Exception as error:
@@ -406,6 +407,17 @@ class DeviceRuntime:
         self._made[key] = made
         failpoint("update.trained")
         self.put(ev.Trained(made.update, key))
+
+
+def ended(error: Unfit) -> ev.Event:
+    """What the session is informed of after a training without an update."""
+    match error:
+        case NoConsent():
+            return ev.Discarded(str(error))
+        case NoRows():  # tried again after a while: no newer version may come before there are some
+            return ev.Killed(str(error))
+        case _:
+            return ev.NothingToSend(str(error))
 
 
 def updates(count: int) -> str:

@@ -103,6 +103,13 @@ class NothingToSend:
 
 
 @dataclass(frozen=True, slots=True)
+class Discarded:
+    """A training has ended of which nothing may be given: consent was withdrawn before or during it."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Killed:
     """The training process was killed."""
 
@@ -166,6 +173,7 @@ Event = (
     | Trained
     | Summed
     | NothingToSend
+    | Discarded
     | Killed
     | Hindered
     | LinkMeasured

@@ -16,6 +16,7 @@ from midge.iot_client.session.events import (
     Base,
     ChunkDelivered,
     Connected,
+    Discarded,
     Disconnected,
     Event,
     Fetched,
@@ -230,8 +231,8 @@ class DeviceSession:
                 return self._trained(update, key, now)
             case Summed(update, key):
                 return [StoreUpdate(self._sending.add(update), key), *self._sending.send(now)]
-            case NothingToSend():
-                cycle.training_ended(None)
+            case NothingToSend() | Discarded():
+                cycle.training_ended(None, again=isinstance(event, Discarded))
                 return cycle.begin_next(now)
             case Killed():
                 cycle.training_killed(now)

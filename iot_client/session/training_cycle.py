@@ -249,11 +249,12 @@ class TrainingCycle:
 
     # ----------------------------------------------------------------------- training
 
-    def training_ended(self, update: Update | None) -> None:
-        """End a training, with an update or without one worth sending."""
+    def training_ended(self, update: Update | None, *, again: bool = False) -> None:
+        """End a training, with an update or without one worth sending; with `again` the version stays untrained."""
         self._follow("nothing to send" if update is None else "trained")
         assert self.target is not None
-        self.trained = Base.of(self.target)  # a device trains once from each version
+        if not again:
+            self.trained = Base.of(self.target)  # a device trains once from each version
         if update is not None:
             self.killed.stop()
             self._update_size = update.size

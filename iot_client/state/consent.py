@@ -4,11 +4,14 @@ Without it nothing is trained, measured or sent, and updates that wait are withd
 used. No file is consent: the owner started the device.
 """
 
+import asyncio
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from midge.iot_client.board.training_constraints import LOOK_EVERY
 from midge.storage.files import atomic_write
 
 WITHDRAWN = "its owner has withdrawn consent: it trains on nothing and gives nothing"
@@ -50,6 +53,18 @@ class Consent:
             return False
         atomic_write(self.path, json.dumps({"since": now}).encode())
         return True
+
+    async def follow(self, look: Callable[[], None], waits: Callable[[], str]) -> None:
+        """Call `look` within some seconds after each change, however rarely the device checks its other conditions.
+
+        Args:
+            look: what has the device follow.
+            waits: why it waits now, as it knows.
+        """
+        while self.path is not None:
+            await asyncio.sleep(LOOK_EVERY)
+            if (self.withheld() == WITHDRAWN) != (waits() == WITHDRAWN):
+                look()
 
     def give(self) -> bool:
         """Give it again; return whether it was withdrawn.

@@ -19,8 +19,8 @@ from midge.iot_client.training.evaluation import Evaluating
 from midge.iot_client.training.fit import Fit, Parameters, TrainingKilled, TrainingPlan
 from midge.iot_client.training.update_encoder import (
     EncodedUpdate,
+    NoConsent,
     NoFit,
-    NoRows,
     TrainerError,
     Unfit,
     checked,
@@ -125,10 +125,11 @@ class TrainingTask:
         """End a training of which nothing may be given, also one that consent was withdrawn during.
 
         Raises:
-            NoRows: the owner has withdrawn consent.
+            NoConsent: the owner has withdrawn it.
         """
         if (why := self._parts.consent.withheld()) is not None:
-            raise NoRows(why)
+            self._look()
+            raise NoConsent(why)
 
     async def _evaluate(self, parameters: Parameters, announcement: Announcement) -> None:
         """Evaluate on the device's own data if that is due, and publish the results."""

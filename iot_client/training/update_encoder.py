@@ -23,6 +23,10 @@ class NoRows(Unfit):
     """A training without data; there may be some later."""
 
 
+class NoConsent(Unfit):
+    """The owner has withdrawn consent: nothing of the training may be given."""
+
+
 class TrainerError(ValueError):
     """The trainer's result is not an update; the message says what it must return."""
 

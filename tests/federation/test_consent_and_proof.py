@@ -189,6 +189,40 @@ async def test_results_of_an_evaluation_that_the_switch_came_during_are_not_sent
 
 
 @pytest.mark.virtual
+async def test_the_switch_is_followed_within_seconds_however_rarely_conditions_are_checked(tmp_path: Path) -> None:
+    """Seen to fail: never with `look_every=inf`; and after a training that the switch came during, only in 30 s."""
+    twin, log, outbox = Twin(), Log(), tmp_path / "a.outbox"
+    consent, now = Consent.beside(outbox), asyncio.get_running_loop().time
+
+    async def slowly(parameters: Parameters, plan: TrainingPlan) -> Fit:
+        await asyncio.sleep(1)
+        return approach(parameters, plan)
+
+    async def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
+        if not log.of("unfit"):
+            consent.withdraw(0.0)
+        return await slowly(parameters, plan)
+
+    def seen(event: str) -> int:
+        return len(log.of(event, device="a"))
+
+    async def follows(event: str) -> None:
+        before, since = seen(event), now()
+        await log.until(lambda: seen(event) > before)
+        assert now() - since < 7
+
+    others = [device(twin, name, log, train=slowly) for name in "bc"]
+    a = device(twin, "a", log, outbox, train, look_every=float("inf"))
+    async with serving(aggregator(twin, tmp_path / "store", log), a, *others):
+        await log.until(lambda: seen("unfit") and seen("hindered"))
+        for _ in range(2):  # withdrawn during a training, then at any time
+            consent.give()
+            await follows("training")
+            consent.withdraw(0.0)
+            await follows("hindered")
+
+
+@pytest.mark.virtual
 async def test_statistics_are_not_sent_once_consent_is_withdrawn(tmp_path: Path) -> None:
     """The bug: a device that has not looked at its switch since it connected would answer the request."""
     twin, log, outbox = Twin(), Log(), tmp_path / "a.outbox"
