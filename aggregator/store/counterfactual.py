@@ -36,12 +36,13 @@ from midge.wire.plurals import counted
 _NOTED = re.compile(r"'release_floor': (\d+)")
 
 
-def devices_of(store: Store) -> set[str]:
-    """The devices with updates that the journal still lists."""
+def devices_of(store: Store, *kinds: str) -> set[str]:
+    """The devices with records of these kinds that the journal still lists; without kinds, those with updates."""
     return {
         record.device
-        for (data,) in store.query("SELECT record FROM journal WHERE kind = 'update'")
-        if isinstance(record := rec.unpack("update", data), rec.UpdateRecord)
+        for kind in kinds or ("update",)
+        for (data,) in store.query("SELECT record FROM journal WHERE kind = ?", (kind,))
+        if isinstance(record := rec.unpack(kind, data), rec.UpdateRecord | rec.StatisticsRecord)
     }
 
 
@@ -63,9 +64,9 @@ def counterfactual(store: Store, change: Change) -> tuple[Counterfactual, Counte
             f"{store.directory} is the store of a gateway: its model comes from the federation above, whose store can "
             "answer for the gateway as a whole."
         )
-    if unknown := change.without - (known := devices_of(store)):
+    if unknown := change.without - (known := devices_of(store, "update", "statistics")):
         listed = ", ".join(sorted(known)[:20]) or "none"
-        raise StoreError(f"The journal has no update of {', '.join(sorted(unknown))}; it has some of: {listed}.")
+        raise StoreError(f"The journal has nothing of {', '.join(sorted(unknown))}; it has something of: {listed}.")
     published = _Published()
     real = _Execution(store, Change(), published).run()
     return real, _Execution(store, change, published).run()
@@ -142,7 +143,7 @@ class _Execution:
 
     def _begin(self) -> None:
         """Count from here on: at the start, and after a return to a registered version, which undoes what was made."""
-        self._left_out = self._fewer = self._steps = self._skipped = 0
+        self._left_out = self._unpooled = self._fewer = self._steps = self._skipped = 0
         self._hiding, self._unreleased = _Hiding(), _Hiding()
         self._path: dict[int, bytes] = {}
         self._released: dict[int, int] = {}
@@ -175,6 +176,7 @@ class _Execution:
         guarantee = Guarantee(
             self._since,
             self._left_out,
+            self._unpooled,
             *_earlier(self._store, self._asked, self._start.lsn, waiting),
             self._returned,
             self._contained,
@@ -232,7 +234,7 @@ class _Execution:
         state = found.model.used()
         self._engine.model.roll_back(lineage.encode_snapshot(state))
         self._left_out, self._steps, self._skipped = execution._left_out, found.steps, found.guarantee.skipped
-        self._fewer = self._core.applied - found.updates
+        self._fewer, self._unpooled = self._core.applied - found.updates, execution._unpooled
         self._contributors, self._path = set(found.contributors), execution._path
         self._hiding = execution._hiding
         if state.digest() != register.digest:  # otherwise observers know it
@@ -248,6 +250,7 @@ class _Execution:
                 return self._steps_of(record)
             case rec.FreezeRecord() if self._change.without:
                 kept = tuple(lsn for lsn in record.statistics if self._device(lsn) not in self._change.without)
+                self._unpooled += len(record.statistics) - len(kept)
                 if not kept:
                     raise StoreError("Only the devices that are left out sent statistics: there is nothing to pool.")
                 return [replace(record, statistics=kept)]

@@ -71,6 +71,8 @@ class Guarantee:
     """The record after which everything was executed again; 0 is the beginning."""
     left_out: int
     """Updates that were left out."""
+    unpooled: int
+    """Statistics of devices that were left out."""
     remaining: int
     """Accepted updates of these devices before that which the journal lists; they are in the checkpoint."""
     pooled: int
@@ -97,7 +99,9 @@ class Guarantee:
         """The guarantee in words."""
         where = "from the beginning" if self.since == 0 else f"after record {self.since}"
         text = f"Exact: every step {where} was executed again"
-        text += f", with {counted(self.left_out, 'update')} left out." if self.left_out else "."
+        without = [counted(self.left_out, "update")] if self.left_out else []
+        without += [f"the statistics of {counted(self.unpooled, 'device')}"] if self.unpooled else []
+        text += f", with {' and '.join(without)} left out." if without else "."
         if self.remaining:
             text += (
                 f" Not removed: at least {counted(self.remaining, 'earlier update')}, which the oldest "

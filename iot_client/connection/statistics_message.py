@@ -1,8 +1,12 @@
 """The device's message with the normalisation statistics that the aggregator requests."""
 
 import logging
+import time
+from contextlib import suppress
 
 from midge.iot_client.parts import DeviceParts
+from midge.iot_client.state.given import STATISTICS
+from midge.iot_client.state.outbox import OutboxFull
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Moment, Statistics
 
@@ -58,7 +62,16 @@ class StatisticsSource:
         except (WireError, ModuleNotFoundError) as error:
             log.warning("%s: the statistics cannot be sealed: %s", self._parts.config.name, error)
             return None
+        self._remember()
         return self._parts.identity.frame(header, body)
+
+    def _remember(self) -> None:
+        """Note in the outbox when statistics were first given, for the owner."""
+        outbox = self._parts.outbox
+        if outbox.remembered(STATISTICS) is None:
+            outbox.pending[STATISTICS] = str(int(time.time())).encode()
+            with suppress(OutboxFull):  # then with the next update
+                outbox.write_pending()
 
     def _warn(self, missing: str) -> None:
         if missing != self._warned:

@@ -24,6 +24,10 @@ UNSENT, UNSETTLED = "withdrawn", "withdrawn after it was sent"
 """In place of a verdict: the owner withdrew consent before there was one."""
 
 
+STATISTICS = "statistics"
+"""Key in the outbox of when statistics of the rows were first given, in seconds since 1970."""
+
+
 @dataclass(frozen=True, slots=True)
 class GivenUpdate:
     """One settled update."""

@@ -19,7 +19,7 @@ from midge.iot_client.board.local_status import ask
 from midge.iot_client.connection.proofs import NotAnswered, Proven, VerifiedHead, prove
 from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.consent import Consent
-from midge.iot_client.state.given import KEPT, UNSENT, UNSETTLED, GivenUpdate, given
+from midge.iot_client.state.given import KEPT, STATISTICS, UNSENT, UNSETTLED, GivenUpdate, given
 from midge.iot_client.state.outbox_files import unwrapped, witness_of
 from midge.storage.key_files import read_key
 from midge.wire import signing
@@ -42,6 +42,8 @@ class Remembered:
     given: list[GivenUpdate]
     waiting: int
     trust: bytes | None
+    statistics: float | None
+    """When it first gave statistics of its rows, in seconds since 1970."""
 
     @classmethod
     def of(cls, path: Path) -> "Remembered":
@@ -61,7 +63,9 @@ class Remembered:
                 found = given(db)
         except sqlite3.Error as error:
             raise Problem(f"{path} cannot be read ({error}): is it an outbox?") from error
-        return cls(path, (meta.get("device") or b"").decode(), found, waiting, meta.get("trust.train"))
+        sent = meta.get(STATISTICS)
+        name = (meta.get("device") or b"").decode()
+        return cls(path, name, found, waiting, meta.get("trust.train"), None if sent is None else float(sent))
 
 
 def outbox_of(args: argparse.Namespace, named: Sequence[str]) -> Path:
@@ -236,6 +240,7 @@ def _consent_status(args: argparse.Namespace, known: Remembered, consent: Consen
         "since": consent.since,
         "waiting": known.waiting,
         "given": dict(counts),
+        "statistics": known.statistics,
         "remembered": KEPT,
         "releases": [_plain(each, pinned=place.pinned) for each in proven] if place is not None else None,
     }
@@ -251,6 +256,11 @@ def _consent_status(args: argparse.Namespace, known: Remembered, consent: Consen
     parts += [f"{counts[UNSETTLED]} sent without an answer, which may count"] if counts[UNSETTLED] else []
     parts += [f"{known.waiting} waiting"] if known.waiting else []
     print(f"Given: {', '.join(parts)}; of the last {KEPT} that this device remembers.")
+    if known.statistics is not None:
+        print(
+            f"Given since {day(known.statistics)}: statistics of its rows (count, mean and spread of each input), from "
+            "which the model's normalisation is made."
+        )
     for each in proven:
         print("  " + _words(each, pinned=place is not None and place.pinned))
     if place is None and accepted:

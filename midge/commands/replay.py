@@ -132,6 +132,7 @@ def _what_if(args: argparse.Namespace) -> int:
             "exact_since_record": found.guarantee.since,
             "complete": found.guarantee.complete,
             "left_out": found.guarantee.left_out,
+            "unpooled": found.guarantee.unpooled,
             "remaining": found.guarantee.remaining,
             "pooled": found.guarantee.pooled,
             "unlisted": found.guarantee.unlisted,

@@ -97,8 +97,20 @@ def test_the_statistics_of_a_device_are_left_out_too(tmp_path: Path) -> None:
         life.send("a", 1, [1, 0, 0, 0])
         life.send("b", 1, [0, 1, 0, 0])
         np.testing.assert_allclose(scale(life), pool([narrow, wide]).scale()[0], rtol=1e-5)
-    frozen = executed(tmp_path, Change(frozenset("b"))).model.state.parameters()
+    found = executed(tmp_path, Change(frozenset("b")))
+    frozen = found.model.state.parameters()
+    assert "with 1 update and the statistics of 1 device left out" in found.guarantee.words()
     np.testing.assert_allclose(np.asarray(frozen["i_scale"], np.float64), narrow.scale(), rtol=1e-5)
+
+
+def test_a_device_that_gave_statistics_only_can_be_left_out(tmp_path: Path) -> None:
+    """Seen to fail: the journal was said to have no update of it."""
+    with rig(tmp_path, **ARGUMENTS) as life:
+        send(life, [Moments.of(np.array([[18.0], [18.0 + spread]] * 10)) for spread in (0.4, 0.1)])
+        life.send("a", 1, [1, 0, 0, 0])
+    guarantee = executed(tmp_path, Change(frozenset("b"))).guarantee
+    assert (guarantee.left_out, guarantee.unpooled) == (0, 1) and guarantee.complete
+    assert "with the statistics of 1 device left out" in guarantee.words()
 
 
 def test_what_a_checkpoint_contains_is_said_to_remain(tmp_path: Path) -> None:
@@ -469,7 +481,7 @@ def test_what_cannot_be_written_changes_nothing(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ("--without nobody", "no update of nobody; it has some of: a, b, c"),
+        ("--without nobody", "nothing of nobody; it has something of: a, b, c"),
         ("--promote", "Say what is to be different"),
         ("--combine trimmed --strategy fedasync", "steps of several updates"),
         ("--combine trimmed --trim 0.7", "below 0.5"),

@@ -248,6 +248,23 @@ async def test_statistics_are_not_sent_once_consent_is_withdrawn(tmp_path: Path)
 
 
 @pytest.mark.virtual
+async def test_statistics_that_were_given_are_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: a device that had given statistics only was said to have given nothing."""
+    twin, log, outbox = Twin(), Log(), tmp_path / "a.outbox"
+    what = {"initial": Linear(2, outputs=1, task="regression").initial(), "roles": dict.fromkeys(FROZEN, "frozen")}
+    server = aggregator(twin, tmp_path / "store", log, moments={"input": 2, "target": 1}, **what)
+    moments = {"input": Moments.of([[1.0, 2.0], [3.0, 5.0]]), "target": Moments.of([[1.0], [2.0]])}
+    seen = overheard(twin)
+    async with serving(server, device(twin, "a", log, outbox, moments=moments)):
+        await log.until(lambda: [each for each in seen if "/update/" in each.topic and each.topic.endswith("/a")])
+    assert main(["device", "consent", "status", str(outbox)]) == 0
+    said = capsys.readouterr().out
+    assert "Given: 0 updates" in said and "statistics of its rows" in said
+    assert main(["device", "consent", "status", str(outbox), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["statistics"] > 0
+
+
+@pytest.mark.virtual
 async def test_rows_of_a_device_at_rest_expire(tmp_path: Path) -> None:
     """The bug: rows would expire only when a training reads them, and a device that waits has none."""
     twin, log, now = Twin(), Log(), [1.8e9]
