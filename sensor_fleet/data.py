@@ -63,8 +63,13 @@ def channel_names(source: str | Path) -> tuple[str, ...]:
         return ()
     with np.load(path, allow_pickle=False) as archive:
         for name in ("columns", "channels"):
-            if name in archive.files and (names := _member(archive, name)).ndim == 1:
-                return tuple(str(each) for each in names)
+            if name in archive.files:
+                try:
+                    names = _member(archive, name, "text")
+                except ValueError as error:
+                    raise ValueError(f"{source}: {error}") from error
+                if names.ndim == 1:
+                    return tuple(str(each) for each in names)
     return ()
 
 
@@ -126,12 +131,12 @@ def _read(path: Path) -> dict[str, Array]:
             return {name: _member(archive, name) for name in _ARRAYS if name in archive.files}
 
 
-def _member(archive: Any, name: str) -> Array:
+def _member(archive: Any, name: str, wanted: str = "numbers") -> Array:
     try:
         array: Array = archive[name]
     except _UNREADABLE as error:
         if "allow_pickle" in str(error):
-            raise ValueError(f"{name} holds Python objects; save it as numbers") from error
+            raise ValueError(f"{name} holds Python objects; save it as {wanted}") from error
         raise ValueError(f"{name} cannot be read: the file is damaged; write it again") from error
     return array
 

@@ -153,12 +153,12 @@ class CheckpointTable:
             try:
                 data = (self._directory / row.file).read_bytes()
             except OSError as error:
-                log.warning("The checkpoint %s cannot be read (%s): an older one is used.", row.file, error.strerror)
+                log.warning("The checkpoint %s cannot be read (%s): another one is used.", row.file, error.strerror)
                 self.damaged = True
                 continue
             # A damaged one is skipped, not refused: an older one and the journal give the same model.
             if hashlib.sha256(data).digest() != row.sha256:
-                log.warning("The checkpoint %s is damaged: an older one is used. See to the disk.", row.file)
+                log.warning("The checkpoint %s is damaged: another one is used. See to the disk.", row.file)
                 self.damaged = True
             else:
                 arrays = load_tensors(data)

@@ -60,9 +60,14 @@ def audit(store: Store, first: int, last: int | None = None) -> Iterator[Audited
     before = [each for each in checkpoints.values() if int(each.values["version"]) < first]
     if not before:
         oldest = min(int(each.values["version"]) for each in checkpoints.values()) + 1
+        since = (
+            f"From --from {oldest} on it can; of earlier ones"
+            if any(oldest <= record.version for record in _releases(store))
+            else "No release was made since; of earlier ones"
+        )
         raise StoreError(
-            f"Release {first} cannot be executed again: the journal's oldest checkpoint is after it. From --from "
-            f"{oldest} on it can; of earlier ones, a backup of their time can be audited."
+            f"Release {first} cannot be executed again: the journal's oldest checkpoint is after it. {since}, a backup "
+            "of their time can be audited."
         )
     start = max(before, key=lambda each: each.lsn)
     core = AggregatorCore(fedasync(form="mixing"), lineage=store.lineage, schema_hash=store.schema.hash)
@@ -70,6 +75,12 @@ def audit(store: Store, first: int, last: int | None = None) -> Iterator[Audited
     core.load(start.core)
     load_past_frames(engine.model, store)
     yield from _Audit(store, core, engine, checkpoints).releases(first, last)
+
+
+def _releases(store: Store) -> Iterator[rec.ReleaseRecord]:
+    for (data,) in store.query("SELECT record FROM journal WHERE kind = 'release' ORDER BY lsn DESC"):
+        if isinstance(record := rec.unpack("release", data), rec.ReleaseRecord):
+            yield record
 
 
 class _Audit:

@@ -60,6 +60,8 @@ parser.add_argument("--visits", type=int, default=300)
 parser.add_argument("--rounds", type=int, default=30)
 parser.add_argument("--seeds", type=int, default=1)
 args = parser.parse_args()
+if args.devices < TOGETHER:
+    parser.error(f"--devices is {args.devices}: a step takes {TOGETHER} of them")
 for seed in range(args.seeds):
     fleet = [visits(seed, number, args.visits) for number in range(args.devices)]
     test = np.concatenate([visits(seed + 10_000, 10_000 + number, 50) for number in range(args.devices)])

@@ -30,7 +30,7 @@ from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, Work
 from midge.iot_client.state.outbox import OutboxFull
-from midge.wire import messages, sharing
+from midge.wire import frames, messages, sharing
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, DeviceState, Hello, Trouble
 from midge.wire.topics import Channel
@@ -336,6 +336,8 @@ class ConnectionLoop:
             parts.aliases.told(parts.identity.alias(payload, alias, time.time(), time.monotonic()))
         elif topic == topics.announcement("serve"):
             parts.serving.announced(self._announcement(payload, "serve"))
+        elif topic == topics.receipt(name) and frames.decode(payload)[0].get("kind") == "proof":
+            pass  # for `midge device proof`, which listens itself
         elif topic == topics.receipt(name):
             said = parts.identity.receipt(payload, time.monotonic())
             if isinstance(said, Trouble):

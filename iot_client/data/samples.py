@@ -108,6 +108,8 @@ class Samples:
         if not self.features or twice:
             which = f"; {', '.join(map(repr, twice))} is there twice" if twice else ""
             raise ValueError(f"Samples have features and one label, each with a name of its own{which}.")
+        if expire is not None and not expire > 0:
+            raise ValueError(f"Rows cannot expire after {expire:g} seconds: give a time above 0, or None to keep them.")
         self.capacity = min(rows, size // (4 * self._width))
         if self.capacity < 1:
             raise ValueError(f"{rows} rows in {size} bytes leave no room for one row of {self._width} values.")

@@ -87,9 +87,10 @@ def run_releases(args: argparse.Namespace) -> int:
     for each in found:
         compared = f"{counted(len(each.same), 'part')} the same" if each.same else "not compared"
         said = f"WRONG: {', '.join(each.wrong)}" if each.wrong else compared
+        named = counted(each.devices, "device") if each.devices or not each.updates else "devices that its sums hide"
         print(
-            f"release {each.version}: {counted(each.updates, 'update')} of {counted(each.devices, 'device')}, digest "
-            f"{each.digest[:16]}, {said}" + (f", {each.gone} gone" if each.gone else "")
+            f"release {each.version}: {counted(each.updates, 'update')} of {named}, digest {each.digest[:16]}, {said}"
+            + (f", {each.gone} gone" if each.gone else "")
         )
     total = counted(len(found), "release")
     if bare:

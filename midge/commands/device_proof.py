@@ -70,10 +70,12 @@ class Remembered:
 
 def outbox_of(args: argparse.Namespace, named: Sequence[str]) -> Path:
     """The outbox that the command line names: after the words, by --outbox, or by the device's name."""
-    if named:
-        return Path(named[0]).expanduser()
-    if args.outbox is not None:
-        return Path(args.outbox).expanduser()
+    given = named[0] if named else args.outbox
+    if given is not None:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            raise Problem(f"{given!r} is no outbox: name the file that the device was given.")
+        return path
     name = args.name or (read_config(args.config, args.broker).name if args.config is not None else None)
     if name is None:
         raise Problem(f"Say whose: midge device {' '.join(args.app)} OUTBOX, such as pump-17.outbox.")
@@ -108,7 +110,9 @@ def run_consent(args: argparse.Namespace, verb: str, named: Sequence[str]) -> in
     path = outbox_of(args, named)
     consent = Consent.beside(path)
     if verb == "status":
-        return _consent_status(args, Remembered.of(path), consent)
+        new = not path.is_file() and consent.withheld() is not None  # withdrawn with --new
+        known = Remembered(path, "", [], 0, None, None) if new else Remembered.of(path)
+        return _consent_status(args, known, consent)
     _refuse_others(path, known=args.new or consent.withheld() is not None)
     try:
         changed = consent.withdraw(time.time()) if verb == "off" else consent.give()
@@ -250,7 +254,8 @@ def _consent_status(args: argparse.Namespace, known: Remembered, consent: Consen
     if said["consent"]:
         print("Consent is given: this device trains on its rows, and sends what it learned. The rows stay here.")
     else:
-        print(f"Consent is withdrawn since {day(consent.since)}: nothing is trained on, and nothing is sent.")
+        since = day(consent.since) if consent.since is not None else "an unknown time (its file is damaged)"
+        print(f"Consent is withdrawn since {since}: nothing is trained on, and nothing is sent.")
     parts = [f"{counted(counts['accepted'], 'update')} accepted by the federation"]
     parts += [f"{counts[UNSENT]} dropped before sending"] if counts[UNSENT] else []
     parts += [f"{counts[UNSETTLED]} sent without an answer, which may count"] if counts[UNSETTLED] else []

@@ -12,6 +12,7 @@ import pytest
 from midge.__main__ import main
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.model.model import Frame
+from midge.aggregator.store import release_audit
 from midge.aggregator.store.journal import checksum
 from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.release_audit import AuditedRelease, audit
@@ -139,3 +140,27 @@ def test_the_command_says_what_it_can_execute(tmp_path: Path, capsys: pytest.Cap
     assert main(["audit", str(tmp_path), "--from", "6", "--to", "5"]) == 2
     with closing(sqlite3.connect(tmp_path / "store.db")) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_no_release_is_advised_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: with the newest checkpoint alone, the command advised a release that had not been made."""
+    with rig(tmp_path, EVERYTHING_COUNTS) as life:
+        for number in range(1, 4):
+            life.send("a", number, [1, 0, 0, 0], base=number)
+        life.engine.checkpoint(life.core)
+    with closing(sqlite3.connect(tmp_path / "store.db")) as db, db:
+        db.execute("DELETE FROM checkpoints WHERE lsn < ?", (life.core.lsn,))
+    assert main(["audit", str(tmp_path), "--from", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "No release was made since; of earlier ones" in said and "--from" not in said
+
+
+def test_sums_name_no_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: the updates of a secure federation were said to be of 0 devices."""
+    live(tmp_path, EVERYTHING_COUNTS)
+    secure = AuditedRelease(3, 0, 2, 0.0, "00" * 16, updates=5, devices=0, same=["step 3"])
+    monkeypatch.setattr(release_audit, "audit", lambda *_: iter([secure]))
+    assert main(["audit", str(tmp_path), "--from", "3"]) == 0
+    assert "5 updates of devices that its sums hide" in capsys.readouterr().out

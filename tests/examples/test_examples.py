@@ -102,6 +102,13 @@ def test_shops_suggest_what_comes_next() -> None:
     assert found["hits"] >= 0.2
 
 
+def test_too_few_shops_for_a_step_are_refused() -> None:
+    """Seen to fail: NumPy's traceback."""
+    command = [sys.executable, str(EXAMPLES / "next_item" / "compare.py"), "--devices", "9"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "a step takes 10 of them" in done.stderr
+
+
 @pytest.mark.parametrize("file", sorted(EXAMPLES.rglob("*.py")), ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_an_example_is_short(file: Path) -> None:
     assert len(file.read_text().splitlines()) < 120

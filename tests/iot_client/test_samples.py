@@ -240,6 +240,13 @@ def test_how_far_a_file_was_read_is_not_changed_by_a_bit(tmp_path: Path, caplog:
     assert "read again from their beginning" in caplog.text
 
 
+@pytest.mark.parametrize("expire", [float("nan"), 0.0, -1.0])
+def test_rows_expire_after_a_time_above_zero(expire: float) -> None:
+    """Seen to fail: with NaN no row ever expired."""
+    with pytest.raises(ValueError, match="cannot expire after"):
+        Samples(None, ["a"], "b", kind="regression", expire=expire)
+
+
 def test_rows_expire_in_memory_and_on_the_disk(tmp_path: Path) -> None:
     """The bug: a row that only leaves the ring stays in the file, and comes back with a restart."""
     now, path = [1.8e9], tmp_path / "a.samples"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from midge.sensor_fleet.data import FleetData, deal, load
+from midge.sensor_fleet.data import FleetData, channel_names, deal, load
 from tests import needs
 
 N = 60
@@ -111,6 +111,14 @@ def test_missing_values_are_counted(tmp_path: Path) -> None:
     x = arrays()["x"]
     x[0, 0], x[7, 2], x[8, 1] = np.nan, np.inf, -np.inf
     assert load(save(tmp_path, x=x)).missing == 3
+
+
+def test_names_that_are_objects_are_told_with_the_file(tmp_path: Path) -> None:
+    """Seen to fail: the file was not named, and numbers were asked for."""
+    path = save(tmp_path, columns=np.array(["a", None], object))
+    with pytest.raises(ValueError, match="columns holds Python objects; save it as text") as caught:
+        channel_names(path)
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize(
