@@ -5,8 +5,8 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from midge.broker import BrokerError, Connector, PublishRefused, SubscribeRefused, connector
 from midge.commands.parts import Problem, Subparsers, add_federation, read_endpoint, read_federation
@@ -15,8 +15,12 @@ from midge.wire.inert import inert, inert_all
 from midge.wire.plurals import counted
 from midge.wire.topics import Topics
 
+T = TypeVar("T")
+
 _AT_ONCE = 64
 """Federations that are asked at the same time, each over a connection of its own."""
+_CHECK = 12.0
+"""Seconds in which a check must have its answer: cron and monitors wait for fifteen or so."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -39,6 +43,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.until = time.monotonic() + _CHECK if args.check else None
     try:
         if args.config is None and args.url is not None and args.federation is None:
             return _list(args)
@@ -47,6 +52,24 @@ def run(args: argparse.Namespace) -> int:
         if not args.check:
             raise
         return _alarm(str(error), args)
+    except TimeoutError:
+        if not args.check:
+            raise
+        return _alarm(f"There is no answer within {_CHECK:.0f} s: the broker, or the way to it, is slow.", args)
+
+
+def _within(args: argparse.Namespace, asked: Coroutine[Any, Any, T]) -> T:
+    """Run a question to its end, a check for as long as it may take.
+
+    Raises:
+        TimeoutError: that is over.
+    """
+
+    async def limited() -> T:
+        async with asyncio.timeout(None if args.until is None else args.until - time.monotonic()):
+            return await asked
+
+    return asyncio.run(limited())
 
 
 def _alarm(why: str, args: argparse.Namespace) -> int:
@@ -60,7 +83,7 @@ def _list(args: argparse.Namespace) -> int:
 
     connect = connector(read_endpoint(args, args.url))
     try:
-        found = asyncio.run(list_federations(connect, args.root))
+        found = _within(args, list_federations(connect, args.root))
     except (PublishRefused, SubscribeRefused) as error:
         raise Problem("This user may not list federations: name one with --federation NAME.") from error
     if not found:
@@ -99,7 +122,7 @@ def _check_all(connect: Connector, federations: Sequence[Topics], args: argparse
     async def every() -> list[dict[str, Any]]:
         return await asyncio.gather(*map(one, federations))
 
-    found = {each["federation"]: each for each in asyncio.run(every())}
+    found = {each["federation"]: each for each in _within(args, every())}
     alarms = {name: each["alarm"] for name, each in found.items() if each["alarm"]}
     if args.json:
         alarm = "; ".join(f"{name}: {why}" for name, why in alarms.items())
@@ -123,7 +146,7 @@ async def _described(connect: Connector, topics: Topics) -> dict[str, Any]:
 
 
 def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
-    found = asyncio.run(_described(connect, topics))
+    found = _within(args, _described(connect, topics))
     if args.json:
         print(json.dumps(found))
     else:

@@ -10,6 +10,7 @@ from midge.__main__ import main
 from midge.broker import connector
 from midge.broker.local.local_broker import local_broker
 from midge.broker.mqtt.connection import Options
+from midge.commands import status as status_command
 from midge.wire import frames, overview
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, HealthState
 from midge.wire.overview import Overview
@@ -53,3 +54,19 @@ async def test_all_federations_are_asked_at_the_same_time_and_answer_as_one(
     assert set(found["federations"]) == set(said)
     assert all(each["answered"] for each in found["federations"].values())
     assert found["alarm"] == "site-2: held: A step takes 5 updates"
+
+
+@pytest.mark.parametrize("more", [(), ("--federation", "site-0")])
+async def test_a_check_ends_in_time_however_slow_the_broker_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    """Seen to fail: each of several questions had its own time-out, so that a check took half a minute."""
+    monkeypatch.setattr(status_command, "_CHECK", 0.2)
+    silent = await asyncio.start_server(lambda _reader, writer: writers.append(writer), "127.0.0.1", 0)
+    writers = list[asyncio.StreamWriter]()
+    async with silent, asyncio.timeout(5):  # a question to a broker that says nothing takes 10 s
+        port = silent.sockets[0].getsockname()[1]
+        assert await asyncio.to_thread(main, ["status", f"mqtt://127.0.0.1:{port}", *more, "--check", "--json"]) == 1
+        for writer in writers:
+            writer.transport.abort()
+    assert "no answer within" in json.loads(capsys.readouterr().out)["alarm"]
