@@ -8,7 +8,7 @@ from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.metrics.watchdog import HealthFinding, stretched
 from midge.aggregator.publish.publish_queue import Post
 from midge.wire import overview
-from midge.wire.messages import Health
+from midge.wire.messages import Health, Hello
 from midge.wire.overview import DeviceRow, Overview
 
 log = logging.getLogger("aggregator")
@@ -120,7 +120,8 @@ class HealthReporter:
         """Whether the device needs no attention: others come first, in case not all fit."""
         federation = self._federation
         known = federation.activity[name]
-        return not (name in federation.core.unlike or name in federation.waits or (known is not None and known.refused))
+        attention = name in federation.core.unlike or name in federation.waits or _unscored(federation.devices.get(name))
+        return not (attention or (known is not None and known.refused))
 
     def _names(self, now: float) -> Iterator[str]:
         federation = self._federation
@@ -153,6 +154,7 @@ class HealthReporter:
                 core.unlike.get(name)
                 or federation.waits.get(name)
                 or ("" if known is None or not known.refused else known.why)
+                or _unscored(hello)
             )[:400],
             version=version,
             behind=max(0, core.version - version),
@@ -177,6 +179,12 @@ class HealthReporter:
             return hello.state.value
         usual = stretched(gap, federation.core.steering.rest)
         return "silent" if now - known.heard > max(_SILENT_LEAST, _SILENT * usual) else hello.state.value
+
+
+def _unscored(hello: Hello | None) -> str:
+    """Why a device could not be evaluated on its own data, as it reports; empty if it could."""
+    why = "" if hello is None else hello.capabilities.get("evaluation_why", "")
+    return f"its evaluate() failed: {why}" if why else ""
 
 
 def _wall(moment: float, now: float) -> float:

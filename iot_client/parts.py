@@ -96,6 +96,8 @@ class DeviceParts:
     """Of a gateway: the number of its devices that are online; 0 is a device."""
     waits: str = ""
     """Why the device does not train now, as in its status; empty if it does."""
+    unscored: str = ""
+    """Why the last evaluation on the device's own data failed; empty if it did not."""
     used_name: tuple[str, int] = "", 0
     """The name whose version is used for predictions, and the version; empty if it is the newest."""
     withdrawn: str | None = None

@@ -231,7 +231,7 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("connected", "info", "", "connected to the broker"),
         ("disconnected", "warning", "why refused", "the connection to the broker was lost or refused"),
         ("evaluated", "info", "version examples metrics", "result of the model on the device's own data"),
-        ("evaluation_failed", "error", "version why", "the owner's `evaluate` raised for a registered version"),
+        ("evaluation_failed", "error", "version why", "the owner's `evaluate` raised, or returned no `Scores`; the device trains on"),
         ("fetch_failed", "warning", "why", "a model could not be fetched; it is tried again"),
         ("full", "error", "why", "the disk is full: an update is lost, and none is trained for a while"),
         ("hindered", "info", "why", "training waits for a condition or a budget"),

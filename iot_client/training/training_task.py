@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from midge.iot_client.config import DeviceConfig
+from midge.iot_client.connection.hello import hello_frame
 from midge.iot_client.connection.publisher import Publisher, StartTask
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session.session import DeviceSession
@@ -26,8 +27,9 @@ from midge.iot_client.training.update_encoder import (
     checked,
     make_update,
 )
+from midge.wire.inert import inert
 from midge.wire.lineage import State
-from midge.wire.messages import Announcement, Plan, Report
+from midge.wire.messages import Announcement, DeviceState, Plan, Report
 
 log = logging.getLogger("iot_client")
 
@@ -133,21 +135,35 @@ class TrainingTask:
 
     async def _evaluate(self, parameters: Parameters, announcement: Announcement) -> None:
         """Evaluate on the device's own data if that is due, and publish the results."""
-        parts = self._parts
-        name = parts.config.name
         try:
             report = await self._evaluating.report(parameters, announcement, time.monotonic())
         except Exception as error:
-            error.add_note(f"(raised by evaluate() of device {name!r})")
-            raise
+            self._unevaluated(error, announcement.version)
+            return
         if report is not None:
             self._publish(report, announcement)
+
+    def _unevaluated(self, error: Exception, version: int) -> None:
+        """Report an evaluation that failed: the device trains on."""
+        parts, why = self._parts, f"{type(error).__name__}: {error}"
+        log.error("%s: version %d could not be evaluated.", parts.config.name, version, exc_info=error)
+        parts.tell("evaluation_failed", version=version, why=why)
+        self._score_missing(inert(why))
+
+    def _score_missing(self, why: str) -> None:
+        """Have the device's status say why its score is missing or old; empty if it is not."""
+        parts, before = self._parts, self._parts.unscored
+        parts.unscored = why
+        if why != before:
+            status = parts.topics.status(parts.config.name)
+            self._publisher.send(status, hello_frame(parts, self._session, DeviceState.READY), retain=True)
 
     def _publish(self, report: Report, announcement: Announcement | None) -> None:
         parts = self._parts
         if parts.consent.withheld() is not None:
             return
         parts.tell("evaluated", version=report.version, examples=report.examples, metrics=dict(report.metrics))
+        self._score_missing("")
         report = parts.identity.hide(report, announcement)
         self._publisher.send(parts.topics.report(parts.config.name), parts.identity.frame(report))
 
@@ -162,8 +178,7 @@ class TrainingTask:
             async with self._working:
                 report = await self._evaluating.scores(parameters, told)
         except Exception as error:  # it trains on, and reports on what it trains from
-            log.exception("%s: version %d could not be evaluated.", parts.config.name, kept.alias.version)
-            parts.tell("evaluation_failed", version=kept.alias.version, why=f"{type(error).__name__}: {error}")
+            self._unevaluated(error, kept.alias.version)
             return True
         self._publish(report, announcement)
         return True

@@ -26,7 +26,7 @@ from midge.commands.status import alarm_of, lines
 from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.wire import frames, messages
-from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Hello
+from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Hello, Plan
 from midge.wire.topics import Topics
 from tests.aggregator.test_exposition import scrape
 from tests.federation.live import STRATEGY, Log, aggregator, clients, device, serving
@@ -299,6 +299,42 @@ async def test_an_evaluation_that_raises_ends_nothing(tmp_path: Path) -> None:
         "RuntimeError: evaluate() raised SystemExit(no rows of today)",
         "RuntimeError: evaluate() raised KeyboardInterrupt()",
     ]
+
+
+async def test_a_devices_evaluation_that_raises_ends_nothing_and_is_in_its_row(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    raised: list[BaseException] = [ZeroDivisionError("no rows"), SystemExit(3), StopIteration(), asyncio.CancelledError()]
+    left, well = iter(raised), asyncio.Event()
+
+    def evaluate(parameters: Parameters) -> Scores:
+        if (error := next(left, None)) is not None:
+            raise error
+        if not well.is_set():
+            raise OSError("no sensor")
+        return Scores(10, {"rmse": 0.25})
+
+    paced = replace(PACED, plan=Plan(codec="float32", evaluate=1.0))
+    async with serving(
+        served(twin, tmp_path / "store", log, strategy=paced),
+        device(twin, "a", log, evaluate=evaluate),
+        device(twin, "b", log),
+    ):
+        await log.until(lambda: len(log.of("evaluation_failed", device="a")) > len(raised))
+        await asyncio.sleep(1)  # the status has arrived
+        failing = (await look(twin))["devices"]["a"]
+        well.set()
+        await log.until(lambda: log.of("evaluated", device="a"))
+        await asyncio.sleep(1)
+        found = (await look(twin))["devices"]["a"]
+    assert [event["why"] for event in log.of("evaluation_failed", device="a")][:5] == [
+        "ZeroDivisionError: no rows",
+        "RuntimeError: SystemExit: 3",
+        "RuntimeError: StopIteration",
+        "RuntimeError: CancelledError",
+        "OSError: no sensor",
+    ]
+    assert failing["why"] == "its evaluate() failed: OSError: no sensor" and failing["updates"] > 0
+    assert found["why"] == "" and found["metrics"] == {"rmse": 0.25}
 
 
 async def test_the_federations_that_there_are_are_named(tmp_path: Path) -> None:
