@@ -10,8 +10,9 @@ import math
 import os
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from contextlib import suppress
+from contextvars import Context
 from itertools import count
 from typing import Any, TypeVar
 
@@ -55,6 +56,29 @@ _SITE = "site"
 _SAY_WAITING = 30.0
 """Seconds without training after which the status gives the reason, so that an operator does not take it for a stall.
 """
+
+
+class DeviceTasks(asyncio.TaskGroup):
+    """The tasks of a device: if one fails, the last status says that the device was not just stopped."""
+
+    def __init__(self, connections: ConnectionLoop) -> None:
+        super().__init__()
+        self._connections = connections
+
+    def create_task(
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+    ) -> asyncio.Task[T]:
+        """Start a task of the group."""
+        task = super().create_task(coro, name=name, context=context)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._connections.failed |= not task.cancelled() and task.exception() is not None
 
 
 class DeviceRuntime:
@@ -128,7 +152,7 @@ class DeviceRuntime:
         """
         samples, every = self.parts.config.samples, self.parts.config.look_every
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with DeviceTasks(self.connections) as tasks:
                 self._tasks = tasks
                 beside = [tasks.create_task(self._act(), name="act")]
                 beside += [tasks.create_task(each) for each in self._beside(samples)]

@@ -47,8 +47,8 @@ _POLL = 0.2
 """Seconds between two checks whether a device on duty may sleep."""
 _HANDSHAKE_MESSAGES = 12
 """Messages at the start of a connection, both ways."""
-_GOODBYE_WAIT = 2.0
-"""Seconds that the broker has to acknowledge our last status."""
+_GOODBYE_WAIT = 10.0
+"""Seconds that the broker has to acknowledge our last status, behind all that is queued on a slow link."""
 _CONNECTED = "connected"
 """Key in the outbox under which it records that the device was connected."""
 _LASTING = 10.0
@@ -107,6 +107,8 @@ class ConnectionLoop:
     ) -> None:
         self._parts, self._session, self._publisher, self._fetcher = parts, session, publisher, fetcher
         self._put, self._look = put, look
+        self.failed = False
+        """Whether the device ends because of an error."""
         self._stop = asyncio.Event()
         self._parting: asyncio.Future[DeviceState] | None = None
         """The status with which to end the current connection."""
@@ -262,22 +264,32 @@ class ConnectionLoop:
             last = self._parting.result() if self._parting.done() else DeviceState.DISCONNECTED
             if last is DeviceState.SLEEPING:
                 self._fall_asleep()
+        except asyncio.CancelledError:
+            last = DeviceState.LOST if self.failed else DeviceState.DISCONNECTED
+            raise
         finally:
             # Also if the trainer raised: an orderly end discards the Last Will.
             self._publisher.disconnected()
             self._put(ev.Disconnected())
-            if not reading.done():
-                await self._send_last_status(connection, last)
-            self._parting = None
-            for task in (reading, *beside):
-                task.cancel()
-            await asyncio.gather(reading, *beside, return_exceptions=True)
+            try:
+                if not reading.done() or reading.cancelled():  # the end of a loop cancels all its tasks
+                    await self._send_last_status(connection, last)
+            finally:
+                self._parting = None
+                for task in (reading, *beside):
+                    task.cancel()
+                await asyncio.gather(reading, *beside, return_exceptions=True)
 
     async def _send_last_status(self, connection: Connection, state: DeviceState) -> None:
-        status = self._parts.topics.status(self._parts.config.name)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_GOODBYE_WAIT):
-                await self._publisher.publish(connection, status, self._hello(state), retain=True)
+        """Publish our last status; without an acknowledgement in time, have the broker publish our will instead."""
+        status, acknowledged = self._parts.topics.status(self._parts.config.name), False
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_GOODBYE_WAIT):
+                    acknowledged = await self._publisher.publish(connection, status, self._hello(state), retain=True)
+        finally:  # also if it is cancelled again
+            if not acknowledged:
+                connection.abort("The broker did not acknowledge our last status.")
 
     async def _read(self, connection: Connection) -> None:
         topics, name = self._parts.topics, self._parts.config.name

@@ -23,13 +23,14 @@ from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import BrokerUnreachable, Connection, Options, PublishRefused
 from midge.broker.mqtt.federation_view import describe_federation, explain_missing, list_federations
 from midge.commands.status import alarm_of, lines
+from midge.iot_client.device import Device
 from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.wire import frames, messages
 from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Hello, Plan
 from midge.wire.topics import Topics
 from tests.aggregator.test_exposition import scrape
-from tests.federation.live import STRATEGY, Log, aggregator, clients, device, serving
+from tests.federation.live import STRATEGY, Log, aggregator, clients, device, serving, status
 
 pytestmark = pytest.mark.virtual
 TOPICS = Topics("f")
@@ -256,6 +257,62 @@ async def test_a_cancelled_aggregator_says_goodbye(tmp_path: Path) -> None:
         await serve
     assert retained(twin).state is AggregatorState.STOPPED
     assert alarm_of(await look(twin)) == "The aggregator is stopped."
+
+
+async def test_a_cancelled_device_says_goodbye() -> None:
+    twin, log = Twin(), Log()
+    serve = asyncio.create_task(device(twin, "a", log, wait=True).serve())
+    await log.until(lambda: log.of("connected", device="a"))
+    serve.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serve
+    assert status(twin, "a") is DeviceState.DISCONNECTED
+
+
+async def test_a_device_in_a_loop_that_ends_says_goodbye() -> None:
+    twin, log = Twin(), Log()
+    serve = asyncio.create_task(device(twin, "a", log, wait=True).serve())
+    await log.until(lambda: log.of("connected", device="a"))
+    mine = {asyncio.current_task(), serve}
+    tasks = [*(task for task in asyncio.all_tasks() if task not in mine), serve]  # as asyncio.run ends; its reader first
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert status(twin, "a") is DeviceState.DISCONNECTED
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_the_will_speaks_for_a_device_whose_goodbye_is_not_acknowledged(tmp_path: Path, again: bool) -> None:
+    twin, log, stuck = Twin(), Log(), asyncio.Event()
+
+    @asynccontextmanager
+    async def connect(options: Options) -> AsyncIterator[Connection]:
+        async with twin.connect(options) as connection:
+            publish = connection.publish
+
+            async def stalling(topic: str, payload: bytes, **how: Any) -> None:
+                if leaving:
+                    stuck.set()
+                    await asyncio.Event().wait()
+                await publish(topic, payload, **how)
+
+            connection.publish = stalling  # type: ignore[method-assign,assignment]
+            yield connection
+
+    leaving = False
+    config = replace(device(twin, "a", log).config, connector=connect)
+    async with serving(served(twin, tmp_path / "store", log)):
+        serve = asyncio.create_task(Device(config).serve())
+        await log.until(lambda: log.of("receipt", device="a"))
+        assert status(twin, "a") is DeviceState.READY
+        leaving = True
+        serve.cancel()
+        await stuck.wait()
+        if again:
+            serve.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serve
+        assert status(twin, "a") is DeviceState.LOST
 
 
 async def test_an_aggregator_that_hangs_does_not_look_ready(tmp_path: Path) -> None:
