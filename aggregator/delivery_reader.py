@@ -77,7 +77,7 @@ class DeliveryReader:
             if not self._ingress.stray(delivery.topic, now, len(delivery.payload)):
                 return None  # counted as a flood
             raise
-        if not delivery.retain:
+        if delivery.payload and not delivery.retain:  # an empty status is cleared, also by us
             self._observed.activity.heard(origin.device, now)
         try:
             match origin.sort:
@@ -124,8 +124,10 @@ class DeliveryReader:
 
     def _status(self, origin: Origin, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
         device = origin.device
+        withdrawn = self._ingress.known.withdrawn(device)
         if not delivery.payload:
-            self._observed.activity.forget(device)
+            if not withdrawn:  # its status was cleared by us, and it may be connected all the same
+                self._observed.activity.forget(device)
             self.follow(self._roster.leave(device), now)
             return None
         hello = self._ingress.status(device, delivery.payload, now)
@@ -138,10 +140,12 @@ class DeliveryReader:
             self._observed.activity.leave(device)
         if isinstance(answer, ev.Greeted) and hello.lineage == self._core.lineage:
             self._observed.put_back.heard(device, hello.generation, hello.version)
-        if not self._ingress.known.withdrawn(device):
+        if not withdrawn:
             self.follow(self._roster.take(device, hello), now)
-        elif delivery.retain:
-            self._outlet.put(Post(delivery.topic, b""))  # a withdrawn device's name must not stay at the broker
+            return answer
+        self._outlet.put(Post(delivery.topic, b""))  # a withdrawn device's name must not stay at the broker
+        if not hello.state.live:
+            self._observed.activity.forget(device)
         return answer
 
     def follow(self, changes: Sequence[ev.Event | ev.Announce], now: float) -> None:

@@ -130,7 +130,8 @@ class HealthReporter:
         for name in list(federation.activity.names()):
             known = federation.activity[name]
             recent = known is not None and known.updates > 0 and now - known.heard < _STATUSLESS
-            if recent and name not in federation.devices:
+            # A withdrawn one is followed only while it is connected.
+            if (recent or federation.names.withdrawn(name)) and name not in federation.devices:
                 yield name
 
     def _row(self, name: str, now: float) -> DeviceRow:

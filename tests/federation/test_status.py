@@ -18,6 +18,7 @@ from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.watchdog import SOONEST
 from midge.aggregator.service import Aggregator
+from midge.aggregator.store import device_erasure
 from midge.aggregator.store.pausing import pause, resume
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import BrokerUnreachable, Connection, Options, PublishRefused
@@ -504,3 +505,22 @@ async def test_an_aggregator_that_has_served_waits_for_its_broker_and_a_new_one_
     twin.reachable = False
     with pytest.raises(BrokerUnreachable):
         await aggregator(twin, tmp_path / "new", log).serve()
+
+
+async def test_a_withdrawn_device_that_is_connected_is_shown_as_withdrawn_and_not_retained(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    async with serving(served(twin, tmp_path / "store", log), device(twin, "b", log)):
+        async with serving(device(twin, "a", log)):
+            await log.until(lambda: log.of("receipt", device="a", verdict="accepted"))
+            device_erasure.ask(tmp_path / "store", "a")
+            await log.until(lambda: log.of("receipt", device="a", verdict="forgotten"))
+            await asyncio.sleep(60)  # it has greeted since
+            found = await look(twin)
+            retained_of_a = twin.router._retained_on(TOPICS.status("a"))
+        await asyncio.sleep(1)
+        after = await look(twin)
+        assert not twin.router._retained_on(TOPICS.status("a"))
+    assert found["devices"]["a"]["state"] == "withdrawn" and found["devices"]["b"]["state"] == "ready"
+    assert not retained_of_a
+    assert "1 withdrawn" in "\n".join(lines(found))
+    assert set(after["devices"]) == {"b"}
