@@ -15,7 +15,7 @@ from typing import Any
 from midge.broker import BrokerError, Connector, connector
 from midge.commands.device_status import day, open_outbox
 from midge.commands.parts import Problem, read_config, read_endpoint, user_errors
-from midge.iot_client.board.local_status import ask
+from midge.iot_client.board.local_status import runs
 from midge.iot_client.connection.proofs import NotAnswered, Proven, VerifiedHead, prove
 from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.consent import Consent
@@ -121,7 +121,7 @@ def run_consent(args: argparse.Namespace, verb: str, named: Sequence[str]) -> in
     if args.json:
         print(json.dumps({"consent": verb == "on", "changed": changed}))
     elif verb == "off":
-        running = ask(path) is not None
+        running = runs(path)
         which = "follows within seconds" if running else "does not run now" if path.is_file() else "has never run"
         print(
             f"Consent {'is' if changed else 'was already'} withdrawn for {path}, whose device {which}. Until "

@@ -12,7 +12,7 @@ from typing import Any
 
 from midge.commands.guest import conditions_of
 from midge.commands.parts import Problem, read_config
-from midge.iot_client.board.local_status import ask
+from midge.iot_client.board.local_status import ask, runs
 from midge.iot_client.state.consent import WITHDRAWN, Consent
 from midge.wire.clocks import spell
 from midge.wire.inert import inert
@@ -76,6 +76,7 @@ def look(path: Path) -> dict[str, Any]:
     return {
         "outbox": str(path),
         "running": running,
+        "unanswered": running is None and runs(path),
         "identity": f"{state.identity:016x}",
         "next": state.next,
         "lost": state.lost,
@@ -204,6 +205,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             f"version {running['version']}; "
             f"{running['bytes_up']:,} bytes up and {running['bytes_down']:,} down"
         )
+    elif found.get("unanswered"):
+        said.append("running   yes, and it does not answer (stopped or overloaded): what follows was stored earlier")
     else:
         said.append("running   no: what follows was stored earlier")
     for channel, newest in found["verified"].items():

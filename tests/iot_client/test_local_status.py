@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from midge.__main__ import main
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Options
 from midge.commands.device_status import usage, wear
+from midge.iot_client.board.local_status import answering, ask
 from midge.wire.topics import Topics
 from tests.federation.live import Log, aggregator, device, serving
 
@@ -44,6 +48,51 @@ async def test_status_and_doctor_ask_the_device_that_runs(tmp_path: Path, capsys
     assert not path.with_name("a.outbox.sock").exists()
     found = json.loads(await said("device", "status", str(path), "--json"))
     assert found["running"] is None and "as of" in await said("device", "status", str(path))
+
+
+async def test_an_outbox_with_a_long_path_has_a_socket_too(tmp_path: Path) -> None:
+    outbox = tmp_path / ("folder" * 20) / f"{'pump' * 20}.outbox"
+    outbox.parent.mkdir()
+    async with answering(outbox, lambda: {"pid": 7}):
+        assert await asyncio.to_thread(ask, outbox) == {"pid": 7}
+        (place,) = outbox.parent.iterdir()
+        assert place.stat().st_mode & 0o777 == 0o600
+    assert not list(outbox.parent.iterdir()) and ask(outbox) is None
+
+
+STOPPED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from midge.iot_client.board.local_status import answering
+from midge.iot_client.state.outbox import Outbox
+
+async def main():
+    with Outbox(sys.argv[1]) as outbox:
+        async with answering(outbox.path, dict):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+asyncio.run(main())
+"""
+
+
+def test_a_device_that_is_stopped_runs_and_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.outbox"
+    child = subprocess.Popen([sys.executable, "-P", "-c", STOPPED, str(path)])
+    try:
+        _, state = os.waitpid(child.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(state)
+        assert main(["device", "status", str(path)]) == 0
+        words = capsys.readouterr().out
+        assert main(["device", "consent", "off", str(path)]) == 0
+        consent = capsys.readouterr().out
+    finally:
+        child.kill()
+        child.wait()
+    assert "running   yes, and it does not answer" in words
+    assert "whose device follows within seconds" in consent
+    assert main(["device", "status", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["running"] is None and not found["unanswered"]
 
 
 async def test_what_the_aggregator_drops_of_a_device_its_owner_sees(
