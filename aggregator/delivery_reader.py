@@ -55,7 +55,7 @@ class DeliveryReader:
             self._outlet.meters.dropped["malformed"] += 1
             self._observed.drops.dropped(delivery.topic, why, now)
             if not delivery.retain:  # the sender of a retained message may have left long ago
-                self._ingress.troubles.tell(self._topics.named(delivery.topic), why, now)
+                self._ingress.troubles.tell(self._topics.named(delivery.topic), f"a message is dropped: {why}", now)
             return None
         if isinstance(read, ev.StatisticsArrived) and (why := self._unwanted(read.statistics)):
             self._ingress.troubles.tell(read.device, why, now)
@@ -120,7 +120,9 @@ class DeliveryReader:
             self._observed.heard(device, report)
             self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
         elif report is not None and report.lineage != NO_LINEAGE:
-            self._ingress.troubles.tell(device, "its report is of another lineage than the announced one", now)
+            self._ingress.troubles.tell(
+                device, "its report is dropped: it is of another lineage than the announced one", now
+            )
 
     def _status(self, origin: Origin, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
         device = origin.device

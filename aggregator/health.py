@@ -120,7 +120,9 @@ class HealthReporter:
         """Whether the device needs no attention: others come first, in case not all fit."""
         federation = self._federation
         known = federation.activity[name]
-        attention = name in federation.core.unlike or name in federation.waits or _unscored(federation.devices.get(name))
+        attention = (
+            name in federation.core.unlike or name in federation.waits or _unscored(federation.devices.get(name))
+        )
         return not (attention or (known is not None and known.refused))
 
     def _names(self, now: float) -> Iterator[str]:

@@ -104,7 +104,7 @@ class DeviceParts:
     """The aggregator's reason for withdrawing the device, after which it never trains."""
 
     trouble: tuple[float, str] | None = None
-    """When the aggregator last reported that it drops our messages, by the monotonic clock, and why."""
+    """When the aggregator last reported a problem with our messages, by the monotonic clock, and why."""
 
     def __post_init__(self) -> None:
         used = self.config.on_model is not None or self.config.predict is not None
@@ -253,9 +253,11 @@ class DeviceParts:
                 self.tell("on_model_failed", why=f"{type(error).__name__}: {error}", version=version)
 
     def troubled(self, why: str) -> None:
-        """Record that the aggregator drops our messages, and why."""
+        """Record a problem that the aggregator has with our messages: it drops or doubts them."""
         self.trouble = time.monotonic(), inert(why)
-        log.warning("%s: the aggregator dropped what this device sent: %s", self.config.name, self.trouble[1])
+        log.warning(
+            "%s: the aggregator has a problem with what this device sends: %s", self.config.name, self.trouble[1]
+        )
         self.tell("trouble", why=self.trouble[1])
 
     def figures(self) -> dict[str, Any]:

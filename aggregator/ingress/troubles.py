@@ -1,4 +1,4 @@
-"""`trouble` messages: tell devices what was dropped without a receipt, rarely and within their budget."""
+"""`trouble` messages: tell devices what was dropped without a receipt or is doubted, rarely and within their budget."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ _COST = 512
 
 
 class Troubles:
-    """Reports dropped messages on `receipt/{device}`, to each device at most once in ten seconds.
+    """Reports problems with messages on `receipt/{device}`, to each device at most once in ten seconds.
 
     Args:
         admission: the devices' budgets.
@@ -33,7 +33,7 @@ class Troubles:
         self._encode = encode
 
     def tell(self, device: str, why: str, now: float) -> bool:
-        """Report a dropped message to its device if that is due; return whether it was. Unknown names get none."""
+        """Report a problem to its device if that is due; return whether it was. Unknown names get none."""
         if not (
             is_name(device) and self._admission.may_notify(device, _COST, now) and self._credentials.registered(device)
         ):

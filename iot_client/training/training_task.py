@@ -137,7 +137,7 @@ class TrainingTask:
         """Evaluate on the device's own data if that is due, and publish the results."""
         try:
             report = await self._evaluating.report(parameters, announcement, time.monotonic())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it trains on
             self._unevaluated(error, announcement.version)
             return
         if report is not None:
@@ -177,7 +177,7 @@ class TrainingTask:
             told = announcement.model_copy(update={"version": kept.alias.version})
             async with self._working:
                 report = await self._evaluating.scores(parameters, told)
-        except Exception as error:  # it trains on, and reports on what it trains from
+        except Exception as error:  # noqa: BLE001 - it trains on, and reports on what it trains from
             self._unevaluated(error, kept.alias.version)
             return True
         self._publish(report, announcement)

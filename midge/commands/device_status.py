@@ -237,7 +237,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         )
     if (trouble := (running or {}).get("trouble")) is not None:
         ago, why = trouble
-        said.append(f"TROUBLE   {spell(ago)} ago the aggregator dropped what this device sent: {why}")
+        said.append(f"TROUBLE   {spell(ago)} ago the aggregator had a problem with what this device sent: {why}")
     said += [f"hindered  {why}" for why in found["hindered"]]
     said += [f"ALARM     {why}" for why in found.get("credentials", ())]
     return said

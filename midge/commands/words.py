@@ -116,7 +116,7 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "dropped", "topic": topic, "why": why, "untold": untold}:
             return f"Dropped what came on {topic}: {why} ({counted(untold, 'other')} before it unreported)"
         case {"event": "trouble", "why": why}:
-            return f"The aggregator dropped what this device sent: {why}"
+            return f"The aggregator has a problem with what this device sends: {why}"
         case {"event": "moved", "site": site}:
             return f"Updates are settled by {f'the site {site}' if site else 'the federation'} from now on."
         case {"event": "passed_on", "version": version}:

@@ -275,7 +275,10 @@ async def test_a_device_in_a_loop_that_ends_says_goodbye() -> None:
     serve = asyncio.create_task(device(twin, "a", log, wait=True).serve())
     await log.until(lambda: log.of("connected", device="a"))
     mine = {asyncio.current_task(), serve}
-    tasks = [*(task for task in asyncio.all_tasks() if task not in mine), serve]  # as asyncio.run ends; its reader first
+    tasks = [
+        *(task for task in asyncio.all_tasks() if task not in mine),
+        serve,
+    ]  # as asyncio.run ends; its reader first
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -361,7 +364,12 @@ async def test_an_evaluation_that_raises_ends_nothing(tmp_path: Path) -> None:
 
 async def test_a_devices_evaluation_that_raises_ends_nothing_and_is_in_its_row(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
-    raised: list[BaseException] = [ZeroDivisionError("no rows"), SystemExit(3), StopIteration(), asyncio.CancelledError()]
+    raised: list[BaseException] = [
+        ZeroDivisionError("no rows"),
+        SystemExit(3),
+        StopIteration(),
+        asyncio.CancelledError(),
+    ]
     left, well = iter(raised), asyncio.Event()
 
     def evaluate(parameters: Parameters) -> Scores:

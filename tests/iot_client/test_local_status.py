@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 
 from midge.__main__ import main
+from midge.aggregator.core.encoder_doubt import NO_FEEDBACK
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Options
 from midge.commands.device_status import usage, wear
+from midge.commands.words import sentence
 from midge.iot_client.board.local_status import answering, ask
+from midge.wire import frames
+from midge.wire.messages import Trouble
 from midge.wire.topics import Topics
 from tests.federation.live import Log, aggregator, device, serving
 
@@ -110,5 +114,24 @@ async def test_what_the_aggregator_drops_of_a_device_its_owner_sees(
         words = capsys.readouterr().out
     (told,) = log.of("trouble", device="a")
     assert "header" in told["why"]
-    assert f"the aggregator dropped what this device sent: {told['why']}" in words
+    assert told["why"].startswith("a message is dropped: ")
+    assert f"the aggregator had a problem with what this device sent: {told['why']}" in words
     assert log.of("receipt", device="a", verdict="accepted"), "it goes on"
+
+
+async def test_what_the_aggregator_only_doubts_is_not_shown_as_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    twin, log = Twin(), Log()
+    path = tmp_path / "a.outbox"
+    doubted = frames.encode(Trouble(why=NO_FEEDBACK))
+    async with serving(aggregator(twin, tmp_path / "store", log), device(twin, "a", log, path)):
+        await log.until(lambda: log.of("receipt", device="a", verdict="accepted"))
+        async with twin.connect(Options(client_id="aggregator")) as connection:
+            await connection.publish(Topics("f").receipt("a"), doubted)
+            await log.until(lambda: log.of("trouble", device="a"))
+        assert await asyncio.to_thread(main, ["device", "status", str(path)]) == 0
+    shown = [next(line for line in capsys.readouterr().out.splitlines() if line.startswith("TROUBLE"))]
+    shown += [record.getMessage() for record in caplog.records if NO_FEEDBACK in record.getMessage()]
+    shown += [sentence(event) for event in log.of("trouble", device="a")]
+    assert len(shown) == 3 and all(NO_FEEDBACK in line and "dropped" not in line for line in shown)

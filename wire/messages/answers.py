@@ -75,7 +75,7 @@ class Receipt(Message):
 
 
 class Trouble(Message):
-    """Messages of a device that were dropped without a receipt, and why. It settles nothing and needs no answer."""
+    """What is wrong with messages of a device: dropped without a receipt, or doubted. It settles nothing."""
 
     kind: Literal["trouble"] = "trouble"
     why: Sentence
