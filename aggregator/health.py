@@ -83,6 +83,14 @@ class HealthReporter:
             alarms=tuple(alarm[:400] for alarm in found.alarms),
         )
 
+    def disconnected(self, now: float) -> None:
+        """Report that there is no connection: the metrics must not go on with what was found before."""
+        watchdog = self._federation.watchdog
+        before, found = watchdog.finding, watchdog.disconnected(now)
+        if found.why != before.why:
+            self._tell("health", state=found.state.value, why=found.why, before=before.state.value)
+            self._tell("alarm", why=found.alarms[0])
+
     # -------------------------------------------------------------------- the overview
 
     def ask(self, payload: bytes) -> Iterator[Post]:

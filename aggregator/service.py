@@ -248,6 +248,7 @@ class Aggregator:
                     raise
                 log.log(logging.INFO if begun else logging.WARNING, "%s Trying again in about %.0f s.", error, pause)
                 self.tell("disconnected", why=str(error), refused=isinstance(error, BrokerRefused))
+                self._status.health.disconnected(time.monotonic())
                 await happened(self._stop, pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
                 pause = min(2 * pause, self.feed.longest_pause)
 
@@ -270,6 +271,7 @@ class Aggregator:
     async def _serve(self, connection: Connection) -> None:
         """Publish and read, until the connection is lost or we must stop."""
         self._connected, self._ran, self._connection = True, time.monotonic(), connection
+        self.federation.watchdog.connected(self._ran)
         self._outgoing.clear()
         self._gate.clear()
         for post in self.federation.everything():
@@ -298,7 +300,6 @@ class Aggregator:
             raise
         finally:
             self._connected = False
-            self.federation.watchdog.pause()
 
     async def _send_last_status(self, connection: Connection) -> None:
         """Publish our last status although our task is cancelled: the broker publishes no will after DISCONNECT."""

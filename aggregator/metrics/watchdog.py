@@ -27,6 +27,8 @@ FIRST = 3600.0
 """Seconds in which online devices should send a first update, while nothing is known of how long they train."""
 ALONE = 5.0
 """Seconds until the absence of devices is reported: by then the broker has sent all retained statuses."""
+BROKERLESS = "No connection to the broker"
+"""The finding, and the alarm, of an aggregator without a connection: nothing arrives, whatever the devices do."""
 _NAMED = 5
 """Devices that an alarm names."""
 _ALARMS = 16
@@ -120,9 +122,18 @@ class Watchdog:
         self.finding = replace(found, alarms=tuple(self._alarms(now, situation))[:_ALARMS], since=since)
         return self.finding
 
-    def pause(self) -> None:
+    def disconnected(self, now: float) -> HealthFinding:
         """The connection is lost: silence means nothing until some devices have been online for a while."""
         self._able_since = self._obstacle_since = None
+        since = self.finding.since if self.finding.state is HealthState.WAITING else now
+        self.finding = HealthFinding(HealthState.WAITING, f"{BROKERLESS}.", (BROKERLESS,), since=since)
+        return self.finding
+
+    def connected(self, now: float) -> None:
+        """There is a connection: it begins again, and nothing is judged before the next look."""
+        self._began = now
+        if BROKERLESS in self.finding.alarms:
+            self.finding = replace(self.finding, why="it begins", alarms=())
 
     def _judged(self, now: float, so: FleetSituation) -> HealthFinding:
         if so.full is not None:

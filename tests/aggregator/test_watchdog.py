@@ -128,8 +128,11 @@ def test_devices_that_wait_for_data_and_a_fleet_that_is_away_are_no_stall() -> N
 def test_a_lost_connection_of_the_aggregator_is_no_stall() -> None:
     fleet = Watched(interval=20.0)
     fleet.run(60, "accepted", every=20)
-    fleet.dog.pause()
+    found = fleet.dog.disconnected(fleet.now)
+    assert (found.state, found.since) == (WAITING, fleet.now) and found.why == found.alarms[0] + "."
     fleet.now += 3600
+    fleet.dog.connected(fleet.now)
+    assert not fleet.dog.finding.alarms
     assert fleet.run(50).state is not STALLED
     assert fleet.run(20).state is STALLED
 

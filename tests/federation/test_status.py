@@ -29,7 +29,7 @@ from midge.wire import frames, messages
 from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Hello
 from midge.wire.topics import Topics
 from tests.aggregator.test_exposition import scrape
-from tests.federation.live import STRATEGY, Log, aggregator, clients, device, serving
+from tests.federation.live import STRATEGY, Log, aggregator, clients, device, overheard, serving
 
 pytestmark = pytest.mark.virtual
 TOPICS = Topics("f")
@@ -355,6 +355,28 @@ async def test_an_hour_without_the_broker_is_no_stall(tmp_path: Path) -> None:
         before = len(log.of("update", verdict="accepted"))
         await log.until(lambda: len(log.of("update", verdict="accepted")) > before + 4)
     assert not log.of("health", state="stalled")
+
+
+async def test_metrics_say_at_once_that_there_is_no_broker_and_the_status_after_it_does_not(tmp_path: Path) -> None:
+    """Seen to fail: `learning`, and no alarm, for as long as the broker was down."""
+    twin, log = Twin(), Log()
+    server = served(twin, tmp_path / "store", log)
+    async with serving(server, device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: log.of("health", state="learning"))
+        twin.kill()
+        await log.until(lambda: log.of("alarm"))
+        page, health = scrape(server), server.health
+        assert re.search(r'(?m)^midge_health\{state="learning"\} 0', page) and "\nmidge_alarming 1.0\n" in page
+        assert (health.state, health.why) == ("waiting", "No connection to the broker.")
+        twin.restart()
+        before = len(log.of("health", state="learning"))
+        seen = overheard(twin)
+        await log.until(lambda: len(log.of("health", state="learning")) > before)
+        assert server.health.state == "learning" and not server.health.alarming
+    assert len(log.of("alarm")) == 1
+    told = [messages.decode(AggregatorStatus, each.payload)[0] for each in seen if each.topic == TOPICS.aggregator]
+    assert any(each.health for each in told)
+    assert not any(each.health.alarming for each in told if each.health is not None)
 
 
 async def test_a_status_that_was_taken_off_the_broker_meanwhile_is_gone(tmp_path: Path) -> None:
