@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from midge.aggregator.core.obstacle import Obstacle
-from midge.aggregator.metrics.device_activity import DeviceActivity
+from midge.aggregator.metrics.device_activity import WINDOW, DeviceActivity
 from midge.wire.clocks import spell
 from midge.wire.messages import HealthState
 from midge.wire.plurals import counted
@@ -85,6 +85,8 @@ class HealthFinding:
     """When the state began, by the monotonic clock."""
     obstacle: str = field(default="", compare=False)
     """The kind of obstacle in `why`, or `no device`; empty if it is about something else."""
+    cause: str = field(default="", compare=False)
+    """What tells this reason from another one in the same state. Unlike `why` it stays while only numbers change."""
 
 
 class Watchdog:
@@ -137,23 +139,25 @@ class Watchdog:
 
     def _judged(self, now: float, so: FleetSituation) -> HealthFinding:
         if so.full is not None:
-            return HealthFinding(HealthState.FULL, so.full)
+            return HealthFinding(HealthState.FULL, so.full, cause=so.full)
         if so.paused is not None:
-            return HealthFinding(HealthState.PAUSED, so.paused)
+            return HealthFinding(HealthState.PAUSED, so.paused, cause=so.paused)
         able = 0.0 if self._able_since is None else now - self._able_since
         if not so.frozen:
             why = "No device has sent statistics of its data yet." if so.obstacle is None else so.obstacle.why
             due = None if so.obstacle is None else so.obstacle.due
             late = so.able > 0 and able > STATISTICS and not (due is not None and now < due)
-            kind = "" if so.obstacle is None else so.obstacle.kind
-            return HealthFinding(HealthState.STALLED if late else HealthState.WAITING, why, obstacle=kind)
+            kind, cause = ("", "") if so.obstacle is None else (so.obstacle.kind, so.obstacle.cause)
+            state = HealthState.STALLED if late else HealthState.WAITING
+            return HealthFinding(state, why, obstacle=kind, cause=cause)
         if so.obstacle is not None and so.obstacle.kind == "held":
             # With enough devices online, the next update may remove it: it has the fleet's usual time.
             lacking = so.there < so.obstacle.needs
             if self._obstacle_lasts(now, SOONEST if lacking else _patience(so)):
                 return _held(so, so.obstacle)
             if lacking:
-                return HealthFinding(HealthState.WAITING, so.obstacle.why, obstacle=so.obstacle.kind)
+                kind, cause = so.obstacle.kind, so.obstacle.cause
+                return HealthFinding(HealthState.WAITING, so.obstacle.why, obstacle=kind, cause=cause)
         return self._silence(now, able, so)
 
     def _obstacle_lasts(self, now: float, patience: float = SOONEST) -> bool:
@@ -178,7 +182,8 @@ class Watchdog:
             return HealthFinding(
                 HealthState.STALLED,
                 f"No update was accepted for {spell(silent)}: those of {counted(refused, 'device')} were refused, "
-                f"{self._counts(now)}.",
+                f"{self._counts(now, silent)}.",
+                cause="refused",
             )
         if so.scheduled is not None and now < so.scheduled[0]:
             state = HealthState.WAITING if accepted is None else HealthState.LEARNING
@@ -195,12 +200,16 @@ class Watchdog:
         return HealthFinding(
             HealthState.STALLED,
             f"No update was accepted for {spell(silent)} although {_devices(so.able)} there{usual}: "
-            f"{self._counts(now)}.",
+            f"{self._counts(now, silent)}.",
+            cause="silent",
         )
 
-    def _counts(self, now: float) -> str:
-        counts = sorted(self._activity.verdicts(now).items(), key=lambda item: -item[1])
-        return ", ".join(f"{number} {verdict}" for verdict, number in counts) or "none came in the last minutes"
+    def _counts(self, now: float, silent: float) -> str:
+        """What came instead of accepted updates."""
+        counts = sorted(self._activity.refusals(now).items(), key=lambda item: -item[1])
+        return ", ".join(f"{number} {verdict}" for verdict, number in counts) or (
+            f"none came in the last {spell(min(silent, WINDOW))}"
+        )
 
     def _alarms(self, now: float, so: FleetSituation) -> Sequence[str]:
         alarms = list(so.own)
@@ -245,7 +254,7 @@ def stretched(interval: float, rest: float) -> float:
 
 def _held(so: FleetSituation, obstacle: Obstacle) -> HealthFinding:
     idle = f" Online devices that have given nothing since: {_names(so.idle)}." if so.idle else ""
-    return HealthFinding(HealthState.HELD, obstacle.why + idle, obstacle=obstacle.kind)
+    return HealthFinding(HealthState.HELD, obstacle.why + idle, obstacle=obstacle.kind, cause=obstacle.cause)
 
 
 def _learning(so: FleetSituation) -> HealthFinding:

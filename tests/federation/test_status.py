@@ -146,6 +146,7 @@ async def test_a_federation_that_takes_nothing_is_stalled_and_says_so_by_itself(
         found, kept = await look(twin), retained(twin)
     assert "those of 2 devices were refused" in found["health"]["why"] and alarm_of(found).startswith("stalled: ")
     assert kept.health is not None and kept.health.state == "stalled" and "2 devices" in kept.why
+    assert found["aggregator"]["why"] == found["health"]["why"], "the answer left it out"
 
 
 async def test_pause_is_seen_within_two_seconds_and_so_is_its_end(tmp_path: Path) -> None:
@@ -157,7 +158,8 @@ async def test_pause_is_seen_within_two_seconds_and_so_is_its_end(tmp_path: Path
         await asyncio.sleep(2)
         found = await look(twin)
         assert (found["aggregator"]["state"], found["health"]["state"]) == ("paused", "paused")
-        assert "the winter" in found["health"]["why"] and alarm_of(found) == ""
+        assert "the winter" in found["health"]["why"] and "the winter" in found["aggregator"]["why"]
+        assert alarm_of(found) == ""
         resume(store)
         await asyncio.sleep(2)
         found = await look(twin)
