@@ -151,7 +151,7 @@ class FederationRuntime:
             else HelperLink(config.topics, config.helper_key, self.issuer, self._ingress.bodies, outlet)
         )
         """The link to the mask helper; None if there is none."""
-        self.more_alarms: Callable[[], Sequence[str]] = tuple
+        self.more_alarms: list[Callable[[], Sequence[str]]] = []
         """Alarms of what this runtime does not know, such as a standby."""
         self.upkeep = Upkeep(self.names, outlet, self.core.lsn, now, config, wall=self.issuer.dating.now)
 
@@ -379,7 +379,8 @@ class FederationRuntime:
     def situation(self) -> FleetSituation:
         """The watchdog's input."""
         clock = (self.issued.doubt,) if self.issued.doubt else ()
-        return _situation(self.core, self._roster, (*clock, *self.credential_alarms.now(), *self.more_alarms()))
+        more = [alarm for alarms in self.more_alarms for alarm in alarms()]
+        return _situation(self.core, self._roster, (*clock, *self.credential_alarms.now(), *more))
 
     def everything(self) -> Iterator[Post]:
         """All messages that must be retained at the broker."""

@@ -179,6 +179,7 @@ class Aggregator:
         """
         self._boot = secrets.randbits(62)
         self._federation = self._runtime(Outlet(self._gate.put, self.tell, self.meters), time.monotonic())
+        self._federation.more_alarms.append(self.evaluation.alarms)
         self.feed = StandbyFeed(self._federation, self._gate, self.tell)
         self._status = StatusPublisher(self._federation, self._boot, self._outgoing.put, self.tell)
         self._contention = Contention(self._federation, self._boot, self._status.publish, insists=self.insists)
@@ -405,6 +406,7 @@ class Aggregator:
         return Overview(
             status=self._status.status(),
             metrics=self.evaluation.sayable,
+            metrics_version=self.evaluation.metrics_version,
             bytes_in=self.meters.bytes_in,
             bytes_out=self.meters.bytes_out,
             privacy={} if spent is None else spent.packed(),

@@ -1,8 +1,11 @@
 """`midge status` is true: what an operator sees of a federation is what is so."""
 
 import asyncio
+import concurrent.futures
 import json
+import math
 import re
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -279,8 +282,15 @@ def _options(name: str) -> Options:
 
 async def test_an_evaluation_that_raises_ends_nothing(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
-    stop, end = SystemExit("no rows of today"), KeyboardInterrupt()  # seen to fail: both ended the aggregator
-    returns: list[Any] = [ZeroDivisionError("no rows"), 1 / 3, {"rmse": "high"}, stop, end, {"rmse": 0.5}]
+    odd: list[BaseException] = [
+        SystemExit("no rows of today"),  # seen to fail: it, the next two ended the aggregator
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        StopIteration(),  # seen to fail: from here on nothing was evaluated any more, without a word
+        asyncio.CancelledError(),
+        concurrent.futures.CancelledError(),
+    ]
+    returns: list[Any] = [ZeroDivisionError("no rows"), 1 / 3, {"rmse": "high"}, *odd, {"rmse": 0.5}]
 
     def evaluate(parameters: Any) -> Any:
         found = returns.pop(0) if len(returns) > 1 else returns[0]
@@ -296,11 +306,43 @@ async def test_an_evaluation_that_raises_ends_nothing(tmp_path: Path) -> None:
         await log.until(lambda: log.of("evaluation"))
     assert log.of("evaluation")[0]["metrics"] == {"rmse": 0.5}
     whys = [event["why"] for event in log.of("evaluation_failed")]
-    assert whys[0] == "ZeroDivisionError: no rows" and "return a dict of numbers" in whys[1] and len(whys) == 5
+    assert whys[0] == "ZeroDivisionError: no rows" and "return a dict of numbers" in whys[1] and len(whys) == 9
     assert whys[3:] == [
-        "RuntimeError: evaluate() raised SystemExit(no rows of today)",
-        "RuntimeError: evaluate() raised KeyboardInterrupt()",
+        "RuntimeError: SystemExit: no rows of today",
+        *(f"RuntimeError: {type(each).__name__}" for each in odd[1:]),
     ]
+
+
+async def test_scores_keep_their_version_and_an_alarm_says_why_none_are_newer(tmp_path: Path) -> None:
+    """Seen to fail: the scores of version 1 were shown as the newest, and no finite number was shown as nothing."""
+    twin, log = Twin(), Log()
+    results: list[Any] = [{"rmse": 0.5}]
+    daemons: set[bool] = set()
+
+    def evaluate(parameters: Any) -> Any:
+        daemons.add(threading.current_thread().daemon)
+        if isinstance(results[-1], Exception):
+            raise results[-1]
+        return results[-1]
+
+    server = served(twin, tmp_path / "store", log, evaluate=evaluate)
+    async with serving(server, device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: log.of("evaluation"))
+        results.append(ZeroDivisionError("no rows"))
+        await log.until(lambda: len(log.of("evaluation_failed")) >= 3 and log.of("alarm"))
+        newest = log.of("evaluation")[-1]["version"]
+        found = await look(twin)
+        assert found["metrics"] == {"rmse": 0.5} and found["metrics_version"] == newest < found["model"]["version"]
+        assert alarm_of(found) == "evaluate() fails: ZeroDivisionError: no rows"
+        results.append({"rmse": math.nan, "bias": 0.1})
+        await log.until(lambda: len(log.of("alarm")) == 2)
+        found = await look(twin)
+        assert found["metrics"] == {"bias": 0.1} and found["metrics_version"] > newest
+        assert alarm_of(found) == "evaluate() returns what is no finite number: rmse"
+        results.append({"rmse": 0.4})
+        await log.until(lambda: not server.health.alarming)
+    assert len(log.of("alarm")) == 2
+    assert daemons == {True}, "the end of the process would wait for it"
 
 
 async def test_the_federations_that_there_are_are_named(tmp_path: Path) -> None:
