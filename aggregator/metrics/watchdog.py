@@ -90,10 +90,19 @@ class HealthFinding:
 
 
 class Watchdog:
-    """The watchdog of one federation, from `began` on (seconds of the monotonic clock)."""
+    """The watchdog of one federation, from `began` on (seconds of the monotonic clock).
 
-    def __init__(self, activity: DeviceActivity, began: float) -> None:
+    Args:
+        activity: of its devices.
+        began: when the process began.
+        interval: usual seconds between two updates of a device before that; 0 if unknown.
+        training: those from a version to an update.
+    """
+
+    def __init__(self, activity: DeviceActivity, began: float, interval: float = 0.0, training: float = 0.0) -> None:
         self._activity, self._began = activity, began
+        self.interval, self.training = interval, training
+        """The newest known ones; after a restart they stand in until the fleet's pace has been measured again."""
         self._obstacle_since: float | None = None
         self._holds: int | None = None
         self._version: int | None = None
@@ -105,6 +114,10 @@ class Watchdog:
 
     def look(self, now: float, situation: FleetSituation) -> HealthFinding:
         """Judge the situation; the finding keeps its `since` while the state stays."""
+        if situation.interval is None and situation.training is None:
+            situation = replace(situation, interval=self.interval or None, training=self.training or None)
+        self.interval = situation.interval or self.interval
+        self.training = situation.training or self.training
         holds = None if situation.obstacle is None else situation.obstacle.holds
         if situation.obstacle is None or situation.obstacle.kind == "statistics":
             self._obstacle_since = None

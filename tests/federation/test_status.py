@@ -401,6 +401,31 @@ async def test_an_hour_without_the_broker_is_no_stall(tmp_path: Path) -> None:
     assert not log.of("health", state="stalled")
 
 
+@pytest.mark.parametrize("held", [False, True])
+async def test_a_restart_hides_neither_a_stall_nor_a_hold(tmp_path: Path, held: bool) -> None:
+    """Seen to fail: `waiting` for an hour, because the fleet's pace was forgotten."""
+    twin, log, again, store = Twin(), Log(), Log(), tmp_path / "store"
+    strategy = replace(PACED, release_floor=3 if held else 1)
+    state = "held" if held else "stalled"
+    async with serving(served(twin, store, log, strategy=strategy)):
+        async with serving(*[device(twin, name, log) for name in "abc"]):
+            await log.until(lambda: len(log.of("update", verdict="accepted")) >= 12)
+        if held:
+            before = len(log.of("update", verdict="accepted"))
+            async with serving(device(twin, "a", log), device(twin, "b", log)):
+                await log.until(lambda: len(log.of("update", verdict="accepted")) >= before + 2)
+        async with twin.connect(_options("hanging")) as connection:  # from here on all train for ever
+            for name in ("a", "b", "c"):
+                hello = Hello(state=DeviceState.READY, outbox=7)
+                await connection.publish(TOPICS.status(name), frames.encode(hello), retain=True)
+        await log.until(lambda: log.of("health", state=state))
+    async with serving(served(twin, store, again, strategy=strategy)):
+        await again.until(lambda: again.of("connected"))
+        await asyncio.sleep(2 * SOONEST)
+        found = await look(twin)
+    assert found["health"]["state"] == state and alarm_of(found).startswith(state)
+
+
 async def test_metrics_say_at_once_that_there_is_no_broker_and_the_status_after_it_does_not(tmp_path: Path) -> None:
     """Seen to fail: `learning`, and no alarm, for as long as the broker was down."""
     twin, log = Twin(), Log()
