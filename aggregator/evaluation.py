@@ -11,6 +11,7 @@ from typing import Any
 from midge.aggregator.config import Evaluate
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.metrics.device_metrics import Spread
+from midge.iot_client.training.daemon_thread import DaemonThreads
 
 log = logging.getLogger("aggregator")
 
@@ -34,17 +35,24 @@ class VersionEvaluator:
         self._released = asyncio.Event()
         self.metrics: Mapping[str, float] = {}
         """Newest results."""
+        self.metrics_version = 0
+        """The version that they are of: after a failure not the newest one."""
         self.federated: Mapping[str, Spread] = {}
         """Newest combined results of the devices on their own data."""
         self._combined_at = float("-inf")
         self._failed = ""
         """The last reported failure; empty if the last evaluation succeeded."""
+        self._alarm = ""
 
     @property
     def sayable(self) -> dict[str, float]:
         """The newest results that fit into a message: at most 32 finite numbers with names up to 64 characters."""
         fit = ((name, value) for name, value in self.metrics.items() if len(name) <= 64 and math.isfinite(value))
         return dict(islice(fit, 32))
+
+    def alarms(self) -> tuple[str, ...]:
+        """What is wrong with the newest evaluation; of a row of failures, the first."""
+        return (self._alarm,) if self._alarm else ()
 
     def released(self) -> None:
         """Notify of a new version."""
@@ -64,7 +72,7 @@ class VersionEvaluator:
             published = federation.engine.model.used().parameters()
             began = time.monotonic()
             try:
-                self.metrics = await asyncio.to_thread(_evaluated, evaluate, published)
+                self.metrics, self.metrics_version = await _evaluated(evaluate, published), version
                 federation.registry.evaluated(version, self.metrics)
                 federation.history.evaluated(self.metrics)
                 await self._evaluate_registered(federation, evaluate)
@@ -72,10 +80,12 @@ class VersionEvaluator:
                 why = f"{type(error).__name__}: {error}"
                 if why != self._failed:  # it will fail on the next version as well
                     log.exception("evaluate() failed on version %d; the federation continues.", version)
+                self._alarm = self._alarm if self._failed else f"evaluate() fails: {why}"
                 self._failed = why
                 self._tell("evaluation_failed", version=version, step=step, why=why)
             else:
-                self._failed = ""
+                odd = ", ".join(name for name, value in self.metrics.items() if not math.isfinite(value))
+                self._failed, self._alarm = "", f"evaluate() returns what is no finite number: {odd}" if odd else ""
                 self._tell("evaluation", version=version, step=step, metrics=dict(self.metrics))
             await asyncio.sleep(_REST * (time.monotonic() - began))
 
@@ -84,7 +94,7 @@ class VersionEvaluator:
         while (found := federation.registry.unmeasured(federation.core, federation.engine)) is not None:
             version, parameters = found
             federation.registry.evaluated(version, None)  # unless it succeeds
-            federation.registry.evaluated(version, await asyncio.to_thread(_evaluated, evaluate, dict(parameters)))
+            federation.registry.evaluated(version, await _evaluated(evaluate, parameters))
 
     def combine(self, federation: FederationRuntime, now: float) -> None:
         """Report the combined results of devices on their own data, now and then."""
@@ -97,11 +107,10 @@ class VersionEvaluator:
             self._tell("federated_evaluation", version=federation.core.version, devices=len(reports), metrics=found)
 
 
-def _evaluated(evaluate: Evaluate, parameters: Mapping[str, Any]) -> dict[str, float]:
-    try:
-        return _numbers(evaluate(dict(parameters)))
-    except (SystemExit, KeyboardInterrupt) as error:  # awaited, it would end the loop of the aggregator
-        raise RuntimeError(f"evaluate() raised {type(error).__name__}({error})") from error
+async def _evaluated(evaluate: Evaluate, parameters: Mapping[str, Any]) -> dict[str, float]:
+    """The results. The end of the process does not wait for the function, and all that it raises is an `Exception`."""
+    given = dict(parameters)
+    return await asyncio.get_running_loop().run_in_executor(DaemonThreads(), lambda: _numbers(evaluate(given)))
 
 
 def _numbers(found: object) -> dict[str, float]:

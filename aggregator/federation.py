@@ -28,6 +28,7 @@ from midge.aggregator.metrics.credential_alarms import CredentialAlarms
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
 from midge.aggregator.metrics.history_recorder import HistoryRecorder
+from midge.aggregator.metrics.usual_pace import UsualPace
 from midge.aggregator.metrics.watchdog import FleetSituation, Watchdog
 from midge.aggregator.model.export import write_model
 from midge.aggregator.observations import Observations
@@ -112,7 +113,8 @@ class FederationRuntime:
             )
             self._roster.is_site = Bounds(sites=tuple(config.sites)).is_site
             self._observed = Observations(outlet.tell, Bounds().devices)
-            self.watchdog = Watchdog(self._observed.activity, now)
+            self._pace = UsualPace(self.store)
+            self.watchdog = Watchdog(self._observed.activity, now, self._pace.interval, self._pace.training)
             self.history = HistoryRecorder(self.store, outlet.meters, self.issuer.dating.now, now)
             self.admission = Admission(config.limits)
             self._ingress = IngressFilter(
@@ -151,7 +153,7 @@ class FederationRuntime:
             else HelperLink(config.topics, config.helper_key, self.issuer, self._ingress.bodies, outlet)
         )
         """The link to the mask helper; None if there is none."""
-        self.more_alarms: Callable[[], Sequence[str]] = tuple
+        self.more_alarms: list[Callable[[], Sequence[str]]] = []
         """Alarms of what this runtime does not know, such as a standby."""
         self.upkeep = Upkeep(self.names, outlet, self.core.lsn, now, config, wall=self.issuer.dating.now)
 
@@ -314,6 +316,7 @@ class FederationRuntime:
                 self.helper.look(self.processor, self.engine, now)
             self.registry.look(self.engine, self.processor, now)
             self.upkeep.tend(self.core, self.engine, self.processor, now)
+            self._pace.write(self.watchdog.interval, self.watchdog.training, now)
             state, devices = self.watchdog.finding.state.value, self.core.steering.live
             self.history.look(now, lsn=self.core.lsn, state=state, devices=devices)
         except StoreFull as error:
@@ -379,7 +382,8 @@ class FederationRuntime:
     def situation(self) -> FleetSituation:
         """The watchdog's input."""
         clock = (self.issued.doubt,) if self.issued.doubt else ()
-        return _situation(self.core, self._roster, (*clock, *self.credential_alarms.now(), *self.more_alarms()))
+        more = [alarm for alarms in self.more_alarms for alarm in alarms()]
+        return _situation(self.core, self._roster, (*clock, *self.credential_alarms.now(), *more))
 
     def everything(self) -> Iterator[Post]:
         """All messages that must be retained at the broker."""

@@ -51,8 +51,8 @@ class HealthReporter:
         watchdog = self._federation.watchdog
         before, found = watchdog.finding, watchdog.look(now, self._federation.situation)
         self._look_at = now + max(_LOOK, _SHARE * (time.perf_counter() - began))
-        moved = (found.state, found.obstacle) != (before.state, before.obstacle)
-        if found.state is not before.state or (moved and found.obstacle):
+        moved = (found.state, found.obstacle, found.cause) != (before.state, before.obstacle, before.cause)
+        if found.state is not before.state or (moved and (found.cause or found.obstacle)):
             self._tell_state(before, found)
         for alarm in found.alarms:
             if alarm not in before.alarms:
@@ -82,6 +82,14 @@ class HealthReporter:
             devices=dict(activity.devices(now)),
             alarms=tuple(alarm[:400] for alarm in found.alarms),
         )
+
+    def disconnected(self, now: float) -> None:
+        """Report that there is no connection: the metrics must not go on with what was found before."""
+        watchdog = self._federation.watchdog
+        before, found = watchdog.finding, watchdog.disconnected(now)
+        if found.why != before.why:
+            self._tell("health", state=found.state.value, why=found.why, before=before.state.value)
+            self._tell("alarm", why=found.alarms[0])
 
     # -------------------------------------------------------------------- the overview
 

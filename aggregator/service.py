@@ -179,6 +179,7 @@ class Aggregator:
         """
         self._boot = secrets.randbits(62)
         self._federation = self._runtime(Outlet(self._gate.put, self.tell, self.meters), time.monotonic())
+        self._federation.more_alarms.append(self.evaluation.alarms)
         self.feed = StandbyFeed(self._federation, self._gate, self.tell)
         self._status = StatusPublisher(self._federation, self._boot, self._outgoing.put, self.tell)
         self._contention = Contention(self._federation, self._boot, self._status.publish, insists=self.insists)
@@ -248,6 +249,7 @@ class Aggregator:
                     raise
                 log.log(logging.INFO if begun else logging.WARNING, "%s Trying again in about %.0f s.", error, pause)
                 self.tell("disconnected", why=str(error), refused=isinstance(error, BrokerRefused))
+                self._status.health.disconnected(time.monotonic())
                 await happened(self._stop, pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
                 pause = min(2 * pause, self.feed.longest_pause)
 
@@ -270,6 +272,7 @@ class Aggregator:
     async def _serve(self, connection: Connection) -> None:
         """Publish and read, until the connection is lost or we must stop."""
         self._connected, self._ran, self._connection = True, time.monotonic(), connection
+        self.federation.watchdog.connected(self._ran)
         self._outgoing.clear()
         self._gate.clear()
         for post in self.federation.everything():
@@ -298,7 +301,6 @@ class Aggregator:
             raise
         finally:
             self._connected = False
-            self.federation.watchdog.pause()
 
     async def _send_last_status(self, connection: Connection) -> None:
         """Publish our last status although our task is cancelled: the broker publishes no will after DISCONNECT."""
@@ -404,6 +406,7 @@ class Aggregator:
         return Overview(
             status=self._status.status(),
             metrics=self.evaluation.sayable,
+            metrics_version=self.evaluation.metrics_version,
             bytes_in=self.meters.bytes_in,
             bytes_out=self.meters.bytes_out,
             privacy={} if spent is None else spent.packed(),

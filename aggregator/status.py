@@ -29,7 +29,7 @@ class StatusPublisher:
         """The number of the key of the day, as last published."""
         self.health = HealthReporter(federation, tell, self.publish)
 
-    def status(self, state: AggregatorState | None = None, why: str = "") -> AggregatorStatus:
+    def status(self, state: AggregatorState | None = None) -> AggregatorStatus:
         """The status in a state, by default the current one of an aggregator that serves."""
         core, issuer = self._federation.core, self._federation.issuer
         state = state or (AggregatorState.READY if self._federation.hold is None else AggregatorState.PAUSED)
@@ -40,30 +40,34 @@ class StatusPublisher:
             generation=core.generation,
             version=core.version,
             step=core.step,
-            why=why[:400],
+            why=self._why[:400] if state.serves else "",
             health=self.health.health(time.monotonic()) if state.serves else None,
             token=issuer.token,
             name=issuer.site,
             vouch=issuer.certificate,
         )
 
-    def post(self, state: AggregatorState | None = None, why: str = "") -> Post:
+    def post(self, state: AggregatorState | None = None) -> Post:
         """The status as a message, signed if there is a key."""
-        payload = self._federation.issuer.own_message(self.status(state, why))
+        payload = self._federation.issuer.own_message(self.status(state))
         return Post(self._federation.config.topics.aggregator, payload)
 
     def publish(self) -> None:
         """Publish the current status."""
-        self._held, finding = self._federation.hold, self._federation.watchdog.finding
-        self._number = self._key_number
-        tells = finding.state.alarming or finding.obstacle not in ("", "no device")
-        why = finding.why if tells else ""  # devices show it to their owners
-        self._put(self.post(why=self._held or why))
+        self._held, self._number = self._federation.hold, self._key_number
+        self._put(self.post())
 
     def follow_hold(self) -> None:
         """Publish the status if updates are accepted again, or no longer, or are sealed to another key."""
         if self._federation.hold != self._held or self._key_number != self._number:
             self.publish()
+
+    @property
+    def _why(self) -> str:
+        """Why the model does not advance; empty if it does. Devices show it to their owners."""
+        finding = self._federation.watchdog.finding
+        tells = finding.state.alarming or finding.obstacle not in ("", "no device")
+        return self._federation.hold or (finding.why if tells else "")
 
     @property
     def _key_number(self) -> int:

@@ -126,7 +126,12 @@ def _kinds(*lines: tuple[str, Level, str, str]) -> dict[str, EventKind]:
 
 EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
     "aggregator": _kinds(
-        ("alarm", "warning", "why", "something concerns a single device or a credential; the federation may learn"),
+        (
+            "alarm",
+            "warning",
+            "why",
+            "something concerns a single device, a credential or the connection; the federation may learn",
+        ),
         (
             "alias",
             "info",

@@ -87,6 +87,8 @@ class Overview(Message):
     """Devices without a row, because the answer would be too large."""
     metrics: Metrics = {}  # noqa: RUF012 - pydantic copies it
     """Newest results of the aggregator's own evaluation."""
+    metrics_version: U63 = 0
+    """The version that they are of."""
     bytes_in: U63 = 0
     """Payload bytes from devices since the aggregator's start."""
     bytes_out: U63 = 0

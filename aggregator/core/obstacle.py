@@ -1,6 +1,7 @@
 """Obstacles: the reason, in words for the operator, why a federation's model does not move."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,11 @@ class Obstacle:
     """Number of updates of other devices that would end it."""
     due: float | None = None
     """For `statistics`: until when they are gathered, by the monotonic clock; None if that takes another device."""
+
+    @property
+    def cause(self) -> str:
+        """The reason without its numbers, which change while it lasts."""
+        return re.sub(r"\d+", "", self.why)
 
 
 def obstacle(

@@ -18,6 +18,9 @@ ALWAYS = 5
 _NOT_OF_THE_DEVICE = frozenset({Verdict.ACCEPTED, Verdict.BUSY, Verdict.PAUSED, Verdict.FORGOTTEN})
 """Verdicts that do not depend on what a device sends."""
 
+_Slices = deque[tuple[float, Counter[str]]]
+"""Numbers of verdicts, by the time when a slice began."""
+
 
 @dataclass(slots=True)
 class Activity:
@@ -47,7 +50,9 @@ class DeviceActivity:
     def __init__(self, most: int) -> None:
         self._most = most
         self._devices: dict[str, Activity] = {}
-        self._slices: deque[tuple[float, Counter[str]]] = deque()
+        self._slices: _Slices = deque()
+        self._refusals: _Slices = deque()
+        """Those since an update was last accepted."""
         self.accepted: float | None = None
         """When the last update was accepted; None if none was."""
         self.refused_always: dict[str, Activity] = {}
@@ -76,7 +81,11 @@ class DeviceActivity:
 
     def settled(self, device: str, verdict: str, why: str, now: float, *, base: int = 0) -> bool:
         """Record a verdict; return whether the device has just become always refused."""
-        self._count(verdict, now)
+        _count(self._slices, verdict, now)
+        if verdict == Verdict.ACCEPTED:
+            self._refusals.clear()
+        else:
+            _count(self._refusals, verdict, now)
         known = self._devices.get(device)
         if known is None:
             return False
@@ -111,11 +120,11 @@ class DeviceActivity:
 
     def verdicts(self, now: float) -> Mapping[str, int]:
         """Number of each verdict in the last minutes. May be called from another thread, because it copies."""
-        found: Counter[str] = Counter()
-        for began, counts in list(self._slices):
-            if began >= now - WINDOW:
-                found.update(dict(list(counts.items())))
-        return found
+        return _sum(self._slices, now)
+
+    def refusals(self, now: float) -> Mapping[str, int]:
+        """The same since an update was last accepted."""
+        return _sum(self._refusals, now)
 
     def devices(self, now: float) -> Mapping[str, int]:
         """Number of distinct devices per verdict in the last minutes."""
@@ -132,12 +141,18 @@ class DeviceActivity:
                 return True
         return False
 
-    def _count(self, verdict: str, now: float) -> None:
-        if not self._slices or now >= self._slices[-1][0] + _SLICE:
-            self._let_go(now)
-            self._slices.append((now, Counter()))
-        self._slices[-1][1][verdict] += 1
 
-    def _let_go(self, now: float) -> None:
-        while self._slices and self._slices[0][0] < now - WINDOW:
-            self._slices.popleft()
+def _count(slices: _Slices, verdict: str, now: float) -> None:
+    if not slices or now >= slices[-1][0] + _SLICE:
+        while slices and slices[0][0] < now - WINDOW:
+            slices.popleft()
+        slices.append((now, Counter()))
+    slices[-1][1][verdict] += 1
+
+
+def _sum(slices: _Slices, now: float) -> Mapping[str, int]:
+    found: Counter[str] = Counter()
+    for began, counts in list(slices):
+        if began >= now - WINDOW:
+            found.update(dict(list(counts.items())))
+    return found

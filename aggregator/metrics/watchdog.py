@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from midge.aggregator.core.obstacle import Obstacle
-from midge.aggregator.metrics.device_activity import DeviceActivity
+from midge.aggregator.metrics.device_activity import WINDOW, DeviceActivity
 from midge.wire.clocks import spell
 from midge.wire.messages import HealthState
 from midge.wire.plurals import counted
@@ -27,6 +27,8 @@ FIRST = 3600.0
 """Seconds in which online devices should send a first update, while nothing is known of how long they train."""
 ALONE = 5.0
 """Seconds until the absence of devices is reported: by then the broker has sent all retained statuses."""
+BROKERLESS = "No connection to the broker"
+"""The finding, and the alarm, of an aggregator without a connection: nothing arrives, whatever the devices do."""
 _NAMED = 5
 """Devices that an alarm names."""
 _ALARMS = 16
@@ -83,13 +85,24 @@ class HealthFinding:
     """When the state began, by the monotonic clock."""
     obstacle: str = field(default="", compare=False)
     """The kind of obstacle in `why`, or `no device`; empty if it is about something else."""
+    cause: str = field(default="", compare=False)
+    """What tells this reason from another one in the same state. Unlike `why` it stays while only numbers change."""
 
 
 class Watchdog:
-    """The watchdog of one federation, from `began` on (seconds of the monotonic clock)."""
+    """The watchdog of one federation, from `began` on (seconds of the monotonic clock).
 
-    def __init__(self, activity: DeviceActivity, began: float) -> None:
+    Args:
+        activity: of its devices.
+        began: when the process began.
+        interval: usual seconds between two updates of a device before that; 0 if unknown.
+        training: those from a version to an update.
+    """
+
+    def __init__(self, activity: DeviceActivity, began: float, interval: float = 0.0, training: float = 0.0) -> None:
         self._activity, self._began = activity, began
+        self.interval, self.training = interval, training
+        """The newest known ones; after a restart they stand in until the fleet's pace has been measured again."""
         self._obstacle_since: float | None = None
         self._holds: int | None = None
         self._version: int | None = None
@@ -101,6 +114,10 @@ class Watchdog:
 
     def look(self, now: float, situation: FleetSituation) -> HealthFinding:
         """Judge the situation; the finding keeps its `since` while the state stays."""
+        if situation.interval is None and situation.training is None:
+            situation = replace(situation, interval=self.interval or None, training=self.training or None)
+        self.interval = situation.interval or self.interval
+        self.training = situation.training or self.training
         holds = None if situation.obstacle is None else situation.obstacle.holds
         if situation.obstacle is None or situation.obstacle.kind == "statistics":
             self._obstacle_since = None
@@ -120,29 +137,40 @@ class Watchdog:
         self.finding = replace(found, alarms=tuple(self._alarms(now, situation))[:_ALARMS], since=since)
         return self.finding
 
-    def pause(self) -> None:
+    def disconnected(self, now: float) -> HealthFinding:
         """The connection is lost: silence means nothing until some devices have been online for a while."""
         self._able_since = self._obstacle_since = None
+        since = self.finding.since if self.finding.state is HealthState.WAITING else now
+        self.finding = HealthFinding(HealthState.WAITING, f"{BROKERLESS}.", (BROKERLESS,), since=since)
+        return self.finding
+
+    def connected(self, now: float) -> None:
+        """There is a connection: it begins again, and nothing is judged before the next look."""
+        self._began = now
+        if BROKERLESS in self.finding.alarms:
+            self.finding = replace(self.finding, why="it begins", alarms=())
 
     def _judged(self, now: float, so: FleetSituation) -> HealthFinding:
         if so.full is not None:
-            return HealthFinding(HealthState.FULL, so.full)
+            return HealthFinding(HealthState.FULL, so.full, cause=so.full)
         if so.paused is not None:
-            return HealthFinding(HealthState.PAUSED, so.paused)
+            return HealthFinding(HealthState.PAUSED, so.paused, cause=so.paused)
         able = 0.0 if self._able_since is None else now - self._able_since
         if not so.frozen:
             why = "No device has sent statistics of its data yet." if so.obstacle is None else so.obstacle.why
             due = None if so.obstacle is None else so.obstacle.due
             late = so.able > 0 and able > STATISTICS and not (due is not None and now < due)
-            kind = "" if so.obstacle is None else so.obstacle.kind
-            return HealthFinding(HealthState.STALLED if late else HealthState.WAITING, why, obstacle=kind)
+            kind, cause = ("", "") if so.obstacle is None else (so.obstacle.kind, so.obstacle.cause)
+            state = HealthState.STALLED if late else HealthState.WAITING
+            return HealthFinding(state, why, obstacle=kind, cause=cause)
         if so.obstacle is not None and so.obstacle.kind == "held":
             # With enough devices online, the next update may remove it: it has the fleet's usual time.
             lacking = so.there < so.obstacle.needs
             if self._obstacle_lasts(now, SOONEST if lacking else _patience(so)):
                 return _held(so, so.obstacle)
             if lacking:
-                return HealthFinding(HealthState.WAITING, so.obstacle.why, obstacle=so.obstacle.kind)
+                kind, cause = so.obstacle.kind, so.obstacle.cause
+                return HealthFinding(HealthState.WAITING, so.obstacle.why, obstacle=kind, cause=cause)
         return self._silence(now, able, so)
 
     def _obstacle_lasts(self, now: float, patience: float = SOONEST) -> bool:
@@ -167,7 +195,8 @@ class Watchdog:
             return HealthFinding(
                 HealthState.STALLED,
                 f"No update was accepted for {spell(silent)}: those of {counted(refused, 'device')} were refused, "
-                f"{self._counts(now)}.",
+                f"{self._counts(now, silent)}.",
+                cause="refused",
             )
         if so.scheduled is not None and now < so.scheduled[0]:
             state = HealthState.WAITING if accepted is None else HealthState.LEARNING
@@ -184,12 +213,16 @@ class Watchdog:
         return HealthFinding(
             HealthState.STALLED,
             f"No update was accepted for {spell(silent)} although {_devices(so.able)} there{usual}: "
-            f"{self._counts(now)}.",
+            f"{self._counts(now, silent)}.",
+            cause="silent",
         )
 
-    def _counts(self, now: float) -> str:
-        counts = sorted(self._activity.verdicts(now).items(), key=lambda item: -item[1])
-        return ", ".join(f"{number} {verdict}" for verdict, number in counts) or "none came in the last minutes"
+    def _counts(self, now: float, silent: float) -> str:
+        """What came instead of accepted updates."""
+        counts = sorted(self._activity.refusals(now).items(), key=lambda item: -item[1])
+        return ", ".join(f"{number} {verdict}" for verdict, number in counts) or (
+            f"none came in the last {spell(min(silent, WINDOW))}"
+        )
 
     def _alarms(self, now: float, so: FleetSituation) -> Sequence[str]:
         alarms = list(so.own)
@@ -234,7 +267,7 @@ def stretched(interval: float, rest: float) -> float:
 
 def _held(so: FleetSituation, obstacle: Obstacle) -> HealthFinding:
     idle = f" Online devices that have given nothing since: {_names(so.idle)}." if so.idle else ""
-    return HealthFinding(HealthState.HELD, obstacle.why + idle, obstacle=obstacle.kind)
+    return HealthFinding(HealthState.HELD, obstacle.why + idle, obstacle=obstacle.kind, cause=obstacle.cause)
 
 
 def _learning(so: FleetSituation) -> HealthFinding:

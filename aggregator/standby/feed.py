@@ -70,7 +70,7 @@ class StandbyFeed:
         self._news, self._sent = asyncio.Event(), asyncio.Event()
         if self._link is not None:
             federation.store.on_commit(self._committed)
-            federation.more_alarms = self.progress.alarms
+            federation.more_alarms.append(self.progress.alarms)
 
     # ------------------------------------------------------------------- the store
 

@@ -114,6 +114,7 @@ class FederationView:
             "left_out": 0,
             "model": None,
             "metrics": {},
+            "metrics_version": 0,
             "privacy": {},
             "standby": None,
             "bytes_in": 0,
@@ -167,6 +168,7 @@ class FederationView:
         self._set_status(header.status)
         found["answered"], found["left_out"] = True, header.left_out
         found["metrics"], found["privacy"] = dict(header.metrics), dict(header.privacy)
+        found["metrics_version"] = header.metrics_version
         found["standby"] = None if header.standby is None else header.standby.model_dump()
         found["bytes_in"], found["bytes_out"] = header.bytes_in, header.bytes_out
         if found["model"] is not None:

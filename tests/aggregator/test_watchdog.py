@@ -1,8 +1,13 @@
 """The watchdog: it says when nothing is learned, and calls nothing a stall that is none."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from midge.aggregator.core.obstacle import Obstacle
+from midge.aggregator.health import HealthReporter
 from midge.aggregator.metrics.device_activity import ALWAYS, WINDOW, DeviceActivity
 from midge.aggregator.metrics.watchdog import FIRST, SOONEST, STATISTICS, FleetSituation, HealthFinding, Watchdog
 from midge.wire.messages import HealthState
@@ -128,8 +133,11 @@ def test_devices_that_wait_for_data_and_a_fleet_that_is_away_are_no_stall() -> N
 def test_a_lost_connection_of_the_aggregator_is_no_stall() -> None:
     fleet = Watched(interval=20.0)
     fleet.run(60, "accepted", every=20)
-    fleet.dog.pause()
+    found = fleet.dog.disconnected(fleet.now)
+    assert (found.state, found.since) == (WAITING, fleet.now) and found.why == found.alarms[0] + "."
     fleet.now += 3600
+    fleet.dog.connected(fleet.now)
+    assert not fleet.dog.finding.alarms
     assert fleet.run(50).state is not STALLED
     assert fleet.run(20).state is STALLED
 
@@ -163,6 +171,48 @@ def test_what_is_held_is_told_soon_if_devices_are_lacking_and_by_their_pace_othe
     assert two.run(20, "accepted", every=20).state is HELD
     two.situation = FleetSituation(able=2, there=2, interval=100.0)
     assert two.run(1).state is LEARNING
+
+
+def test_another_cause_in_the_same_state_is_reported_and_published_and_other_numbers_are_not() -> None:
+    """Seen to fail: the event and the retained status kept the first cause."""
+    fleet = Watched(devices=1, interval=5.0)
+    told: list[str] = []
+    published: list[str] = []
+    runtime: Any = SimpleNamespace(watchdog=fleet.dog, config=SimpleNamespace(on_event=print))
+    reporter = HealthReporter(
+        runtime,
+        lambda _event, why, **_more: told.append(why),
+        lambda: published.append(fleet.dog.finding.why),
+    )
+
+    def look(why: str, seconds: float, verdict: str = "accepted") -> None:
+        obstacle = Obstacle("held", why, needs=3) if why else None
+        runtime.situation = fleet.situation = replace(fleet.situation, obstacle=obstacle)
+        for _ in range(int(seconds)):
+            fleet.now += 1
+            fleet.send(verdict, "d0")
+            reporter.look(fleet.now)
+
+    look("Only 1 of at least 3 devices.", SOONEST + 10)
+    assert told[-1] == published[-1] == "Only 1 of at least 3 devices." and fleet.dog.finding.state is HELD
+    number = len(told), len(published)
+    look("Only 2 of at least 3 devices.", 100)
+    assert (len(told), len(published)) == number
+    look("A step takes 5 updates.", 100)
+    assert (len(told), len(published)) == (number[0] + 1, number[1] + 1)
+    assert told[-1] == published[-1] == "A step takes 5 updates."
+
+
+def test_what_was_accepted_before_a_stall_is_no_part_of_it() -> None:
+    """Seen to fail: "No update was accepted for 31 s …: 40 accepted, 4 stale"."""
+    fleet = Watched(interval=5.0)
+    fleet.send("stale", *fleet.names)
+    fleet.run(10, "accepted")
+    assert fleet.run(32).state is STALLED
+    assert fleet.dog.finding.why.endswith("none came in the last 32 s.")
+    fleet.send("busy", "d0")
+    assert fleet.run(1).why.endswith(": 1 busy.")
+    assert fleet.run(WINDOW + 30).why.endswith("none came in the last 5 min.")
 
 
 def test_slow_learning_is_an_alarm_and_learning() -> None:

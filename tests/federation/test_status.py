@@ -1,8 +1,11 @@
 """`midge status` is true: what an operator sees of a federation is what is so."""
 
 import asyncio
+import concurrent.futures
 import json
+import math
 import re
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -31,7 +34,7 @@ from midge.wire import frames, messages
 from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Hello, Plan
 from midge.wire.topics import Topics
 from tests.aggregator.test_exposition import scrape
-from tests.federation.live import STRATEGY, Log, aggregator, clients, device, serving, status
+from tests.federation.live import STRATEGY, Log, aggregator, clients, device, overheard, serving, status
 
 pytestmark = pytest.mark.virtual
 TOPICS = Topics("f")
@@ -148,6 +151,7 @@ async def test_a_federation_that_takes_nothing_is_stalled_and_says_so_by_itself(
         found, kept = await look(twin), retained(twin)
     assert "those of 2 devices were refused" in found["health"]["why"] and alarm_of(found).startswith("stalled: ")
     assert kept.health is not None and kept.health.state == "stalled" and "2 devices" in kept.why
+    assert found["aggregator"]["why"] == found["health"]["why"], "the answer left it out"
 
 
 async def test_pause_is_seen_within_two_seconds_and_so_is_its_end(tmp_path: Path) -> None:
@@ -159,7 +163,8 @@ async def test_pause_is_seen_within_two_seconds_and_so_is_its_end(tmp_path: Path
         await asyncio.sleep(2)
         found = await look(twin)
         assert (found["aggregator"]["state"], found["health"]["state"]) == ("paused", "paused")
-        assert "the winter" in found["health"]["why"] and alarm_of(found) == ""
+        assert "the winter" in found["health"]["why"] and "the winter" in found["aggregator"]["why"]
+        assert alarm_of(found) == ""
         resume(store)
         await asyncio.sleep(2)
         found = await look(twin)
@@ -338,8 +343,15 @@ def _options(name: str) -> Options:
 
 async def test_an_evaluation_that_raises_ends_nothing(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
-    stop, end = SystemExit("no rows of today"), KeyboardInterrupt()  # seen to fail: both ended the aggregator
-    returns: list[Any] = [ZeroDivisionError("no rows"), 1 / 3, {"rmse": "high"}, stop, end, {"rmse": 0.5}]
+    odd: list[BaseException] = [
+        SystemExit("no rows of today"),  # seen to fail: it, the next two ended the aggregator
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        StopIteration(),  # seen to fail: from here on nothing was evaluated any more, without a word
+        asyncio.CancelledError(),
+        concurrent.futures.CancelledError(),
+    ]
+    returns: list[Any] = [ZeroDivisionError("no rows"), 1 / 3, {"rmse": "high"}, *odd, {"rmse": 0.5}]
 
     def evaluate(parameters: Any) -> Any:
         found = returns.pop(0) if len(returns) > 1 else returns[0]
@@ -355,10 +367,10 @@ async def test_an_evaluation_that_raises_ends_nothing(tmp_path: Path) -> None:
         await log.until(lambda: log.of("evaluation"))
     assert log.of("evaluation")[0]["metrics"] == {"rmse": 0.5}
     whys = [event["why"] for event in log.of("evaluation_failed")]
-    assert whys[0] == "ZeroDivisionError: no rows" and "return a dict of numbers" in whys[1] and len(whys) == 5
+    assert whys[0] == "ZeroDivisionError: no rows" and "return a dict of numbers" in whys[1] and len(whys) == 9
     assert whys[3:] == [
-        "RuntimeError: evaluate() raised SystemExit(no rows of today)",
-        "RuntimeError: evaluate() raised KeyboardInterrupt()",
+        "RuntimeError: SystemExit: no rows of today",
+        *(f"RuntimeError: {type(each).__name__}" for each in odd[1:]),
     ]
 
 
@@ -401,6 +413,38 @@ async def test_a_devices_evaluation_that_raises_ends_nothing_and_is_in_its_row(t
     ]
     assert failing["why"] == "its evaluate() failed: OSError: no sensor" and failing["updates"] > 0
     assert found["why"] == "" and found["metrics"] == {"rmse": 0.25}
+
+
+async def test_scores_keep_their_version_and_an_alarm_says_why_none_are_newer(tmp_path: Path) -> None:
+    """Seen to fail: the scores of version 1 were shown as the newest, and no finite number was shown as nothing."""
+    twin, log = Twin(), Log()
+    results: list[Any] = [{"rmse": 0.5}]
+    daemons: set[bool] = set()
+
+    def evaluate(parameters: Any) -> Any:
+        daemons.add(threading.current_thread().daemon)
+        if isinstance(results[-1], Exception):
+            raise results[-1]
+        return results[-1]
+
+    server = served(twin, tmp_path / "store", log, evaluate=evaluate)
+    async with serving(server, device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: log.of("evaluation"))
+        results.append(ZeroDivisionError("no rows"))
+        await log.until(lambda: len(log.of("evaluation_failed")) >= 3 and log.of("alarm"))
+        newest = log.of("evaluation")[-1]["version"]
+        found = await look(twin)
+        assert found["metrics"] == {"rmse": 0.5} and found["metrics_version"] == newest < found["model"]["version"]
+        assert alarm_of(found) == "evaluate() fails: ZeroDivisionError: no rows"
+        results.append({"rmse": math.nan, "bias": 0.1})
+        await log.until(lambda: len(log.of("alarm")) == 2)
+        found = await look(twin)
+        assert found["metrics"] == {"bias": 0.1} and found["metrics_version"] > newest
+        assert alarm_of(found) == "evaluate() returns what is no finite number: rmse"
+        results.append({"rmse": 0.4})
+        await log.until(lambda: not server.health.alarming)
+    assert len(log.of("alarm")) == 2
+    assert daemons == {True}, "the end of the process would wait for it"
 
 
 async def test_the_federations_that_there_are_are_named(tmp_path: Path) -> None:
@@ -457,6 +501,53 @@ async def test_an_hour_without_the_broker_is_no_stall(tmp_path: Path) -> None:
         before = len(log.of("update", verdict="accepted"))
         await log.until(lambda: len(log.of("update", verdict="accepted")) > before + 4)
     assert not log.of("health", state="stalled")
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_a_restart_hides_neither_a_stall_nor_a_hold(tmp_path: Path, held: bool) -> None:
+    """Seen to fail: `waiting` for an hour, because the fleet's pace was forgotten."""
+    twin, log, again, store = Twin(), Log(), Log(), tmp_path / "store"
+    strategy = replace(PACED, release_floor=3 if held else 1)
+    state = "held" if held else "stalled"
+    async with serving(served(twin, store, log, strategy=strategy)):
+        async with serving(*[device(twin, name, log) for name in "abc"]):
+            await log.until(lambda: len(log.of("update", verdict="accepted")) >= 12)
+        if held:
+            before = len(log.of("update", verdict="accepted"))
+            async with serving(device(twin, "a", log), device(twin, "b", log)):
+                await log.until(lambda: len(log.of("update", verdict="accepted")) >= before + 2)
+        async with twin.connect(_options("hanging")) as connection:  # from here on all train for ever
+            for name in ("a", "b", "c"):
+                hello = Hello(state=DeviceState.READY, outbox=7)
+                await connection.publish(TOPICS.status(name), frames.encode(hello), retain=True)
+        await log.until(lambda: log.of("health", state=state))
+    async with serving(served(twin, store, again, strategy=strategy)):
+        await again.until(lambda: again.of("connected"))
+        await asyncio.sleep(2 * SOONEST)
+        found = await look(twin)
+    assert found["health"]["state"] == state and alarm_of(found).startswith(state)
+
+
+async def test_metrics_say_at_once_that_there_is_no_broker_and_the_status_after_it_does_not(tmp_path: Path) -> None:
+    """Seen to fail: `learning`, and no alarm, for as long as the broker was down."""
+    twin, log = Twin(), Log()
+    server = served(twin, tmp_path / "store", log)
+    async with serving(server, device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: log.of("health", state="learning"))
+        twin.kill()
+        await log.until(lambda: log.of("alarm"))
+        page, health = scrape(server), server.health
+        assert re.search(r'(?m)^midge_health\{state="learning"\} 0', page) and "\nmidge_alarming 1.0\n" in page
+        assert (health.state, health.why) == ("waiting", "No connection to the broker.")
+        twin.restart()
+        before = len(log.of("health", state="learning"))
+        seen = overheard(twin)
+        await log.until(lambda: len(log.of("health", state="learning")) > before)
+        assert server.health.state == "learning" and not server.health.alarming
+    assert len(log.of("alarm")) == 1
+    told = [messages.decode(AggregatorStatus, each.payload)[0] for each in seen if each.topic == TOPICS.aggregator]
+    assert any(each.health for each in told)
+    assert not any(each.health.alarming for each in told if each.health is not None)
 
 
 async def test_a_status_that_was_taken_off_the_broker_meanwhile_is_gone(tmp_path: Path) -> None:
