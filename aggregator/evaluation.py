@@ -11,7 +11,7 @@ from typing import Any
 from midge.aggregator.config import Evaluate
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.metrics.device_metrics import Spread
-from midge.iot_client.training.daemon_thread import DaemonThreads
+from midge.storage.daemon_thread import DaemonThreads
 
 log = logging.getLogger("aggregator")
 

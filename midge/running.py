@@ -106,7 +106,7 @@ def run_script(service: Service) -> None:
 
 def note_exit(**how: int) -> None:
     """Pass the process's exit code to threads that it does not wait for, if there are any."""
-    if (threads := sys.modules.get("midge.iot_client.training.daemon_thread")) is not None:
+    if (threads := sys.modules.get("midge.storage.daemon_thread")) is not None:
         vars(threads).update(how)
 
 

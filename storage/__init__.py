@@ -1,1 +1,1 @@
-"""Durable storage: files written atomically, locked SQLite databases, and failpoints to test both."""
+"""Durable storage: atomic files, locked databases, failpoints to test both; forks and daemon threads."""

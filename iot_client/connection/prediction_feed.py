@@ -28,7 +28,7 @@ from midge.broker.mqtt.connection import (
 from midge.iot_client.data.samples import DEVIATION
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.state.prediction import NoModel
-from midge.iot_client.training.daemon_thread import DaemonThreads
+from midge.storage.daemon_thread import DaemonThreads
 
 log = logging.getLogger("iot_client")
 

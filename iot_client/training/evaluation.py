@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 
-from midge.iot_client.training.daemon_thread import DaemonThreads
+from midge.storage.daemon_thread import DaemonThreads
 from midge.wire.messages import Announcement, Report
 from midge.wire.schema import Parameters
 

@@ -15,7 +15,6 @@ from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session.session import DeviceSession
 from midge.iot_client.state.alias_models import AliasModel
 from midge.iot_client.state.local_tensors import Missing
-from midge.iot_client.training.daemon_thread import DaemonThreads
 from midge.iot_client.training.evaluation import Evaluating
 from midge.iot_client.training.fit import Fit, Parameters, TrainingKilled, TrainingPlan
 from midge.iot_client.training.update_encoder import (
@@ -27,6 +26,7 @@ from midge.iot_client.training.update_encoder import (
     checked,
     make_update,
 )
+from midge.storage.daemon_thread import DaemonThreads
 from midge.wire.inert import inert
 from midge.wire.lineage import State
 from midge.wire.messages import Announcement, DeviceState, Plan, Report

@@ -22,8 +22,8 @@ from midge.broker import Connector
 from midge.dashboard.intervals import Interval, MetricSpread
 from midge.dashboard.observer import FederationObserver
 from midge.dashboard.state import FederationState
-from midge.iot_client.training.daemon_thread import DaemonThreads
 from midge.model_export.mlflow_mirror import FederationSample, MlflowMirror
+from midge.storage.daemon_thread import DaemonThreads
 from midge.wire.topics import Topics
 
 log = logging.getLogger("midge")

@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 
 from midge.broker.embedded.in_memory import Twin
-from midge.iot_client.training.daemon_thread import DaemonThreads
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.iot_client.training.subprocess_trainer import isolated
 from midge.running import run_until_interrupted
+from midge.storage.daemon_thread import DaemonThreads
 from midge.wire.messages import Plan
 from tests.federation.live import STRATEGY, Log, aggregator, approach, device, serving
 from tests.waiting import LAST_RESORT, until
@@ -191,7 +191,7 @@ def test_an_end_does_not_wait_for_the_training(tmp_path: Path) -> None:
 
 LEAVES = """
 import multiprocessing, threading, time
-from midge.iot_client.training import daemon_thread
+from midge.storage import daemon_thread
 begun = threading.Event()
 def train():
     with multiprocessing.get_context("fork").Pool(1) as pool:
@@ -217,7 +217,7 @@ def test_the_end_of_the_process_waits_for_no_training_and_no_workers(last: str, 
 
 RESTS = """
 import asyncio, multiprocessing, os, signal
-from midge.iot_client.training import daemon_thread
+from midge.storage import daemon_thread
 from midge.running import run_until_interrupted
 class Service:
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Daemon threads for trainings, for which the end of the process does not wait."""
+"""Daemon threads for the owner's functions, such as a training: the end of the process does not wait for them."""
 
 import atexit
 import logging
