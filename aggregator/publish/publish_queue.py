@@ -2,7 +2,8 @@
 
 A newer retained message replaces an older one on its topic that still waits, so that a slow link never has more pending
 than the broker's retained messages and the receipts. Receipts go first, because devices wait for them; then releases,
-each announcement after its frames; then the newest answer to an operator; last what is published again on request.
+each announcement after its frames; then the newest answer to an operator; last what is published again on request. One
+page of an answer at a time is beside the releases: on a slow link their frames may take minutes.
 """
 
 import asyncio
@@ -64,6 +65,8 @@ class PublishQueue:
         self._receipts: deque[Post] = deque()
         self._retained: dict[str, Post] = {}
         self._answer: deque[Post] = deque()
+        self._page: Post | None = None
+        """The page of an answer that is under way beside releases."""
         self._again: dict[str, Post] = {}
         self._sent, self._refused, self._before = sent, refused, before
         self._reported: set[tuple[str, int]] = set()
@@ -116,6 +119,7 @@ class PublishQueue:
         """Begin again, on another connection."""
         self.drop()
         self._under_way = self._bytes_under_way = 0
+        self._page = None
 
     def __len__(self) -> int:
         return sum(map(len, (self._receipts, self._retained, self._answer, self._again))) + self._under_way
@@ -149,6 +153,9 @@ class PublishQueue:
             post = self._receipts.popleft()
             self._receipt_bytes -= len(post.payload)
             return post, True
+        if self._answer and self._retained and self._page is None:
+            self._page = self._answer.popleft()
+            return self._page, True
         if self._bytes_under_way >= WINDOW_BYTES:
             return None
         if self._answer and not self._retained:
@@ -170,6 +177,8 @@ class PublishQueue:
         else:
             self._sent(post)
         finally:
+            if post is self._page:
+                self._page = None
             self._under_way -= 1
             self._bytes_under_way -= 0 if urgent else len(post.payload)
             self._news.set()

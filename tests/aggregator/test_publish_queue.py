@@ -122,12 +122,28 @@ async def test_an_overview_puts_off_no_receipt() -> None:
     queue.put(receipt("after"))
     queue.put(Post("frame", bytes(10)))
     await settled()
-    assert broker.topics[3:] == ["after"]
+    assert broker.topics[3:] == ["after", "overview"]
     await broker.acknowledge(60)
-    assert broker.topics[4] == "frame" and broker.topics[-1] == "again"
+    assert broker.topics[5] == "frame" and broker.topics[-1] == "again"
     assert {post.payload[0] for post in broker.sent if post.topic == "overview"} == {2}
     assert len(queue) == 0
     await asyncio.wait_for(queue.drained(), 1)
+    await ended(task)
+
+
+async def test_frames_on_a_slow_link_put_off_no_answer() -> None:
+    """Seen to fail: an operator was told for minutes that the aggregator does not answer, while it published."""
+    queue, broker = PublishQueue(lambda _post: None), SlowBroker()
+    for number in range(9):
+        queue.put(Post(f"frame{number}", bytes(LARGE // 2)))
+    task = await sending(queue, broker)
+    queue.answer([Post("overview", bytes(LARGE // 4), retain=False) for _ in range(2)])
+    await settled()
+    assert broker.topics == ["frame0", "frame1", "overview"], "one page beside what the window takes"
+    await broker.acknowledge(3)
+    assert sorted(broker.topics[3:]) == ["frame2", "frame3", "overview"], "the next page follows it"
+    await broker.acknowledge(30)
+    assert len(queue) == 0
     await ended(task)
 
 
