@@ -407,6 +407,7 @@ class Aggregator:
             status=self._status.status(),
             metrics=self.evaluation.sayable,
             metrics_version=self.evaluation.metrics_version,
+            issued=time.time(),
             bytes_in=self.meters.bytes_in,
             bytes_out=self.meters.bytes_out,
             privacy={} if spent is None else spent.packed(),

@@ -89,6 +89,8 @@ class Overview(Message):
     """Newest results of the aggregator's own evaluation."""
     metrics_version: U63 = 0
     """The version that they are of."""
+    issued: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Seconds since 1970 by the aggregator's clock when the answer was made; 0 from an earlier version."""
     bytes_in: U63 = 0
     """Payload bytes from devices since the aggregator's start."""
     bytes_out: U63 = 0

@@ -115,6 +115,7 @@ class FederationView:
             "model": None,
             "metrics": {},
             "metrics_version": 0,
+            "issued": 0.0,
             "privacy": {},
             "standby": None,
             "bytes_in": 0,
@@ -168,7 +169,7 @@ class FederationView:
         self._set_status(header.status)
         found["answered"], found["left_out"] = True, header.left_out
         found["metrics"], found["privacy"] = dict(header.metrics), dict(header.privacy)
-        found["metrics_version"] = header.metrics_version
+        found["metrics_version"], found["issued"] = header.metrics_version, header.issued
         found["standby"] = None if header.standby is None else header.standby.model_dump()
         found["bytes_in"], found["bytes_out"] = header.bytes_in, header.bytes_out
         if found["model"] is not None:

@@ -173,7 +173,8 @@ def alarm_of(found: Mapping[str, Any]) -> str:
 
 def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:
     """The same as text."""
-    now = time.time() if now is None else now
+    # Times in an answer are by the aggregator's clock, which may differ from ours.
+    now = found.get("issued") or (time.time() if now is None else now)
     aggregator, model, devices = found["aggregator"], found["model"], found["devices"]
     if aggregator is None:
         yield found.get("alarm") or alarm_of(found)

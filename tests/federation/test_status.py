@@ -78,6 +78,7 @@ async def test_status_tells_versions_times_counts_and_scores_of_now(tmp_path: Pa
         assert 0 <= row["heard"] < 5 and 0 <= row["accepted"] < 5 and row["refused"] == 0
         assert row["metrics"] == {"rmse": 0.25} and row["outbox"] > 0
     words = "\n".join(lines(found))
+    assert words == "\n".join(lines(found, now=found["issued"] + 7200)), "our own clock does not count"
     found["model"]["plan"]["local_steps"] = 4
     assert "A training has 4 local steps." in "\n".join(lines(found))
     assert "health      learning" in words and "rmse 0.25 at version" in words and "2 ready" in words
