@@ -14,6 +14,9 @@ from midge.wire.errors import WireError
 from midge.wire.messages import NO_LINEAGE, DeviceState, Statistics
 from midge.wire.topics import Origin, Topics
 
+DROPPED = "dropped"
+"""What `midge status` counts, beside verdicts, of messages that cannot be read: they get no receipt."""
+
 
 class DeliveryReader:
     """Reads one federation's deliveries; a message that cannot be used is counted, and its sender informed.
@@ -54,8 +57,10 @@ class DeliveryReader:
             why = str(error) if len(delivery.payload) != 1 else f"{error}; an oversized message is cut to one byte"
             self._outlet.meters.dropped["malformed"] += 1
             self._observed.drops.dropped(delivery.topic, why, now)
-            if not delivery.retain:  # the sender of a retained message may have left long ago
-                self._ingress.troubles.tell(self._topics.named(delivery.topic), f"a message is dropped: {why}", now)
+            device = self._topics.named(delivery.topic)
+            if device and not delivery.retain:  # the sender of a retained message may have left long ago
+                self._ingress.troubles.tell(device, f"a message is dropped: {why}", now)
+                self._observed.settled(device, DROPPED, why, now)
             return None
         if isinstance(read, ev.StatisticsArrived) and (why := self._unwanted(read.statistics)):
             self._ingress.troubles.tell(read.device, why, now)

@@ -325,6 +325,24 @@ async def test_the_will_speaks_for_a_device_whose_goodbye_is_not_acknowledged(tm
         assert status(twin, "a") is DeviceState.LOST
 
 
+async def test_a_device_whose_every_message_is_dropped_is_in_its_row_the_counts_and_an_alarm(tmp_path: Path) -> None:
+    """Seen to fail: it was ready and heard of now, with nothing refused, and no alarm."""
+    twin, log = Twin(), Log()
+    server = served(twin, tmp_path / "store", log)
+    async with serving(server, device(twin, "a", log), device(twin, "b", log)), twin.connect(_options("c")) as wrong:
+        await log.until(lambda: log.of("update", verdict="accepted"))
+        hello = Hello(state=DeviceState.READY, outbox=1, first=1)
+        await wrong.publish(TOPICS.status("c"), frames.encode(hello), retain=True)
+        for _ in range(6):
+            await wrong.publish(TOPICS.update("c"), b"no frame")
+        await log.until(lambda: log.of("refused_always", device="c", verdict="dropped") and log.of("alarm"))
+        found = await look(twin)
+    row = found["devices"]["c"]
+    assert row["refused"] >= 5 and row["why"] and row["updates"] == 0
+    assert found["health"]["verdicts"]["dropped"] >= 5 and found["health"]["devices"]["dropped"] == 1
+    assert "c" in alarm_of(found) and found["health"]["state"] == "learning"
+
+
 async def test_an_aggregator_that_hangs_does_not_look_ready(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
     async with serving(served(twin, tmp_path / "store", log)):
