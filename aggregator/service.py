@@ -43,7 +43,7 @@ from midge.broker.mqtt.connection import (
 )
 from midge.broker.mqtt.message_size import TriedTooMuch
 from midge.broker.mqtt.retained import read_retained
-from midge.broker.mqtt.waiting import batches, happened
+from midge.broker.mqtt.waiting import batches, happened, heed_cancellation
 from midge.storage.failpoints import failpoint
 from midge.wire.messages import AggregatorState, Health, Hello
 from midge.wire.overview import Overview
@@ -242,6 +242,7 @@ class Aggregator:
                     self.tell("connected")
                     await self._serve(connection)
             except BrokerError as error:
+                heed_cancellation(error)
                 if isinstance(error, TriedTooMuch) or time.monotonic() >= since + _LASTING:
                     pause = 0.5
                 # Only the first connection ever is fatal: an aggregator may boot before its network.

@@ -45,3 +45,13 @@ async def batches(connection: Connection, stop: asyncio.Event) -> AsyncIterator[
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+
+
+def heed_cancellation(error: Exception) -> None:
+    """Raise CancelledError if the current task was cancelled: a group of tasks raises an error of theirs in its place.
+
+    Args:
+        error: what was raised.
+    """
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError from error

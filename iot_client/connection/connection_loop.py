@@ -20,6 +20,7 @@ from midge.broker.mqtt.connection import (
     Options,
     Will,
 )
+from midge.broker.mqtt.waiting import heed_cancellation
 from midge.iot_client.connection.aggregator_watch import AggregatorWatch
 from midge.iot_client.connection.duplicates import DuplicateCheck, DuplicateDeviceName, NameDisputed
 from midge.iot_client.connection.hello import hello_frame
@@ -161,6 +162,7 @@ class ConnectionLoop:
                     await self._use(connection)
                 pause = _PAUSE
             except (BrokerError, NameDisputed) as error:
+                heed_cancellation(error)
                 if isinstance(error, ConnectionLost):
                     self._duplicates.evicted |= error.taken_over
                 elif isinstance(error, NameDisputed):

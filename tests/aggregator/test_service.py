@@ -101,3 +101,22 @@ async def test_a_process_that_stood_still_sends_nothing_that_it_had_queued(
         one.stop()
     assert heard == ["midge/1/f/receipt/last"]
     assert [each["why"] for each in told if each["event"] == "disconnected"] == ["This process stood still for 60 s."]
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_cancelled_aggregator_ends_although_its_connection_is_lost_at_that_time(
+    tmp_path: Path, turns: int
+) -> None:
+    """Seen to fail: a group of tasks raises the loss in place of the cancellation, and it connected again for ever."""
+    twin, told = Twin(), list[dict[str, Any]]()
+    one = aggregator(tmp_path, twin)
+    one.config = replace(one.config, on_event=told.append)
+    async with asyncio.timeout(LAST_RESORT):
+        serving = asyncio.create_task(one.serve())
+        await eventually("a connection", lambda: told[-1:] and told[-1]["event"] == "connected")
+        twin.kill()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
