@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from midge.commands.parts import Problem, Subparsers, existing_store, server_side, user_errors, write_errors
+from midge.logs import print_line
 from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _what_if(args: argparse.Namespace) -> int:
         "promoted": promoted,
     }
     if args.json:
-        print(json.dumps(said))
+        print_line(said)
     else:
         _print(said, change, args)
     return 0
@@ -215,9 +216,7 @@ def _described(found: "Counterfactual", score: Score | None) -> dict[str, Any]:
         "version": found.model.version,
         "steps": found.steps,
         "devices": found.devices,
-        "score": None
-        if score is None
-        else {metric: value if math.isfinite(value) else None for metric, value in score(parameters).items()},
+        "score": None if score is None else dict(score(parameters)),
     }
 
 
@@ -250,7 +249,9 @@ def _print(said: Mapping[str, Any], change: "Change", args: argparse.Namespace) 
     for name, title in (("real", "as it was"), ("counterfactual", change.words())):
         one = said[name]
         score = (one["score"] or {}).items()
-        scores = ", ".join(f"{metric} {'no number' if value is None else f'{value:.4g}'}" for metric, value in score)
+        scores = ", ".join(
+            f"{metric} {f'{value:.4g}' if math.isfinite(value) else 'no number'}" for metric, value in score
+        )
         steps = f"{one['steps']:,} steps of {counted(one['devices'], 'device')}"
         print(f"{title}: {scores or 'not scored'}, {steps}, digest {one['digest']}")
     print(f"The models differ by {said['distance']:.2%} of the real one's norm.")
