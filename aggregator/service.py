@@ -31,6 +31,7 @@ from midge.aggregator.publish.publish_queue import Post, PublishQueue
 from midge.aggregator.reloading import reload
 from midge.aggregator.standby.feed import StandbyFeed
 from midge.aggregator.standby.gate import PublicationGate
+from midge.aggregator.standstill import StandstillGuard
 from midge.aggregator.status import StatusPublisher
 from midge.aggregator.store.pausing import paused
 from midge.aggregator.takeover import ForeignFederation, refuse_foreign, take_over
@@ -38,7 +39,6 @@ from midge.broker.mqtt.connection import (
     BrokerError,
     BrokerRefused,
     Connection,
-    ConnectionLost,
     Delivery,
 )
 from midge.broker.mqtt.message_size import TriedTooMuch
@@ -57,8 +57,9 @@ _LASTING = 10.0
 retried twice a second."""
 _GOODBYE = 2.0
 """Seconds for the last status of an aggregator that is cancelled."""
-_PULSE = 0.5
-"""Seconds between two looks at the clock, each of which shows whether this process stood still since the last one."""
+_DRAIN = 5.0
+"""Seconds for the last status, and what waits, of one that is stopped."""
+_UNSAID = "The broker did not acknowledge our last status."
 
 
 class NotOpen(RuntimeError):
@@ -86,12 +87,10 @@ class Aggregator:
         self._stop = asyncio.Event()
         self._paused: str | None = None
         self._pause_seen = float("-inf")
-        self._ran = math.inf
-        """When this process last looked at the clock."""
-        self._connection: Connection | None = None
         self.evaluation = VersionEvaluator(config.evaluate, self.tell)
         self._fitting = ChunkFitting(f"{config.topics.aggregator}/size-{self._boot:x}", self.tell)
-        self._outgoing = PublishQueue(self._sent, self._fitting.refused, before=self._see_it_ran)
+        self._standstill = StandstillGuard(lambda: self.feed.standing)
+        self._outgoing = PublishQueue(self._sent, self._fitting.refused, before=self._standstill.look)
         self._gate = PublicationGate(self._outgoing.put)
         self.insists = False
         """Whether to serve although another aggregator did since this store was written."""
@@ -272,8 +271,9 @@ class Aggregator:
 
     async def _serve(self, connection: Connection) -> None:
         """Publish and read, until the connection is lost or we must stop."""
-        self._connected, self._ran, self._connection = True, time.monotonic(), connection
-        self.federation.watchdog.connected(self._ran)
+        self._connected = True
+        self._standstill.begin(connection)
+        self.federation.watchdog.connected(time.monotonic())
         self._outgoing.clear()
         self._gate.clear()
         for post in self.federation.everything():
@@ -281,18 +281,14 @@ class Aggregator:
         self._status.publish()
         try:
             async with asyncio.TaskGroup() as tasks:
-                watching = tasks.create_task(self._watch_the_clock(), name="clock")
+                watching = tasks.create_task(self._standstill.watch(), name="clock")
                 sending = tasks.create_task(self._outgoing.send(connection), name="send")
                 await connection.subscribe(*self.federation.filters)
                 feeding = tasks.create_task(self.feed.send(connection), name="feed")
                 self.federation.connected(time.monotonic())
                 await listen_to_operators(connection, self._config.topics)
                 await self._read(connection)
-                self._outgoing.put(self._status.post(AggregatorState.STOPPED))
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(5):
-                        await self.feed.drained()
-                        await self._outgoing.drained()
+                await self._drain(connection)
                 for task in (feeding, sending, watching):
                     task.cancel()
         except BaseExceptionGroup as group:
@@ -303,44 +299,39 @@ class Aggregator:
         finally:
             self._connected = False
 
+    async def _drain(self, connection: Connection) -> None:
+        """Publish our last status, then what waits. If the link is too slow for it, the broker publishes our will."""
+        self._outgoing.put(status := self._status.post(AggregatorState.STOPPED))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN):
+                await self.feed.drained()
+                await self._outgoing.drained()
+        if self._outgoing.waits(status.topic):
+            connection.abort(_UNSAID)
+
     async def _send_last_status(self, connection: Connection) -> None:
-        """Publish our last status although our task is cancelled: the broker publishes no will after DISCONNECT."""
-        post = self._status.post(AggregatorState.STOPPED)
-        with suppress(BrokerError, TimeoutError):
-            async with asyncio.timeout(_GOODBYE):
-                await connection.publish(post.topic, post.payload, qos=1, retain=True)
+        """Publish our last status although our task is cancelled; otherwise the broker publishes our will."""
+        post, said = self._status.post(AggregatorState.STOPPED), False
+        try:
+            with suppress(BrokerError, TimeoutError):
+                async with asyncio.timeout(_GOODBYE):
+                    await connection.publish(post.topic, post.payload, qos=1, retain=True)
+                    said = True
+        finally:  # also if it is cancelled again
+            if not said:
+                connection.abort(_UNSAID)
 
     async def _read(self, connection: Connection) -> None:
         """Pass on batches of deliveries, and the time."""
         async with batches(connection, self._stop) as batch:
             while not self._stop.is_set():
                 deliveries = await batch(self._patience())
-                self._see_it_ran()
+                self._standstill.look()
                 if (sifted := await self._contention.sift(connection, deliveries, time.monotonic())) is not None:
-                    self._see_it_ran()
+                    self._standstill.look()
                     self._process(connection, sifted)
                     if not self.feed.followed:  # then one batch may take any time: it may include a long step
-                        self._ran = time.monotonic()
-
-    async def _watch_the_clock(self) -> None:
-        while True:
-            self._see_it_ran()
-            await asyncio.sleep(_PULSE)
-
-    def _see_it_ran(self) -> None:
-        """Connect again if this process stood still: another one may have taken over. To be called before each message.
-
-        Raises:
-            ConnectionLost: it did, since the last look at the clock.
-        """
-        now = time.monotonic()
-        if (stopped := now - self._ran) > self.feed.standing:
-            self._outgoing.drop()
-            why = f"This process stood still for {stopped:.0f} s."
-            if self._connection is not None:
-                self._connection.abort(why)  # with what it has not sent yet
-            raise ConnectionLost(why)
-        self._ran = now
+                        self._standstill.excuse()
 
     def _patience(self) -> float:
         due = [self._contention.due or self.core.deadline, self._status.health.due]

@@ -50,7 +50,7 @@ class StatusPublisher:
     def post(self, state: AggregatorState | None = None) -> Post:
         """The status as a message, signed if there is a key."""
         payload = self._federation.issuer.own_message(self.status(state))
-        return Post(self._federation.config.topics.aggregator, payload)
+        return Post(self._federation.config.topics.aggregator, payload, urgent=True)
 
     def publish(self) -> None:
         """Publish the current status."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from midge.aggregator import service
+from midge.aggregator import standstill
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.core import Bounds
 from midge.aggregator.publish.publish_queue import Post, PublishQueue
@@ -75,11 +75,11 @@ async def test_a_process_that_stood_still_sends_nothing_that_it_had_queued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, twin, told, heard = Clock(), Twin(), list[dict[str, Any]](), list[str]()
-    monkeypatch.setattr(service, "time", clock)
+    monkeypatch.setattr(standstill, "time", clock)
     unchanged = PublishQueue._next
 
     def suspended_here(queue: PublishQueue) -> tuple[Post, bool] | None:
-        if (found := unchanged(queue)) is not None and found[1]:
+        if (found := unchanged(queue)) is not None and not found[0].retain:
             clock.ahead = 60
         return found
 

@@ -35,6 +35,7 @@ from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, 
 from midge.wire.topics import Topics
 from tests.aggregator.test_exposition import scrape
 from tests.federation.live import STRATEGY, Log, aggregator, clients, device, overheard, serving, status
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.virtual
 TOPICS = Topics("f")
@@ -289,6 +290,41 @@ async def test_a_device_in_a_loop_that_ends_says_goodbye() -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert status(twin, "a") is DeviceState.DISCONNECTED
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_the_will_speaks_for_an_aggregator_whose_goodbye_is_not_acknowledged(
+    tmp_path: Path, *, cancelled: bool
+) -> None:
+    """Seen to fail: it ended the connection properly, behind a message that was not sent, and stayed ready."""
+    twin, log = Twin(), Log()
+    server = served(twin, tmp_path / "store", log)
+
+    @asynccontextmanager
+    async def connect(options: Options) -> AsyncIterator[Connection]:
+        async with twin.connect(options) as connection:
+            publish = connection.publish
+
+            async def stalling(topic: str, payload: bytes, **how: Any) -> None:
+                if leaving:
+                    await asyncio.Event().wait()
+                await publish(topic, payload, **how)
+
+            connection.publish = stalling  # type: ignore[method-assign,assignment]
+            yield connection
+
+    leaving, server.config = False, replace(server.config, connector=connect)
+    serve = asyncio.create_task(server.serve())
+    await log.until(lambda: log.of("release"))
+    await eventually("its status", lambda: twin.router._retained_on(TOPICS.aggregator) and server.outgoing == 0)
+    assert retained(twin).state is AggregatorState.READY
+    leaving = True
+    if cancelled:
+        serve.cancel()
+    else:
+        server.stop()
+    assert isinstance((await asyncio.gather(serve, return_exceptions=True))[0], asyncio.CancelledError | None)
+    assert retained(twin).state is AggregatorState.LOST
 
 
 @pytest.mark.parametrize("again", [False, True])
