@@ -83,6 +83,7 @@ class Demo:
     directory: Path
     target: float | None = None
     seconds: float = 60.0
+    """How long devices train: what a busy machine takes to start is not of it."""
     broker: Which | BrokerAddress = "auto"
     on_event: Callable[[dict[str, Any]], None] | None = None
     """Called with each event of the aggregator, and when something is killed or restarted."""
@@ -96,6 +97,8 @@ class Demo:
     boards: MicroFleet | None = field(init=False, default=None)
     """The devices on MicroPython, if any."""
     loaded: tuple[FleetData, FleetModel] | None = field(init=False, default=None)
+    _training_since: float | None = field(init=False, default=None)
+    """Monotonic time when the devices were started."""
     _federation: LocalFederation = field(init=False)
     _stop: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _metrics: TextIO | None = field(init=False, default=None)
@@ -113,6 +116,12 @@ class Demo:
     @property
     def elapsed(self) -> float:
         return time.time() - self.progress.began
+
+    @property
+    def left(self) -> float:
+        """Seconds until the time is over."""
+        since = self._training_since
+        return self.seconds if since is None else max(0.0, since + self.seconds - time.monotonic())
 
     async def run(self) -> Ending:
         """Run until the target is held, the time is over, or `stop()` is called.
@@ -160,10 +169,11 @@ class Demo:
             return await self._until_the_end(fleet)
 
     async def _until_the_end(self, fleet: LiveFleet) -> Ending:
+        self._training_since = time.monotonic()
         serving, stopping = asyncio.create_task(fleet.serve()), asyncio.create_task(self._stop.wait())
         boards = [] if self.boards is None else [asyncio.create_task(self.boards.serve())]
         try:
-            await self._federation.run_beside(serving, stopping, *boards, within=max(0.0, self.seconds - self.elapsed))
+            await self._federation.run_beside(serving, stopping, *boards, within=self.left)
             ending: Ending = "target" if self.progress.reached else "interrupted" if stopping.done() else "time"
             if self.on_ending is not None:
                 self.on_ending()

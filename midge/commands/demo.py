@@ -37,7 +37,12 @@ def register(subparsers: Subparsers) -> None:
     goal.add_argument(
         "--target", type=float, help="end at this accuracy, held; for regression: RMSE. Missed: exit code 1"
     )
-    goal.add_argument("--seconds", type=float, default=60.0, help="end after this time (default: %(default)s)")
+    goal.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="end this time after the devices have started (default: %(default)s)",
+    )
     goal.add_argument(
         "--pooled-seconds",
         type=float,

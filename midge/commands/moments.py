@@ -108,7 +108,7 @@ class DemoMoment:
         return cls(
             title=f"{setting.data}{devices} · {setting.strategy}{f' · {setting.codec}' if setting.codec else ''}",
             elapsed=demo.elapsed,
-            left=max(0.0, demo.seconds - demo.elapsed),
+            left=demo.left,
             metric=progress.metric,
             value=progress.value,
             target=demo.target,

@@ -50,7 +50,7 @@ def test_a_page(page: Path, tmp_path: Path) -> None:
         for language, written in blocks(page):
             text = written.replace("mqtt://localhost", f"mqtt://localhost:{port}")
             text = text.replace("midge broker run", f"midge broker run --port {port}")
-            text = re.sub(r"--seconds \d+", "--seconds 15", text)
+            text = re.sub(r"--seconds \d+", "--seconds 30", text)
             if language == "python":
                 name = re.match(r"# file: (\S+)\n", text)
                 assert name is not None, "say which file it is: # file: NAME"
