@@ -179,7 +179,9 @@ class GainMarginEstimator:
     def forget(self, device: str, alias: str) -> None:
         """Keep the record of a device under an alias."""
         self._last_base.pop(device, None)
-        self._sent[alias] += self._sent.pop(device, 0)
+        if not (sent := self._sent.pop(device, 0)):
+            return
+        self._sent[alias] += sent
         self._seen = deque(
             ((alias if name == device else name, tau, weight) for name, tau, weight in self._seen), maxlen=_MOST
         )

@@ -11,6 +11,7 @@ Its contributions to the published model stay: a sum cannot be unlearned by dele
 
 import json
 import logging
+import sqlite3
 import time
 import zlib
 from collections import Counter
@@ -171,30 +172,40 @@ class Names:
         The newest must not contain the devices any more, nor may a record after it.
         """
         counted: Counter[str] = Counter()
-        for device in devices:
-            alias = self.alias(device)
-            with self._store.transaction() as db:
-                # A filter only: the name may also be part of another one, so each record that has it is read.
-                rows = db.execute(
-                    "SELECT kind, record FROM journal WHERE instr(record, ?)", (device.encode(),)
-                ).fetchall()
-                for kind, packed in rows:
-                    record = rec.unpack(kind, packed)
-                    if isinstance(record, _OfDevice) and record.device == device:
-                        counted["records"] += 1
-                        other: _OfDevice = replace(record, device=alias)
-                        if isinstance(other, rec.UpdateRecord):
-                            other = replace(other, outbox=self._other_number(other.outbox), ticket=b"")
-                        counted["bodies"] += self._store.rewrite(db, other)
-                db.execute("DELETE FROM seen WHERE device = ?", (device,))
-            self._heard.discard(device)
+        with self._store.transaction() as db:  # one for all: each is synced to the disk
+            for record in self._records_of(db, devices):
+                counted["records"] += 1
+                other: _OfDevice = replace(record, device=self.alias(record.device))
+                if isinstance(other, rec.UpdateRecord):
+                    other = replace(other, outbox=self._other_number(other.outbox), ticket=b"")
+                counted["bodies"] += self._store.rewrite(db, other)
+            db.executemany("DELETE FROM seen WHERE device = ?", [(device,) for device in devices])
+        self._heard.difference_update(devices)
         counted["checkpoints"] = self._store.keep_newest_checkpoint()
         self._store.vacuum()
         return counted
 
+    @staticmethod
+    def _records_of(db: sqlite3.Connection, devices: Sequence[str]) -> list[_OfDevice]:
+        """The journal's records of these devices."""
+        # A filter only: a name may also be part of another one.
+        which = ("WHERE instr(record, ?)", (devices[0].encode(),)) if len(devices) == 1 else ("", ())
+        rows = db.execute(f"SELECT kind, record FROM journal {which[0]}", which[1])  # noqa: S608 - a constant
+        records = (rec.unpack(kind, packed) for kind, packed in rows)
+        wanted = set(devices)
+        return [record for record in records if isinstance(record, _OfDevice) and record.device in wanted]
+
     def audit(self, what: str, device: str, by: str, **about: object) -> None:
-        """Add a line to the audit log."""
+        """Add a line about a device to the audit log."""
         append(self._store, self._key, {"what": what, "device": pseudonym(device, self._key), "by": by, **about})
+
+    def audit_all(self, what: str, devices: Sequence[str], by: str) -> None:
+        """Add one line about several devices to the audit log."""
+        append(
+            self._store,
+            self._key,
+            {"what": what, "devices": [pseudonym(each, self._key) for each in devices], "by": by},
+        )
 
     # ------------------------------------------------------------------- retention
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,6 +252,33 @@ def test_who_is_silent_for_long_is_forgotten_and_nothing_counts_twice(tmp_path: 
     assert [each.verdict for each in again.hear(sent)[0].settled] == [Verdict.STALE]
     assert again.send(NAME, 2).verdict is Verdict.ACCEPTED  # it is not refused, and starts over
     again.federation.close()
+
+
+def _counting(sync: Callable[[int], None], counted: Counter[str]) -> Callable[[int], None]:
+    def count(file: int) -> None:
+        counted[sync.__name__] += 1
+        sync(file)
+
+    return count
+
+
+def test_many_silent_devices_are_forgotten_by_few_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail: three syncs and two lines of the log for each kept everything waiting, 600 of them for 7 s."""
+    life, syncs = Keeping(tmp_path, retention=1000.0), Counter[str]()
+    silent = [f"pump-{number}" for number in range(40)]
+    for name in silent:
+        life.send(name, 1)
+    life.federation.names.write_heard(0.0, 0)  # long ago
+    for sync in (os.fsync, os.fdatasync):
+        monkeypatch.setattr(os, sync.__name__, _counting(sync, syncs))
+    life.federation.upkeep.looked_for_silence = -1e9
+    life.hear(later=1.0)
+    assert "silent" in life.told and syncs.total() < 20
+    assert all(not found(tmp_path, name.encode()) for name in silent)
+    (line,) = (json.loads(line) for line in (tmp_path / audit_log.AUDIT).read_bytes().splitlines())
+    assert line["what"] == "erased after silence" and len(set(line["devices"])) == len(silent)
+    life.federation.close()
+    assert audit_log.verify(tmp_path).wrong == ()
 
 
 def test_the_audit_log_is_a_chain_without_names(tmp_path: Path) -> None:
