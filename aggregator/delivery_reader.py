@@ -45,6 +45,7 @@ class DeliveryReader:
         self._core, self._topics = core, topics
         self._ingress, self._roster, self._outlet = ingress, roster, outlet
         self._observed, self._announce = observed, announce
+        ingress.on_drop = self._dropped
         self._newest = 0, 0
         """Generation and version, as of an update that was ahead of those before."""
 
@@ -60,11 +61,16 @@ class DeliveryReader:
             device = self._topics.named(delivery.topic)
             if device and not delivery.retain:  # the sender of a retained message may have left long ago
                 self._ingress.troubles.tell(device, f"a message is dropped: {why}", now)
-                self._observed.settled(device, DROPPED, why, now)
+                self._dropped(device, why, now)
             return None
         if isinstance(read, ev.StatisticsArrived) and (why := self._unwanted(read.statistics)):
             self._ingress.troubles.tell(read.device, why, now)
         return read
+
+    def _dropped(self, device: str, why: str, now: float) -> None:
+        """Record in a device's row that a message was dropped."""
+        self._observed.activity.heard(device, now)
+        self._observed.settled(device, DROPPED, why, now)
 
     def _unwanted(self, statistics: Statistics) -> str:
         """Why statistics cannot be used; empty if they can, or if they are only too late."""
@@ -82,7 +88,7 @@ class DeliveryReader:
             if not self._ingress.stray(delivery.topic, now, len(delivery.payload)):
                 return None  # counted as a flood
             raise
-        if delivery.payload and not delivery.retain:  # an empty status is cleared, also by us
+        if origin.sort != "status" and not delivery.retain:
             self._observed.activity.heard(origin.device, now)
         try:
             match origin.sort:
@@ -140,6 +146,8 @@ class DeliveryReader:
         hello = self._ingress.status(device, delivery.payload, now)
         if hello is None or hello.state is DeviceState.JOINING:
             return None
+        if not delivery.retain and hello.state is not DeviceState.LOST:  # the broker speaks for a lost one
+            self._observed.activity.heard(device, now)
         # A retained status may be old, and its device waits for no answer.
         greets = hello.state is DeviceState.READY and not delivery.retain
         answer = self._ingress.greeting(device, hello, now) if greets else None

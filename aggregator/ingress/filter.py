@@ -116,6 +116,8 @@ class IngressFilter:
         self.troubles = Troubles(admission, credentials, outlet, encode_trouble)
         reassembler.known, reassembler.displaced = self._knows, self._displaced
         self._outlet, self._dropped = outlet, outlet.meters.dropped
+        self.on_drop: Callable[[str, str, float], None] = lambda _device, _why, _now: None
+        """Takes each message that is dropped without an answer, as a flood or for its signature: device, why, time."""
 
     def update(
         self, device: str, payload: bytes, now: float, hi: HighWater
@@ -275,8 +277,7 @@ class IngressFilter:
     def _floods(self, device: str, now: float, size: int) -> bool:
         if self.admission.hears(device, now, size):
             return False
-        self._dropped["flood"] += 1
-        self.troubles.tell(device, "more messages from this device than its share: the excess is not read", now)
+        self._drop("flood", device, "more messages from this device than its share: the excess is not read", now)
         return True
 
     def _over_rate(self, device: str, refusal: Refusal, now: float) -> None:
@@ -290,10 +291,14 @@ class IngressFilter:
         try:
             self.credentials.own_body(device, message, body, payload)
         except BadSignature as error:
-            self._dropped["bad signature"] += 1
-            self.troubles.tell(device, f"its {message.kind} is dropped: {error}", now)
+            self._drop("bad signature", device, f"its {message.kind} is dropped: {error}", now)
             return False
         return True
+
+    def _drop(self, kind: str, device: str, why: str, now: float) -> None:
+        self._dropped[kind] += 1
+        self.on_drop(device, why, now)
+        self.troubles.tell(device, why, now)
 
     def _forgotten(self, device: str, message: FromDevice, now: float) -> ev.Reply | None:
         self._dropped["forgotten"] += 1
@@ -314,10 +319,10 @@ class IngressFilter:
 
     def _unsigned(self, device: str, message: FromDevice, why: str, hi: HighWater, now: float) -> ev.Reply | None:
         """The answer to a message with a wrong signature. It settles nothing: the device may not have sent it."""
-        self._dropped["bad signature"] += 1
         if not isinstance(message, Update):
-            self.troubles.tell(device, f"its {message.kind} is dropped: {why}", now)
+            self._drop("bad signature", device, f"its {message.kind} is dropped: {why}", now)
             return None
+        self._dropped["bad signature"] += 1
         settled = Settled(seq=message.seq, verdict=Verdict.BAD_SIGNATURE, why=why, retry_after=_KEY_REPAIR)
         return ev.Reply(device, message.outbox, hi(device, message.outbox), (settled,))
 

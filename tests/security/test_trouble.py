@@ -199,6 +199,50 @@ def test_a_flood_and_a_rate_are_told(tmp_path: Path) -> None:
     assert any(isinstance(each, Trouble) and "share" in each.why for each in said)
 
 
+def row(life: Life, device: str) -> tuple[str, int, str, dict[str, int]]:
+    """What `midge status` shows of a device that is refused."""
+    known = life.federation.activity[device]
+    assert known is not None
+    return known.verdict, known.refused, known.why, dict(life.federation.activity.devices(known.heard))
+
+
+def test_a_flood_of_statuses_is_in_the_devices_row(tmp_path: Path) -> None:
+    """Seen to fail: the device was told, and its row said nothing."""
+    life = Life(tmp_path, limits=IngressLimits(rate=1.0, burst=1.0))
+    joining = frames.encode(Hello(state=DeviceState.JOINING, outbox=5))
+    told(life, *[Delivery(TOPICS.status("p"), joining, 1, retain=False)] * 30)
+    verdict, refused, why, counted = row(life, "p")
+    assert (verdict, counted) == ("dropped", {"dropped": 1}) and refused >= 5 and "share" in why
+    assert any(event == "refused_always" for event, _ in life.told)
+
+
+@pytest.mark.parametrize("kind", ["status", "report"])
+def test_wrong_signatures_are_in_the_devices_row(tmp_path: Path, kind: str) -> None:
+    """Seen to fail: the device was told, and its row said nothing."""
+    life, key = Life(tmp_path), signing.new_key()
+    keys = DeviceKeys({"p": key.public})
+    life.federation._ingress.credentials = Credentials(TOPICS, device_keys=keys, require_signed=True)
+    unsigned = {
+        "status": frames.encode(Hello(state=DeviceState.READY, outbox=5)),
+        "report": frames.encode(Report(lineage=life.core.lineage, version=1, examples=1, metrics={})),
+    }
+    topic = TOPICS.status("p") if kind == "status" else TOPICS.report("p")
+    told(life, *[Delivery(topic, unsigned[kind], 1, retain=False)] * 5)
+    verdict, refused, why, _ = row(life, "p")
+    assert (verdict, refused) == ("dropped", 5) and "sign" in why
+    assert any(event == "refused_always" for event, _ in life.told)
+
+
+def test_a_last_will_is_no_sign_of_life(tmp_path: Path) -> None:
+    """Seen to fail: a device that was lost was heard of now."""
+    life = Life(tmp_path)
+    for state, now in ((DeviceState.READY, 1.0), (DeviceState.LOST, 50.0)):
+        hello = frames.encode(Hello(state=state, outbox=5))
+        told(life, Delivery(TOPICS.status("p"), hello, 1, retain=False), now=now)
+    known = life.federation.activity["p"]
+    assert known is not None and known.heard == 1.0
+
+
 def test_with_known_keys_only_registered_names_are_told() -> None:
     posts: list[Post] = []
     key = signing.new_key()
