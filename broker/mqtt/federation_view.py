@@ -84,6 +84,28 @@ async def announced_names(connect: Connector, root: str) -> list[str]:
     return []
 
 
+def nothing_known(federation: str | None, root: str = DEFAULT_ROOT) -> dict[str, Any]:
+    """`FederationView.found` before anything is known of a federation."""
+    return {
+        "federation": federation,
+        "root": root,
+        "aggregator": None,
+        "health": None,
+        "answered": False,
+        "unasked": "",
+        "left_out": 0,
+        "model": None,
+        "metrics": {},
+        "metrics_version": 0,
+        "issued": 0.0,
+        "privacy": {},
+        "standby": None,
+        "bytes_in": 0,
+        "bytes_out": 0,
+        "devices": {},
+    }
+
+
 class FederationView:
     """A federation as its messages describe it: `found`, as plain values.
 
@@ -103,25 +125,8 @@ class FederationView:
         """Filters of what is retained."""
         self._statuses = f"{topics.prefix}/status/"
         self._pages: set[int] = set()
-        self.devices: dict[str, dict[str, Any]] = {}
-        self.found: dict[str, Any] = {
-            "federation": topics.federation,
-            "root": topics.root,
-            "aggregator": None,
-            "health": None,
-            "answered": False,
-            "unasked": "",
-            "left_out": 0,
-            "model": None,
-            "metrics": {},
-            "metrics_version": 0,
-            "issued": 0.0,
-            "privacy": {},
-            "standby": None,
-            "bytes_in": 0,
-            "bytes_out": 0,
-            "devices": self.devices,
-        }
+        self.found = nothing_known(topics.federation, topics.root)
+        self.devices: dict[str, dict[str, Any]] = self.found["devices"]
 
     def take(self, topic: str, payload: bytes) -> list[str]:
         """Take in a message; return the names of the devices whose rows it changed. What is invalid is ignored."""

@@ -73,8 +73,15 @@ def _within(args: argparse.Namespace, asked: Coroutine[Any, Any, T]) -> T:
 
 
 def _alarm(why: str, args: argparse.Namespace) -> int:
-    print(json.dumps({"alarm": why}) if args.json else f"ALARM       {inert(why)}")
+    print(json.dumps(_unseen(args.federation, args.root, why)) if args.json else f"ALARM       {inert(why)}")
     return 1
+
+
+def _unseen(federation: str | None, root: str, why: str) -> dict[str, Any]:
+    """What is known of a federation that cannot be looked at, with the fields of one that can."""
+    from midge.broker.mqtt.federation_view import nothing_known  # noqa: PLC0415
+
+    return {**nothing_known(federation, root), "keeping": 0, "alarm": why}
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -117,7 +124,7 @@ def _check_all(connect: Connector, federations: Sequence[Topics], args: argparse
             try:
                 return await _described(connect, topics)
             except BrokerError as error:
-                return {"federation": topics.federation, "alarm": str(error)}
+                return _unseen(topics.federation, topics.root, str(error))
 
     async def every() -> list[dict[str, Any]]:
         return await asyncio.gather(*map(one, federations))
@@ -157,7 +164,7 @@ def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
 
 
 def _print(found: Mapping[str, Any], args: argparse.Namespace) -> None:
-    if "aggregator" in found:
+    if found["aggregator"] is not None or not args.check:
         for line in lines(inert_all(found)):
             print(line)
     if args.check and found["alarm"]:

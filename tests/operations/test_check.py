@@ -10,6 +10,7 @@ from midge.__main__ import main
 from midge.broker import connector
 from midge.broker.local.local_broker import local_broker
 from midge.broker.mqtt.connection import Options
+from midge.broker.mqtt.federation_view import nothing_known
 from midge.commands import status as status_command
 from midge.wire import frames, overview
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, HealthState
@@ -69,4 +70,7 @@ async def test_a_check_ends_in_time_however_slow_the_broker_is(
         assert await asyncio.to_thread(main, ["status", f"mqtt://127.0.0.1:{port}", *more, "--check", "--json"]) == 1
         for writer in writers:
             writer.transport.abort()
-    assert "no answer within" in json.loads(capsys.readouterr().out)["alarm"]
+    found = json.loads(capsys.readouterr().out)
+    assert "no answer within" in found["alarm"]
+    assert found.keys() > nothing_known("site-0").keys(), "seen to fail: only the alarm"
+    assert found["federation"] == (more[1] if more else None) and found["health"] is None
