@@ -24,7 +24,7 @@ from midge.aggregator.service import Aggregator
 from midge.aggregator.store import device_erasure
 from midge.aggregator.store.pausing import pause, resume
 from midge.broker.embedded.in_memory import Twin
-from midge.broker.mqtt.connection import BrokerUnreachable, Connection, Options, PublishRefused
+from midge.broker.mqtt.connection import BrokerUnreachable, Connection, ConnectionLost, Options, PublishRefused
 from midge.broker.mqtt.federation_view import describe_federation, explain_missing, list_federations
 from midge.commands.status import alarm_of, lines
 from midge.iot_client.device import Device
@@ -275,6 +275,26 @@ async def test_a_cancelled_device_says_goodbye() -> None:
     with pytest.raises(asyncio.CancelledError):
         await serve
     assert status(twin, "a") is DeviceState.DISCONNECTED
+
+
+async def test_a_cancelled_device_ends_although_the_end_of_its_connection_raises() -> None:
+    """Seen to fail: the loss was raised in place of the cancellation, and it connected again for ever."""
+    twin, log = Twin(), Log()
+
+    @asynccontextmanager
+    async def connect(options: Options) -> AsyncIterator[Connection]:
+        async with twin.connect(options) as connection:
+            try:
+                yield connection
+            except asyncio.CancelledError:
+                raise ConnectionLost("It is gone.") from None
+
+    serve = asyncio.create_task(Device(replace(device(twin, "a", log, wait=True).config, connector=connect)).serve())
+    await log.until(lambda: log.of("connected", device="a"))
+    serve.cancel()
+    async with asyncio.timeout(100):
+        await asyncio.wait({serve})
+    assert serve.cancelled()
 
 
 async def test_a_device_in_a_loop_that_ends_says_goodbye() -> None:
