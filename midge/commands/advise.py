@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from midge.commands.apps import attribute
 from midge.commands.numbers import refuse_impossible
+from midge.commands.output import say
 from midge.commands.parts import Problem, Subparsers, add_page, try_page, user_errors, write_page
 from midge.logs import print_line
 
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         _print(found)
     path = write_page(args.output, found.page())
     if not args.json:
-        print(f"\nThe page is {path}.")
+        say(f"\nThe page is {path}.")
     return 0
 
 
@@ -100,7 +101,7 @@ def _model(name: str | None) -> Any:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(text, to=sys.stderr)
 
 
 def _print(found: "Advice") -> None:
@@ -124,8 +125,8 @@ def _print(found: "Advice") -> None:
     ]
     print_table(head, rows)
     for way, why in found.missing.items():
-        print(f"{way} was not measured: {why}")
-    print()
-    print(" ".join(found.decision.sentences))
+        say(f"{way} was not measured: {why}")
+    say()
+    say(" ".join(found.decision.sentences))
     for sentence in found.decision.changes:
-        print(f"- {sentence}")
+        say(f"- {sentence}")

@@ -5,6 +5,7 @@ import json
 import sqlite3
 from dataclasses import asdict
 
+from midge.commands.output import say
 from midge.commands.parts import Problem, Subparsers, existing_store, server_side
 from midge.wire.plurals import counted
 
@@ -61,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**asdict(verdict), "ok": not verdict.wrong}))
         return 1 if verdict.wrong else 0
     for each in verdict.wrong:
-        print(f"{directory / audit_log.AUDIT}: {each}.")
+        say(f"{directory / audit_log.AUDIT}: {each}.")
     older = f", {verdict.older} of them from before lines had a code" if verdict.older else ""
     if not verdict.wrong:
-        print(f"{directory / audit_log.AUDIT}: {verdict.lines} lines, as they were written{older}.")
+        say(f"{directory / audit_log.AUDIT}: {verdict.lines} lines, as they were written{older}.")
     return 1 if verdict.wrong else 0
 
 
@@ -88,15 +89,15 @@ def run_releases(args: argparse.Namespace) -> int:
         compared = f"{counted(len(each.same), 'part')} the same" if each.same else "not compared"
         said = f"WRONG: {', '.join(each.wrong)}" if each.wrong else compared
         named = counted(each.devices, "device") if each.devices or not each.updates else "devices that its sums hide"
-        print(
+        say(
             f"release {each.version}: {counted(each.updates, 'update')} of {named}, digest {each.digest[:16]}, {said}"
             + (f", {each.gone} gone" if each.gone else "")
         )
     total = counted(len(found), "release")
     if bare:
-        print(f"Not compared: {', '.join(map(str, bare))}. The store has nothing of them to compare with.")
+        say(f"Not compared: {', '.join(map(str, bare))}. The store has nothing of them to compare with.")
     if wrong:
-        print(f"{len(wrong)} of {total} differ.")
+        say(f"{len(wrong)} of {total} differ.")
     elif len(bare) < len(found):
-        print(f"{total} executed again: what is left of them is the same.")
+        say(f"{total} executed again: what is left of them is the same.")
     return 1 if wrong else 0

@@ -14,6 +14,7 @@ from typing import Any
 
 from midge.broker import BrokerError, Connector, connector
 from midge.commands.device_status import day, open_outbox
+from midge.commands.output import say
 from midge.commands.parts import Problem, read_config, read_endpoint, user_errors
 from midge.iot_client.board.local_status import runs
 from midge.iot_client.connection.proofs import NotAnswered, Proven, VerifiedHead, prove
@@ -101,7 +102,7 @@ def run_proof(args: argparse.Namespace, seq: str, named: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(_plain(found, pinned=place.pinned)))
     else:
-        print(_words(found, pinned=place.pinned))
+        say(_words(found, pinned=place.pinned))
     return 0 if found.release is not None else 1
 
 
@@ -123,16 +124,14 @@ def run_consent(args: argparse.Namespace, verb: str, named: Sequence[str]) -> in
     elif verb == "off":
         running = runs(path)
         which = "follows within seconds" if running else "does not run now" if path.is_file() else "has never run"
-        print(
+        say(
             f"Consent {'is' if changed else 'was already'} withdrawn for {path}, whose device {which}. Until "
             "`midge device consent on` it trains on nothing and sends nothing of its data; what waits is dropped. "
             "Models are still received and used. What was given before stays there: `midge device consent status` "
             "says what, and what can be taken back."
         )
     else:
-        print(
-            f"Consent is given for {path}{': its device goes on with the next version' if changed else ' as before'}."
-        )
+        say(f"Consent is given for {path}{': its device goes on with the next version' if changed else ' as before'}.")
     return 0
 
 
@@ -252,28 +251,28 @@ def _consent_status(args: argparse.Namespace, known: Remembered, consent: Consen
         print(json.dumps(said))
         return 0
     if said["consent"]:
-        print("Consent is given: this device trains on its rows, and sends what it learned. The rows stay here.")
+        say("Consent is given: this device trains on its rows, and sends what it learned. The rows stay here.")
     else:
         since = day(consent.since) if consent.since is not None else "an unknown time (its file is damaged)"
-        print(f"Consent is withdrawn since {since}: nothing is trained on, and nothing is sent.")
+        say(f"Consent is withdrawn since {since}: nothing is trained on, and nothing is sent.")
     parts = [f"{counted(counts['accepted'], 'update')} accepted by the federation"]
     parts += [f"{counts[UNSENT]} dropped before sending"] if counts[UNSENT] else []
     parts += [f"{counts[UNSETTLED]} sent without an answer, which may count"] if counts[UNSETTLED] else []
     parts += [f"{known.waiting} waiting"] if known.waiting else []
-    print(f"Given: {', '.join(parts)}; of the last {KEPT} that this device remembers.")
+    say(f"Given: {', '.join(parts)}; of the last {KEPT} that this device remembers.")
     if known.statistics is not None:
-        print(
+        say(
             f"Given since {day(known.statistics)}: statistics of its rows (count, mean and spread of each input), from "
             "which the model's normalisation is made."
         )
     for each in proven:
-        print("  " + _words(each, pinned=place is not None and place.pinned))
+        say("  " + _words(each, pinned=place is not None and place.pinned))
     if place is None and accepted:
-        print(
+        say(
             "In which releases they are, with proof: add --config with the device's bundle, or --broker URL and "
             "--federation NAME."
         )
-    print(
+    say(
         f"What can be taken back: the operator can compute the model without this device, exactly for what the journal "
         f"still holds, with `midge replay STORE --without {known.device or 'NAME'}`, and release it with --promote. "
         "Versions that were released before are in other hands and stay there. `midge device-forget` erases the "

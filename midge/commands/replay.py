@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from midge.commands.output import say
 from midge.commands.parts import Problem, Subparsers, existing_store, server_side, user_errors, write_errors
 from midge.logs import print_line
 from midge.wire.plurals import counted
@@ -91,11 +92,11 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"same": same, "ways": [asdict(way) for way in ways]}))
     else:
         for way in ways:
-            print(
+            say(
                 f"checkpoint {way.checkpoint} and {way.records} records: version {way.version}, step {way.step}, "
                 f"digest {way.digest}"
             )
-        print("All the same." if same else "They differ: the store is damaged. Restore it from a backup.")
+        say("All the same." if same else "They differ: the store is damaged. Restore it from a backup.")
     return 0 if same else 1
 
 
@@ -253,15 +254,15 @@ def _print(said: Mapping[str, Any], change: "Change", args: argparse.Namespace) 
             f"{metric} {f'{value:.4g}' if math.isfinite(value) else 'no number'}" for metric, value in score
         )
         steps = f"{one['steps']:,} steps of {counted(one['devices'], 'device')}"
-        print(f"{title}: {scores or 'not scored'}, {steps}, digest {one['digest']}")
-    print(f"The models differ by {said['distance']:.2%} of the real one's norm.")
+        say(f"{title}: {scores or 'not scored'}, {steps}, digest {one['digest']}")
+    say(f"The models differ by {said['distance']:.2%} of the real one's norm.")
     if said["real"]["score"] is None:
-        print("For a score, name what measures a model: --score module:attribute.")
-    print(said["guarantee"]["words"])
+        say("For a score, name what measures a model: --score module:attribute.")
+    say(said["guarantee"]["words"])
     if args.export:
-        print(f"The model is {args.export}.")
+        say(f"The model is {args.export}.")
     if said["promoted"]:
-        print(
+        say(
             f"It is version {said['promoted']['version']}, the champion, and the next release: start the aggregator. "
             "Whoever has both models can compute what was left out."
         )

@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from midge.commands.output import say
 from midge.commands.parts import Problem, Subparsers, add_federation, add_page, try_page, user_errors, write_page
 from midge.wire.plurals import counted
 
@@ -78,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**found.packed(), **more, "page": str(path)}))
     else:
         for note in notes:
-            print(note)
+            say(note)
         _print(found)
-        print(f"\nThe page is {path}.")
+        say(f"\nThe page is {path}.")
     return 1 if found.flawed else 0
 
 
@@ -101,10 +102,10 @@ def _print(found: "Survey") -> None:
     def number(value: float | None) -> str:
         return MISSING if value is None else significant(value)
 
-    print(f"{counted(found.devices, 'device')}, {counted(found.rows, 'row')}; numbers are over at least {found.k_min}.")
+    say(f"{counted(found.devices, 'device')}, {counted(found.rows, 'row')}; numbers are over at least {found.k_min}.")
     for sentence in findings(found):
-        print(f"- {sentence}")
-    print()
+        say(f"- {sentence}")
+    say()
     rows = [
         (
             one.name,
@@ -119,4 +120,4 @@ def _print(found: "Survey") -> None:
     ]
     print_table(("", "missing", "low", "mean", "high", "shift", "drift"), rows)
     for fault in found.faults:
-        print(f"{fault.device}: {fault.words}")
+        say(f"{fault.device}: {fault.words}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from midge.commands.numbers import refuse_impossible
+from midge.commands.output import say
 from midge.commands.parts import Problem, add_recipe, user_errors
 from midge.commands.runs import run_folder
 from midge.wire.plurals import counted
@@ -335,4 +336,4 @@ def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
             f"{cell:<{width}}" if place == 0 else f"{cell:>{width}}"
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        print("  ".join([first, *rest]).rstrip())
+        say("  ".join([first, *rest]).rstrip())

@@ -288,3 +288,17 @@ def test_inputs_that_tell_nothing_are_found(
         assert sentence in capsys.readouterr().out
     np.savez("rows.npz", x=rng.normal(size=(480, 4)) + 3 * unit[:, None], y=y, unit=unit)
     assert main(["survey", "--data", "rows.npz"]) == 0, "unlike devices are no fault"
+
+
+def test_names_in_a_file_cannot_drive_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: a column's name cleared the screen."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x, unit = rng.normal(size=(480, 2)), np.repeat(np.arange(12), 40)
+    x[:, 1] = np.nan
+    np.savez("rows.npz", x=x, columns=["a\x1b[2J", "b\u202e\r"], y=rng.integers(0, 3, 480), unit=unit)
+    assert main(["survey", "--data", "rows.npz"]) == 1
+    said = capsys.readouterr().out
+    assert "No device has a value of b" in said and all(line.isprintable() for line in said.splitlines())
