@@ -31,9 +31,10 @@ from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, Work
 from midge.iot_client.state.outbox import OutboxFull
-from midge.wire import frames, messages, sharing
+from midge.wire import messages, sharing
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, DeviceState, Hello, Trouble
+from midge.wire.messages import Announcement, DeviceState, Hello, Receipt, Trouble
+from midge.wire.messages.proofs import Proof
 from midge.wire.topics import Channel
 
 __all__ = ["ConnectionLoop", "DuplicateDeviceName", "reconnect_delay"]
@@ -350,14 +351,14 @@ class ConnectionLoop:
             parts.aliases.told(parts.identity.alias(payload, alias, time.time(), time.monotonic()))
         elif topic == topics.announcement("serve"):
             parts.serving.announced(self._announcement(payload, "serve"))
-        elif topic == topics.receipt(name) and frames.decode(payload)[0].get("kind") == "proof":
-            pass  # for `midge device proof`, which listens itself
         elif topic == topics.receipt(name):
-            said = parts.identity.receipt(payload, time.monotonic())
-            if isinstance(said, Trouble):
-                parts.troubled(said.why)
-            else:
-                self._put(ev.Receipted(said))
+            match parts.identity.read_answer(payload, time.monotonic()):
+                case Receipt() as receipt:
+                    self._put(ev.Receipted(receipt))
+                case Trouble(why=why):
+                    parts.troubled(why)
+                case Proof():
+                    pass  # for `midge device proof`, which listens itself
         elif topic == topics.aggregator:
             status = parts.identity.status(payload, time.monotonic())
             self._aggregator_online = status.state.serves

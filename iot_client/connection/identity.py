@@ -17,13 +17,12 @@ from midge.wire.errors import WireError
 from midge.wire.messages import (
     AggregatorStatus,
     Announcement,
+    Answer,
     Hello,
     ModelAlias,
-    Receipt,
     Statistics,
     Surveyed,
     SurveyRequest,
-    Trouble,
     Update,
 )
 from midge.wire.signing import PrivateKey, PublicKey
@@ -154,15 +153,15 @@ class Identity:
             raise WireError("the survey names no key to seal to")
         return survey
 
-    def receipt(self, payload: bytes, now: float = 0.0) -> Receipt | Trouble:
-        """Read a receipt or a `trouble`; with a pinned key, only a signed one.
+    def read_answer(self, payload: bytes, now: float = 0.0) -> Answer:
+        """Read a receipt, a `trouble` or a proof; with a pinned key, of the first two only a signed one.
 
         Raises:
             WireError: it must be ignored.
         """
-        receipt = self._trusts["train"].receipt(payload)
+        answer = self._trusts["train"].read_answer(payload)
         self._remember("train", now)
-        return receipt
+        return answer
 
     def status(self, payload: bytes, now: float = 0.0) -> AggregatorStatus:
         """Read the aggregator's status.

@@ -20,13 +20,14 @@ from midge.wire.messages import (
     MOST_TOKEN,
     AggregatorStatus,
     Announcement,
+    Answer,
     Envelope,
     ModelAlias,
-    Receipt,
     SiteCertificate,
     SurveyRequest,
     Trouble,
 )
+from midge.wire.messages.proofs import Proof
 from midge.wire.signing import BadSignature, PublicKey
 from midge.wire.topics import Channel
 
@@ -282,26 +283,30 @@ class Trust:
             raise Untrusted("the survey has ended: its request was left on the broker, or a clock is wrong")
         return survey
 
-    def receipt(self, payload: bytes) -> Receipt | Trouble:
-        """Read a receipt or a `trouble`: a forged receipt would make us forget an update.
+    def read_answer(self, payload: bytes) -> Answer:
+        """Read a receipt, a `trouble` or a proof: a forged receipt would make us forget an update.
+
+        A proof is not signed: who asked for it compares it with an announced root.
 
         Raises:
             BadSignature: no key that we trust has signed it.
             Untrusted: its aggregator has been replaced by another.
-            WireError: it is no receipt.
+            WireError: it is none of them.
         """
-        receipt, body = messages.decode_answer(payload)
+        answer, body = messages.decode_answer(payload)
+        if isinstance(answer, Proof):
+            return answer
         if self.pinned:
-            _, signature = signing.split(receipt, body)
+            _, signature = signing.split(answer, body)
             head = signing.head_of(payload, body)
             if not any(key.verifies(signature, signing.RECEIPT, self._context, head) for key in self._answering):
                 raise BadSignature("the receipt is not signed by a key that this device trusts")
-            if isinstance(receipt, Trouble):
-                return receipt
-            if 0 < receipt.token < self.newest.token:
+            if isinstance(answer, Trouble):
+                return answer
+            if 0 < answer.token < self.newest.token:
                 raise Untrusted("the receipt is of an aggregator that another one has replaced")
-            self._fence(receipt.token)
-        return receipt
+            self._fence(answer.token)
+        return answer
 
     def status(self, payload: bytes) -> AggregatorStatus:
         """Read the aggregator's status. The token of an unsigned one is ignored.

@@ -29,6 +29,7 @@ from midge.aggregator.store.store import Store
 from midge.broker.mqtt.connection import Delivery
 from midge.wire import codecs, frames, messages
 from midge.wire.messages import DeviceState, Hello, Moment, Receipt, Settled, Statistics, Trouble, Update
+from midge.wire.messages.proofs import Proof
 from midge.wire.moments import Moments
 from midge.wire.schema import Parameters, Schema
 from midge.wire.topics import Topics
@@ -224,8 +225,8 @@ def receipts(posts: Sequence[Post]) -> list[Receipt]:
 
 
 def answers(posts: Sequence[Post]) -> list[Receipt | Trouble]:
-    said = [post.payload for post in posts if "/receipt/" in post.topic]
-    return [messages.decode_answer(each)[0] for each in said if frames.decode(each)[0].get("kind") != "proof"]
+    said = [messages.decode_answer(post.payload)[0] for post in posts if "/receipt/" in post.topic]
+    return [each for each in said if not isinstance(each, Proof)]
 
 
 def journaled(core: AggregatorCore) -> dict[str, Any]:

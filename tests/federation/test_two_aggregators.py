@@ -19,7 +19,7 @@ from midge.broker.mqtt.connection import Options
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.trust import Trust, Untrusted
 from midge.wire import frames, messages, signing
-from midge.wire.messages import AggregatorState, AggregatorStatus, Claim, Receipt, Trouble
+from midge.wire.messages import AggregatorState, AggregatorStatus, Answer, Claim, Receipt
 from tests.demo.clock import live_virtually
 from tests.federation.live import Log, aggregator, clients, device, overheard, serving
 from tests.iot_client.test_session import OUTBOX, Driver, accepted, announcement
@@ -148,7 +148,7 @@ async def test_one_that_stood_still_looks_around_before_it_decides(
     """Its connection has survived: what it reads first is of the time before."""
     twin, log, stopped = Twin(), Log(), [0.0]
     monkeypatch.setattr(
-        "midge.aggregator.service.time",
+        "midge.aggregator.standstill.time",
         SimpleNamespace(monotonic=lambda: time.monotonic() + stopped[0], time=time.time),
     )
     server = aggregator(twin, tmp_path / "one", log)
@@ -230,18 +230,20 @@ def test_a_device_that_pins_the_key_remembers_the_token_and_believes_no_forged_o
     assert device.urgent(0.0), "a restart must not forget it"
     device = Trust([key.public], "f", "a", device.packed())
     receipt = Receipt(outbox=1, hi=1)
-    assert token_of(device.receipt(signer.receipt("a", receipt))) == 9
+    assert token_of(device.read_answer(signer.receipt("a", receipt))) == 9
     signer.token = 8
     with pytest.raises(Untrusted, match="another one has replaced"):
-        device.receipt(signer.receipt("a", receipt))
+        device.read_answer(signer.receipt("a", receipt))
     signer.token = 0
-    assert token_of(device.receipt(signer.receipt("a", receipt))) == 0, "an aggregator of an earlier version says none"
+    assert token_of(device.read_answer(signer.receipt("a", receipt))) == 0, (
+        "an aggregator of an earlier version says none"
+    )
     signer.token, signer.epoch = 3, signer.epoch + 1
     device.announcement(signer.announcement(announced(2)), 1_000_000.0, 1.0)
-    assert token_of(device.receipt(signer.receipt("a", receipt))) == 3
+    assert token_of(device.read_answer(signer.receipt("a", receipt))) == 3
 
 
-def token_of(answer: Receipt | Trouble) -> int:
+def token_of(answer: Answer) -> int:
     assert isinstance(answer, Receipt)
     return answer.token
 

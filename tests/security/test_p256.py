@@ -54,11 +54,11 @@ def test_both_keys_sign_what_is_announced_and_each_device_is_told_by_the_one_tha
     for trust in (board, pi):
         assert trust.announcement(payload, time.time(), 0.0).version == 1
     said = Receipt(outbox=1, hi=1)
-    assert board.receipt(issuer.receipt("board", said)) == said
-    assert board.receipt(issuer.trouble("board", Trouble(why="no"))) == Trouble(why="no")
-    assert pi.receipt(issuer.receipt("pi", said)) == said
+    assert board.read_answer(issuer.receipt("board", said)) == said
+    assert board.read_answer(issuer.trouble("board", Trouble(why="no"))) == Trouble(why="no")
+    assert pi.read_answer(issuer.receipt("pi", said)) == said
     with pytest.raises(BadSignature):
-        pi.receipt(issuer.receipt("board", said))
+        pi.read_answer(issuer.receipt("board", said))
     forged = AnnouncementSigner(TOPICS, replace(load_release_keys(path), companion=signing.new_key("p256")))
     with pytest.raises(BadSignature):
         board.announcement(forged.announcement(announced(2)), time.time(), 1.0)
@@ -98,7 +98,7 @@ def test_p256_alone_signs_seals_and_has_successors(tmp_path: Path) -> None:
     old.announcement(AnnouncementSigner(TOPICS, load_release_keys(path)).announcement(announced(2)), time.time(), 1.0)
     assert old.newest.number == 1
     said = Receipt(outbox=1, hi=1)
-    assert old.receipt(AnnouncementSigner(TOPICS, load_release_keys(path)).receipt("board", said)) == said
+    assert old.read_answer(AnnouncementSigner(TOPICS, load_release_keys(path)).receipt("board", said)) == said
 
 
 def test_the_key_beside_must_be_p256_and_nothing_is_overwritten(

@@ -262,9 +262,9 @@ def test_a_device_with_a_pinned_key_believes_only_what_is_signed() -> None:
     trust = Trust([key.public], "f", "p", None)
     head = frames.encode(Trouble(why="no"))
     with pytest.raises(BadSignature):
-        trust.receipt(head)
+        trust.read_answer(head)
     signed = signing.sign_frame(key, signing.RECEIPT, signing.of_device("f", "p"), head)
-    assert trust.receipt(signed) == Trouble(why="no")
+    assert trust.read_answer(signed) == Trouble(why="no")
 
 
 def test_a_settled_chunk_that_comes_again_is_no_trouble(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ RECEIPT = Receipt(outbox=1, hi=3, settled=(Settled(seq=3, verdict=Verdict.ACCEPT
 
 def test_a_receipt_is_believed_where_it_is_signed_for_this_device() -> None:
     payload = issuer(KEY, Clock()).receipt("a", RECEIPT)
-    assert trust().receipt(payload) == RECEIPT
+    assert trust().read_answer(payload) == RECEIPT
     forged = {
         "for another device": issuer(KEY, Clock()).receipt("b", RECEIPT),
         "by another key": issuer(OTHER, Clock()).receipt("a", RECEIPT),
@@ -214,8 +214,8 @@ def test_a_receipt_is_believed_where_it_is_signed_for_this_device() -> None:
     }
     for other in forged.values():
         with pytest.raises(BadSignature):
-            trust().receipt(other)
-    assert Trust([], "f", "a").receipt(payload) == RECEIPT
+            trust().read_answer(other)
+    assert Trust([], "f", "a").read_answer(payload) == RECEIPT
 
 
 # ------------------------------------------------------------------- flash wear

@@ -20,6 +20,7 @@ from midge.wire.messages.announcement import (
 )
 from midge.wire.messages.answers import Grant, Receipt, Settled, Trouble, Verdict, Vouch
 from midge.wire.messages.decoding import (
+    Answer,
     ToAggregator,
     decode,
     decode_alias,
@@ -57,6 +58,7 @@ __all__ = [
     "AggregatorState",
     "AggregatorStatus",
     "Announcement",
+    "Answer",
     "Chunk",
     "Claim",
     "DeviceState",

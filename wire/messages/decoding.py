@@ -6,7 +6,7 @@ from midge.wire.messages.announcement import Announcement, Envelope
 from midge.wire.messages.answers import Receipt, Trouble
 from midge.wire.messages.device import Chunk, Fetch, Statistics, Update
 from midge.wire.messages.model_alias import ModelAlias
-from midge.wire.messages.proofs import Prove
+from midge.wire.messages.proofs import Proof, Prove
 from midge.wire.messages.survey import SurveyRequest
 
 ToAggregator = Update | Chunk | Fetch | Statistics | Prove
@@ -52,7 +52,15 @@ def decode(model: type[frames.M], payload: frames.Buffer) -> tuple[frames.M, mem
     return frames.validate(model, header), body
 
 
-def decode_answer(payload: frames.Buffer) -> tuple[Receipt | Trouble, memoryview]:
+Answer = Receipt | Trouble | Proof
+_ANSWERS: dict[str, type[Receipt] | type[Trouble] | type[Proof]] = {
+    "receipt": Receipt,
+    "trouble": Trouble,
+    "proof": Proof,
+}
+
+
+def decode_answer(payload: frames.Buffer) -> tuple[Answer, memoryview]:
     """Read the payload of a receipt topic.
 
     Raises:
@@ -60,10 +68,10 @@ def decode_answer(payload: frames.Buffer) -> tuple[Receipt | Trouble, memoryview
     """
     header, body = frames.decode(payload)
     kind = header.get("kind")
-    if kind not in ("receipt", "trouble"):
+    model = _ANSWERS.get(kind) if isinstance(kind, str) else None
+    if model is None:
         raise WireError(f"unknown kind {_shown(kind)}")
-    answer = frames.validate(Receipt, header) if kind == "receipt" else frames.validate(Trouble, header)
-    return answer, body
+    return frames.validate(model, header), body
 
 
 def encode_announcement(announcement: Announcement | ModelAlias | SurveyRequest) -> bytes:
