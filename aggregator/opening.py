@@ -34,7 +34,7 @@ def begin_or_resume(store: Store, config: AggregatorConfig) -> AggregatorConfig:
         )
     if fresh:
         Engine(Model.of(config.initial, schema), store).checkpoint(new_core(store, config))
-    if not store.has_room():
+    if not store.reserve():
         raise StoreFull(f"The disk of the store {store.directory} is full: make room and start again.")
     return config
 

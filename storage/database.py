@@ -191,6 +191,12 @@ def _translated(error: Exception) -> DiskFull | DatabaseError:
     return DiskFull(str(error)) if no_room(error) else DatabaseError(str(error))
 
 
+def free_bytes(directory: Path) -> int:
+    """The bytes that this user may still write on a directory's disk."""
+    disk = os.statvfs(directory)
+    return disk.f_bavail * disk.f_frsize
+
+
 class ReservedSpace:
     """A file of zeros that is truncated when the disk is full: without some room SQLite refuses even to delete.
 

@@ -39,7 +39,7 @@ from midge.aggregator.store.ledger import TABLE as LEDGER
 from midge.aggregator.store.ledger import LedgerTable
 from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME, MIDGE_NAME, migrate, version
 from midge.aggregator.store.store_database import StoreDatabase
-from midge.storage.database import ReservedSpace, no_room
+from midge.storage.database import ReservedSpace, free_bytes, no_room
 from midge.storage.failpoints import failpoint
 from midge.storage.witness import CommitWitness
 from midge.wire import frames
@@ -51,6 +51,10 @@ __all__ = ["Checkpoint", "Entry", "Published", "Store", "StoreError", "StoreFull
 
 KEEP_RECORDS = 100_000
 """Records that are kept, without their bodies, to explain the life of an update."""
+_ROOM = 2**20
+"""Bytes that must be free beside the reserved space on a disk that was full, before anything is accepted."""
+_SHORT_LOG = 64
+"""Pages (of 4 KiB) at which SQLite empties its log on a disk that was full; it is 1,000 otherwise."""
 RESERVED = 4 * 2**20
 """Bytes reserved on the disk and released when it is full, for what must still be written."""
 TABLES = f"""
@@ -203,15 +207,21 @@ class Store(StoreDatabase):
         self._ballast.release()
         self._note(self._noted)  # releasing it may itself have failed for lack of room
         self._write_log_back()
+        self.query(f"PRAGMA wal_autocheckpoint({_SHORT_LOG})")
 
     def _write_log_back(self) -> None:
         """Empty SQLite's log, which it does by itself at 1,000 pages only: until then the log may fill the disk."""
         with suppress(StoreError):
             self.query("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def has_room(self) -> bool:
-        """Reserve the space again if the disk has room; return whether it is reserved."""
+    def reserve(self) -> bool:
+        """Reserve space for a full disk; return whether it is reserved."""
         return self._ballast.take()
+
+    def has_room(self) -> bool:
+        """Whether a disk that was full has room again; then the space is reserved again."""
+        # What was reserved before is no room: with that alone, the disk would be full again at once.
+        return free_bytes(self.directory) >= RESERVED + _ROOM and self.reserve()
 
     @property
     def empty(self) -> bool:
