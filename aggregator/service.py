@@ -43,7 +43,7 @@ from midge.broker.mqtt.connection import (
 )
 from midge.broker.mqtt.message_size import TriedTooMuch
 from midge.broker.mqtt.retained import read_retained
-from midge.broker.mqtt.waiting import batches, happened, heed_cancellation
+from midge.broker.mqtt.waiting import batches, done_before, happened, heed_cancellation
 from midge.storage.failpoints import failpoint
 from midge.wire.messages import AggregatorState, Health, Hello
 from midge.wire.overview import Overview
@@ -232,7 +232,10 @@ class Aggregator:
                 async with self._config.connector(
                     connection_options(self._config, self._boot, self._status.post(AggregatorState.LOST).payload)
                 ) as connection:
-                    await self._look_around(connection, begun=begun)
+                    if not await done_before(self._stop, self._look_around(connection, begun=begun)):
+                        if begun:  # the broker may have kept an earlier status, which says that we serve
+                            await self._send_last_status(connection)
+                        return
                     if not begun:
                         begun = True
                         self._begin()

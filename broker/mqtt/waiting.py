@@ -1,8 +1,9 @@
 """Waiting for messages and events, with a limit of the time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from midge.broker.mqtt.connection import Connection, Delivery
 
@@ -15,6 +16,20 @@ async def happened(event: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
+
+
+async def done_before(event: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
+    """Do some work, and cancel it as soon as an event is set; return whether it is done."""
+    setting, working = asyncio.create_task(event.wait()), asyncio.create_task(work)
+    try:
+        await asyncio.wait({setting, working}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            await working
+        return working.done()
+    finally:
+        for task in (setting, working):
+            task.cancel()
+        await asyncio.gather(setting, working, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -312,6 +312,31 @@ async def test_a_device_in_a_loop_that_ends_says_goodbye() -> None:
     assert status(twin, "a") is DeviceState.DISCONNECTED
 
 
+async def test_an_aggregator_that_is_stopped_while_it_looks_around_ends_and_announces_nothing(tmp_path: Path) -> None:
+    """Seen to fail: on a slow link it ended half a minute later, and was ready for a moment."""
+    twin, log, stuck = Twin(), Log(), asyncio.Event()
+    server = served(twin, tmp_path / "store", log)
+
+    @asynccontextmanager
+    async def connect(options: Options) -> AsyncIterator[Connection]:
+        async with twin.connect(options) as connection:
+
+            async def stalling(*_: Any, **_how: Any) -> None:
+                stuck.set()
+                await asyncio.sleep(25)
+
+            connection.publish = stalling  # type: ignore[method-assign]
+            yield connection
+
+    server.config = replace(server.config, connector=connect)
+    serve, clock = asyncio.create_task(server.serve()), asyncio.get_running_loop().time
+    await stuck.wait()
+    began = clock()
+    server.stop()
+    await serve
+    assert clock() == began and not twin.router._retained_on(TOPICS.aggregator)
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_the_will_speaks_for_an_aggregator_whose_goodbye_is_not_acknowledged(
     tmp_path: Path, *, cancelled: bool
