@@ -189,26 +189,35 @@ class FederationView:
         self.found["health"] = health
 
 
-async def describe_federation(connect: Connector, topics: Topics, *, ask: bool = True) -> dict[str, Any]:
-    """`FederationView.found` of now: what is retained, and the aggregator's answer if it is asked."""
+async def describe_federation(
+    connect: Connector, topics: Topics, *, ask: bool = True, until: float | None = None
+) -> dict[str, Any]:
+    """`FederationView.found` of now: what is retained, and the aggregator's answer if it is asked.
+
+    Args:
+        connect: to the broker.
+        topics: of the federation.
+        ask: whether to ask the aggregator.
+        until: when to wait no longer for its answer, by the loop's clock; by default `PATIENCE` after it was asked.
+    """
     view = FederationView(topics)
     async with connect(_options()) as connection:
         for delivery in await read_retained(connection, *view.retained, marker=_marker(topics)):
             view.take(delivery.topic, delivery.payload)
         if ask and serves(view.found):
             try:
-                await _ask(connection, view)
+                await _ask(connection, view, until)
             except (PublishRefused, SubscribeRefused) as error:
                 view.found["unasked"] = str(error)
     return view.found
 
 
-async def _ask(connection: Connection, view: FederationView) -> None:
+async def _ask(connection: Connection, view: FederationView, until: float | None) -> None:
     """Ask the aggregator, and wait for its answer."""
     await connection.subscribe(view.topics.overview, qos=0)
     await connection.publish(view.topics.ask, ASK, qos=1)
     with suppress(TimeoutError):
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout_at(asyncio.get_running_loop().time() + PATIENCE if until is None else until):
             async for delivery in connection.messages():
                 connection.ack(delivery)
                 view.take(delivery.topic, delivery.payload)

@@ -21,6 +21,8 @@ _AT_ONCE = 64
 """Federations that are asked at the same time, each over a connection of its own."""
 _CHECK = 12.0
 """Seconds in which a check must have its answer: cron and monitors wait for fifteen or so."""
+_REST = 1.0
+"""Seconds of these that are left for everything but the aggregator's answer, which on a slow uplink is behind a chunk."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -122,7 +124,7 @@ def _check_all(connect: Connector, federations: Sequence[Topics], args: argparse
     async def one(topics: Topics) -> dict[str, Any]:
         async with limit:
             try:
-                return await _described(connect, topics)
+                return await _described(connect, topics, args)
             except BrokerError as error:
                 return _unseen(topics.federation, topics.root, str(error))
 
@@ -141,11 +143,13 @@ def _check_all(connect: Connector, federations: Sequence[Topics], args: argparse
     return int(bool(alarms))
 
 
-async def _described(connect: Connector, topics: Topics) -> dict[str, Any]:
+async def _described(connect: Connector, topics: Topics, args: argparse.Namespace) -> dict[str, Any]:
     """What is known of a federation, with the reason for an alarm."""
     from midge.broker.mqtt.federation_view import describe_federation, explain_missing  # noqa: PLC0415
 
-    found = await describe_federation(connect, topics)
+    left = None if args.until is None else args.until - time.monotonic() - _REST
+    until = None if left is None else asyncio.get_running_loop().time() + left
+    found = await describe_federation(connect, topics, until=until)
     absent = found["aggregator"] is None
     found["keeping"] = sum(bool(device.get("keeps")) for device in found["devices"].values())
     found["alarm"] = await explain_missing(connect, topics) if absent else alarm_of(found)
@@ -153,7 +157,7 @@ async def _described(connect: Connector, topics: Topics) -> dict[str, Any]:
 
 
 def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
-    found = _within(args, _described(connect, topics))
+    found = _within(args, _described(connect, topics, args))
     if args.json:
         print(json.dumps(found))
     else:
@@ -217,7 +221,7 @@ def _aggregator_lines(found: Mapping[str, Any], now: float) -> Iterator[str]:
         left_out = counted(found["left_out"], "device")
         yield f"            Its answer did not include {left_out}: these are shown from retained messages."
     if not found["answered"] and aggregator["state"] in ("ready", "paused"):
-        why = found["unasked"] or "it hangs, or is older than this command"
+        why = found["unasked"] or "it hangs, its link is slow, or it is older than this command"
         yield f"            It did not answer ({why}): what follows may be old."
     if health is None:
         if aggregator["why"]:
