@@ -172,7 +172,13 @@ class DeliveryReader:
                 self._core.handle(change, now)
 
     def drop_unconfirmed(self, now: float) -> None:
-        """Drop statuses that were removed while we were disconnected."""
-        for device in self._roster.unconfirmed(now):
+        """Drop statuses that were removed while we were disconnected, and note who did not come back."""
+        gone, lost = self._roster.unconfirmed(now)
+        for device in gone:
             self._observed.activity.forget(device)
             self.follow(self._roster.leave(device), now)
+        for device in lost:
+            hello = self._roster.devices[device]
+            if hello.state.live:
+                self._observed.activity.leave(device)
+                self.follow(self._roster.take(device, hello.model_copy(update={"state": DeviceState.LOST})), now)

@@ -5,8 +5,9 @@ it stays with its device. Operation resumes once the disk has room for the reser
 """
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
 from midge.aggregator.metrics.history_recorder import HistoryRecorder
 from midge.aggregator.metrics.usual_pace import UsualPace
-from midge.aggregator.metrics.watchdog import FleetSituation, Watchdog
+from midge.aggregator.metrics.watchdog import INTERVALS, FleetSituation, Watchdog
 from midge.aggregator.model.export import write_model
 from midge.aggregator.observations import Observations
 from midge.aggregator.opening import begin_or_resume, new_core
@@ -53,6 +54,9 @@ from midge.wire.messages import DeviceState, Hello
 
 log = logging.getLogger("aggregator")
 
+_CONFIRMED = 60.0
+"""Seconds of a connection after which a device of which nothing has come is not counted as there: connected ones send
+their status again when the aggregator or the broker has started."""
 _LOOK_FOR_ROOM = 5.0
 """Seconds between two checks whether the disk has room again."""
 
@@ -92,6 +96,8 @@ class FederationRuntime:
         self.issuer = issuer or AnnouncementSigner(config.topics)
         self._chunk = config.chunk
         self._looked_for_room = 0.0
+        self._connected = -math.inf
+        """When the connection began."""
         self.store = (store or Store(config.directory)).__enter__()
         try:
             self.config = config = begin_or_resume(self.store, config)
@@ -265,9 +271,31 @@ class FederationRuntime:
         self._detect_rollback(now)
         self._housekeeping(now)
 
-    def connected(self, now: float) -> None:
-        """Notify of a connection: the broker now sends the devices' retained messages."""
-        self._roster.begin_connection(now)
+    def connected(self, now: float, *, forgotten: bool = False) -> None:
+        """Notify of a connection: the broker now sends the devices' retained messages.
+
+        Args:
+            now: seconds of the monotonic clock.
+            forgotten: whether the broker has lost what was retained.
+        """
+        self._connected = now
+        self._roster.begin_connection(now, forgotten=forgotten)
+
+    def unconfirmed(self, device: str) -> bool:
+        """Whether nothing has come from a device on this connection: its status is what the broker kept, or we did."""
+        known = self.activity[device]
+        return self._connected > -math.inf and (known is None or known.heard < self._connected)
+
+    def _absent(self, now: float) -> Collection[str]:
+        """Devices whose retained status says that they are there, and of which nothing has come for too long."""
+        since, usual = now - self._connected, self.core.interval(self.devices) or 0.0
+        if not _CONFIRMED < since < math.inf:
+            return ()
+        return {
+            name
+            for name, hello in self.devices.items()
+            if hello.state.live and self.unconfirmed(name) and since > INTERVALS * (self.core.interval([name]) or usual)
+        }
 
     def _detect_rollback(self, now: float) -> None:
         """Continue above the devices' version, if the store turns out to be behind it."""
@@ -378,21 +406,23 @@ class FederationRuntime:
         """Reasons of online devices that do not train."""
         return self._roster.waits
 
-    @property
-    def situation(self) -> FleetSituation:
+    def situation(self, now: float) -> FleetSituation:
         """The watchdog's input."""
         clock = (self.issued.doubt,) if self.issued.doubt else ()
         more = [alarm for alarms in self.more_alarms for alarm in alarms()]
-        return _situation(self.core, self._roster, (*clock, *self.credential_alarms.now(), *more))
+        own = (*clock, *self.credential_alarms.now(), *more)
+        return _situation(self.core, self._roster, own, self._absent(now))
 
     def everything(self) -> Iterator[Post]:
         """All messages that must be retained at the broker."""
         return self.shelf.everything()
 
 
-def _situation(core: AggregatorCore, roster: Roster, own: Sequence[str]) -> FleetSituation:
+def _situation(
+    core: AggregatorCore, roster: Roster, own: Sequence[str], absent: Collection[str] = ()
+) -> FleetSituation:
     waits = roster.waits
-    there = [name for name, hello in roster.devices.items() if hello.state.live]
+    there = [name for name, hello in roster.devices.items() if hello.state.live and name not in absent]
     able = [name for name in there if name not in waits]
     obstacle = core.obstacle
     given = core.settled if obstacle is not None and obstacle.updates else set(able)
@@ -414,6 +444,7 @@ def _situation(core: AggregatorCore, roster: Roster, own: Sequence[str]) -> Flee
         unlike=core.unlike,
         own=own,
         present=len(present),
+        asleep=sum(hello.state is DeviceState.SLEEPING for hello in present),
         keeping=sum(bool(hello.keeps) for hello in present),
         left_out=list(roster.sizes.left_out()),
     )

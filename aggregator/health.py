@@ -49,7 +49,7 @@ class HealthReporter:
             return
         began = time.perf_counter()
         watchdog = self._federation.watchdog
-        before, found = watchdog.finding, watchdog.look(now, self._federation.situation)
+        before, found = watchdog.finding, watchdog.look(now, self._federation.situation(now))
         self._look_at = now + max(_LOOK, _SHARE * (time.perf_counter() - began))
         moved = (found.state, found.obstacle, found.cause) != (before.state, before.obstacle, before.cause)
         if found.state is not before.state or (moved and (found.cause or found.obstacle)):
@@ -128,9 +128,7 @@ class HealthReporter:
         """Whether the device needs no attention: others come first, in case not all fit."""
         federation = self._federation
         known = federation.activity[name]
-        attention = (
-            name in federation.core.unlike or name in federation.waits or _unscored(federation.devices.get(name))
-        )
+        attention = name in federation.core.unlike or name in federation.waits or _trouble(federation.devices.get(name))
         return not (attention or (known is not None and known.refused))
 
     def _names(self, now: float) -> Iterator[str]:
@@ -165,17 +163,27 @@ class HealthReporter:
                 core.unlike.get(name)
                 or federation.waits.get(name)
                 or ("" if known is None or not known.refused else known.why)
-                or _unscored(hello)
+                or _trouble(hello)
             )[:400],
             version=version,
             behind=max(0, core.version - version),
             holds=0 if hello is None else max(0, hello.next - max(hello.first, core.hi(name, hello.outbox) + 1)),
-            wakes=0.0 if hello is None else hello.wakes,
+            wakes=self._wakes(name, now),
             metrics={} if report is None else dict(report.metrics),
             metrics_version=0 if report is None else report.version,
             keeps=0 if hello is None else hello.keeps,
             epsilon=core.spent_of(name),
         )
+
+    def _wakes(self, name: str, now: float) -> float:
+        """When a sleeping device wakes, by our clock if it is known how far the two are apart; 0 if it told none."""
+        hello, known = self._federation.devices.get(name), self._federation.activity[name]
+        if hello is None or not hello.wakes:
+            return 0.0
+        its = hello.capabilities.get("clock")
+        if known is None or not isinstance(its, float) or self._federation.unconfirmed(name):
+            return hello.wakes  # its status was retained: it is not known when it was sent
+        return _wall(known.heard, now) + hello.wakes - its
 
     def _state(self, name: str, now: float) -> str:
         """The device's last state, or what the aggregator knows better."""
@@ -185,6 +193,8 @@ class HealthReporter:
         hello, known = federation.devices.get(name), federation.activity[name]
         if hello is None:
             return "unknown"
+        if hello.state.live and federation.unconfirmed(name):
+            return "unconfirmed"
         gap = federation.core.interval([name])
         if gap is None or known is None or not hello.state.live or name in federation.waits:
             return hello.state.value
@@ -192,10 +202,12 @@ class HealthReporter:
         return "silent" if now - known.heard > max(_SILENT_LEAST, _SILENT * usual) else hello.state.value
 
 
-def _unscored(hello: Hello | None) -> str:
-    """Why a device could not be evaluated on its own data, as it reports; empty if it could."""
-    why = "" if hello is None else hello.capabilities.get("evaluation_why", "")
-    return f"its evaluate() failed: {why}" if why else ""
+def _trouble(hello: Hello | None) -> str:
+    """Why a device could not train, or not be evaluated on its own data, as it reports; empty if it could."""
+    said = {} if hello is None else hello.capabilities
+    if why := said.get("training_why", ""):
+        return f"its training gave nothing: {why}"
+    return f"its evaluate() failed: {why}" if (why := said.get("evaluation_why", "")) else ""
 
 
 def _wall(moment: float, now: float) -> float:

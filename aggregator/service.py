@@ -92,6 +92,8 @@ class Aggregator:
         self._standstill = StandstillGuard(lambda: self.feed.standing)
         self._outgoing = PublishQueue(self._sent, self._fitting.refused, before=self._standstill.look)
         self._gate = PublicationGate(self._outgoing.put)
+        self._forgotten = False
+        """Whether the broker has lost what we retained there."""
         self.insists = False
         """Whether to serve although another aggregator did since this store was written."""
 
@@ -263,6 +265,7 @@ class Aggregator:
         marker = f"{topics.aggregator}/{self._boot:x}"
         found = await read_retained(connection, topics.announcement(), topics.aggregator, marker=marker)
         announced = refuse_foreign(self.federation, found, self.tell, begun=begun)
+        self._forgotten = begun and announced is None
         await self._contention.contend(connection, found)
         take_over(self.federation, announced, time.monotonic(), self.tell)
 
@@ -288,7 +291,7 @@ class Aggregator:
                 sending = tasks.create_task(self._outgoing.send(connection), name="send")
                 await connection.subscribe(*self.federation.filters)
                 feeding = tasks.create_task(self.feed.send(connection), name="feed")
-                self.federation.connected(time.monotonic())
+                self.federation.connected(time.monotonic(), forgotten=self._forgotten)
                 await listen_to_operators(connection, self._config.topics)
                 await self._read(connection)
                 await self._drain(connection)

@@ -98,6 +98,8 @@ class DeviceParts:
     """Why the device does not train now, as in its status; empty if it does."""
     unscored: str = ""
     """Why the last evaluation on the device's own data failed; empty if it did not."""
+    untrained: str = ""
+    """Why the last training failed; empty if it did not."""
     used_name: tuple[str, int] = "", 0
     """The name whose version is used for predictions, and the version; empty if it is the newest."""
     withdrawn: str | None = None

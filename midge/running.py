@@ -1,6 +1,7 @@
 """Shared by scripts and commands: parsing a broker's address, and running a service until it is interrupted."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -95,7 +96,13 @@ def _in_children_as_before() -> None:
 
 
 def run_script(service: Service) -> None:
-    """Serve for a script: an error that the user can fix becomes one sentence and exit code 2, without a traceback."""
+    """Serve for a script: an error that the user can fix becomes one sentence and exit code 2, without a traceback.
+
+    Log lines have time and level, unless the script has set up logging.
+    """
+    from midge.logs import TEXT  # noqa: PLC0415 - not for commands that only parse an address
+
+    logging.basicConfig(format=TEXT)
     try:
         run_until_interrupted(service)
     except user_facing_errors() as error:

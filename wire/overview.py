@@ -42,7 +42,7 @@ class DeviceRow(Message):
 
     name: Word
     state: Word
-    """The device's last reported state, or `unknown`; `withdrawn` and `silent` are set by the aggregator."""
+    """The device's last reported state, or the aggregator's: `withdrawn`, `silent`, `unconfirmed` or `unknown`."""
     heard: Age | None = None
     """Age of its last message."""
     accepted: Age | None = None

@@ -39,6 +39,7 @@ class Roster:
         self._unconfirmed: set[str] = set()
         """Devices whose retained status has not been received on the current connection."""
         self._confirmed_by = math.inf
+        self._forgotten = False
         self.known: Callable[[str], bool] = lambda _device: False
         """Whether an update of a device was ever accepted."""
         self.verifies: dict[str, str] = {}
@@ -57,17 +58,23 @@ class Roster:
         self._idle = sum(map(self._counted, self.waits))
         return [*self._compared(), self._number]
 
-    def begin_connection(self, now: float) -> None:
-        """Begin to check retained statuses: those that are not received again were removed meanwhile."""
-        self._unconfirmed, self._confirmed_by = set(self.devices), now + _RETAINED
+    def begin_connection(self, now: float, *, forgotten: bool = False) -> None:
+        """Begin to check retained statuses: those that are not received again were removed meanwhile.
 
-    def unconfirmed(self, now: float) -> list[str]:
-        """Devices whose status was not received again in time, reported once."""
+        Args:
+            now: seconds of the monotonic clock.
+            forgotten: whether the broker has lost all of them; then their devices are lost, and stay in the roster.
+        """
+        self._unconfirmed, self._confirmed_by, self._forgotten = set(self.devices), now + _RETAINED, forgotten
+
+    def unconfirmed(self, now: float) -> tuple[list[str], list[str]]:
+        """Devices whose status was not received again in time, reported once: those that are gone, and lost ones."""
         if now < self._confirmed_by:
-            return []
+            return [], []
         self._confirmed_by = math.inf
         found, self._unconfirmed = list(self._unconfirmed), set()
-        return found
+        lost = [device for device in found if self._forgotten and self.known(device)]
+        return [device for device in found if device not in lost], lost
 
     def take(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
         """Process a status; return events for the core."""

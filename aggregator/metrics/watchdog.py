@@ -68,6 +68,8 @@ class FleetSituation:
     """Alarms about the aggregator's machine, as text: a clock that is wrong, credentials that expire soon."""
     present: int = 0
     """Number of devices that are online or asleep."""
+    asleep: int = 0
+    """Number of those that are asleep."""
     keeping: int = 0
     """Number of those that keep the model that they use, because a newer one is worse on their own rows."""
     left_out: Sequence[str] = ()
@@ -185,7 +187,10 @@ class Watchdog:
             if so.there:
                 return HealthFinding(HealthState.WAITING, f"{_devices(so.there)} there; training waits: {so.waiting}")
             late = now - self._began >= ALONE
-            return HealthFinding(HealthState.WAITING, "No device is there.", obstacle="no device" if late else "")
+            why = (
+                f"No device is awake; {counted(so.asleep, 'device')} sleeping." if so.asleep else "No device is there."
+            )
+            return HealthFinding(HealthState.WAITING, why, obstacle="no device" if late else "")
         if silent <= SOONEST:
             if accepted is None:
                 return HealthFinding(HealthState.WAITING, "No update has been accepted since the aggregator started.")

@@ -152,11 +152,20 @@ class TrainingTask:
 
     def _score_missing(self, why: str) -> None:
         """Have the device's status say why its score is missing or old; empty if it is not."""
-        parts, before = self._parts, self._parts.unscored
-        parts.unscored = why
+        before, self._parts.unscored = self._parts.unscored, why
         if why != before:
-            status = parts.topics.status(parts.config.name)
-            self._publisher.send(status, hello_frame(parts, self._session, DeviceState.READY), retain=True)
+            self._publish_status()
+
+    def ended(self, why: str = "") -> None:
+        """Have the device's status say why its last training failed; empty if it did not."""
+        before, self._parts.untrained = self._parts.untrained, inert(why)
+        if self._parts.untrained != before:
+            self._publish_status()
+
+    def _publish_status(self) -> None:
+        parts = self._parts
+        status = parts.topics.status(parts.config.name)
+        self._publisher.send(status, hello_frame(parts, self._session, DeviceState.READY), retain=True)
 
     def _publish(self, report: Report, announcement: Announcement | None) -> None:
         parts = self._parts

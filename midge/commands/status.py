@@ -22,7 +22,7 @@ _AT_ONCE = 64
 _CHECK = 12.0
 """Seconds in which a check must have its answer: cron and monitors wait for fifteen or so."""
 _REST = 1.0
-"""Seconds of these that are left for everything but the aggregator's answer, which on a slow uplink is behind a chunk."""
+"""Seconds of these that are left for all but the aggregator's answer, which is behind a chunk on a slow uplink."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -47,7 +47,7 @@ def register(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     args.until = time.monotonic() + _CHECK if args.check else None
     try:
-        if args.config is None and args.url is not None and args.federation is None:
+        if not _named(args) and args.url is not None:
             return _list(args)
         return _show(*read_federation(args), args)
     except BrokerError as error:
@@ -75,8 +75,17 @@ def _within(args: argparse.Namespace, asked: Coroutine[Any, Any, T]) -> T:
 
 
 def _alarm(why: str, args: argparse.Namespace) -> int:
-    print(json.dumps(_unseen(args.federation, args.root, why)) if args.json else f"ALARM       {inert(why)}")
+    if args.json:
+        found = _unseen(args.federation, args.root, why)
+        print(json.dumps(found if _named(args) else {**found, "federations": {}}))
+    else:
+        print(f"ALARM       {inert(why)}")
     return 1
+
+
+def _named(args: argparse.Namespace) -> bool:
+    """Whether one federation was asked for: otherwise the answer to a check has `federations`, by name."""
+    return args.config is not None or args.federation is not None
 
 
 def _unseen(federation: str | None, root: str, why: str) -> dict[str, Any]:
@@ -135,7 +144,7 @@ def _check_all(connect: Connector, federations: Sequence[Topics], args: argparse
     alarms = {name: each["alarm"] for name, each in found.items() if each["alarm"]}
     if args.json:
         alarm = "; ".join(f"{name}: {why}" for name, why in alarms.items())
-        print(json.dumps({"federations": found, "alarm": alarm}))
+        print(json.dumps({**_unseen(None, args.root, alarm), "federations": found}))
         return int(bool(alarms))
     for name, each in found.items():
         print(f"federation  {inert(name)}")
@@ -158,7 +167,9 @@ async def _described(connect: Connector, topics: Topics, args: argparse.Namespac
 
 def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
     found = _within(args, _described(connect, topics, args))
-    if args.json:
+    if args.json and args.check and not _named(args):
+        print(json.dumps({**found, "federations": {found["federation"]: found}}))
+    elif args.json:
         print(json.dumps(found))
     else:
         _print(found, args)

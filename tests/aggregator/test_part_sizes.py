@@ -112,9 +112,9 @@ def test_who_takes_less_than_the_floor_is_left_out_and_told(broker: Broker) -> N
     ((_, fields),) = [each for each in broker.life.told if each[0] == "left_out"]
     assert (fields["device"], fields["largest"], fields["least"]) == ("tiny", 512, 1024)
     assert "512" in broker.life.federation.waits["tiny"]
-    assert list(broker.life.federation.situation.left_out) == ["tiny"]
+    assert list(broker.life.federation.situation(0.0).left_out) == ["tiny"]
     broker.hear(greets("tiny", 2048), now=5.0)
-    assert "tiny" not in broker.life.federation.waits and not broker.life.federation.situation.left_out
+    assert "tiny" not in broker.life.federation.waits and not broker.life.federation.situation(0.0).left_out
 
 
 def test_a_restart_and_a_release_keep_to_what_devices_take(tmp_path: Path) -> None:

@@ -187,7 +187,8 @@ def test_another_cause_in_the_same_state_is_reported_and_published_and_other_num
 
     def look(why: str, seconds: float, verdict: str = "accepted") -> None:
         obstacle = Obstacle("held", why, needs=3) if why else None
-        runtime.situation = fleet.situation = replace(fleet.situation, obstacle=obstacle)
+        fleet.situation = replace(fleet.situation, obstacle=obstacle)
+        runtime.situation = lambda _now: fleet.situation
         for _ in range(int(seconds)):
             fleet.now += 1
             fleet.send(verdict, "d0")

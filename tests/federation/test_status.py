@@ -6,6 +6,7 @@ import json
 import math
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.presets import private
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.metrics.device_activity import DeviceActivity
-from midge.aggregator.metrics.watchdog import SOONEST
+from midge.aggregator.metrics.watchdog import FIRST, SOONEST
 from midge.aggregator.service import Aggregator
 from midge.aggregator.store import device_erasure
 from midge.aggregator.store.pausing import pause, resume
@@ -34,7 +35,7 @@ from midge.wire import frames, messages
 from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Hello, Plan
 from midge.wire.topics import Topics
 from tests.aggregator.test_exposition import scrape
-from tests.federation.live import STRATEGY, Log, aggregator, clients, device, overheard, serving, status
+from tests.federation.live import STRATEGY, Log, aggregator, approach, clients, device, overheard, serving, status
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.virtual
@@ -515,6 +516,51 @@ async def test_a_devices_evaluation_that_raises_ends_nothing_and_is_in_its_row(t
     assert found["why"] == "" and found["metrics"] == {"rmse": 0.25}
 
 
+async def test_a_device_whose_training_gives_nothing_says_why_in_its_row(tmp_path: Path) -> None:
+    """Seen to fail: ready, without a reason, while each of its trainings diverged or raised."""
+    twin, log, does = Twin(), Log(), ["well"]
+
+    def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
+        if does[-1] == "raises":
+            raise OSError("no sensor")
+        fit = approach(parameters, plan)
+        return fit if does[-1] == "well" else Fit({n: v * np.nan for n, v in fit.parameters.items()}, examples=10)
+
+    async def why() -> str:
+        await asyncio.sleep(1)  # the status has arrived
+        row: str = (await look(twin))["devices"]["a"]["why"]
+        return row
+
+    async def happens(event: str, before: int) -> None:
+        await log.until(lambda: len(log.of(event, device="a")) > before)
+
+    others = [device(twin, name, log) for name in "bc"]  # the model goes on, and with it the trainings
+    async with serving(served(twin, tmp_path / "store", log), device(twin, "a", log, train=train), *others):
+        await log.until(lambda: log.of("receipt", device="a"))
+        for what, event in (("raises", "trainer_failed"), ("diverges", "unfit"), ("well", "receipt")):
+            does.append(what)
+            await happens(event, len(log.of(event, device="a")))
+            expected = {"raises": "OSError: no sensor", "diverges": "the training did not stay finite", "well": ""}[
+                what
+            ]
+            said = await why()
+            assert said.startswith(f"its training gave nothing: {expected}") if expected else said == ""
+
+
+async def test_a_sleeping_device_wakes_when_it_said_whatever_its_clock(tmp_path: Path) -> None:
+    """Seen to fail: with a clock two hours behind, "119 min ago: it is late"."""
+    twin, log, behind = Twin(), Log(), time.time() - 7200
+    asleep = Hello(state=DeviceState.SLEEPING, outbox=7, wakes=behind + 60, capabilities={"clock": behind})
+    async with serving(served(twin, tmp_path / "store", log)), twin.connect(_options("s")) as connection:
+        await log.until(lambda: log.of("release"))
+        await connection.publish(TOPICS.status("s"), frames.encode(asleep), retain=True)
+        await asyncio.sleep(SOONEST)
+        found = await look(twin)
+    (line,) = (line for line in lines(found) if line.startswith("  s "))
+    assert re.search(r"wakes in [01] min", line), line
+    assert found["health"]["why"] == "No device is awake; 1 device sleeping."
+
+
 async def test_scores_keep_their_version_and_an_alarm_says_why_none_are_newer(tmp_path: Path) -> None:
     """Seen to fail: the scores of version 1 were shown as the newest, and no finite number was shown as nothing."""
     twin, log = Twin(), Log()
@@ -648,6 +694,43 @@ async def test_metrics_say_at_once_that_there_is_no_broker_and_the_status_after_
     told = [messages.decode(AggregatorStatus, each.payload)[0] for each in seen if each.topic == TOPICS.aggregator]
     assert any(each.health for each in told)
     assert not any(each.health.alarming for each in told if each.health is not None)
+
+
+async def test_what_a_broker_kept_of_a_device_shows_it_neither_ready_nor_there(tmp_path: Path) -> None:
+    """Seen to fail: devices that died with their broker were ready for ever, and the fleet stalled without them."""
+    twin, log, dead = Twin(), Log(), Hello(state=DeviceState.READY, outbox=7, next=3)
+    async with twin.connect(_options("power cut")) as connection:
+        await connection.publish(TOPICS.status("a"), frames.encode(dead), retain=True)
+    async with serving(served(twin, tmp_path / "store", log)):
+        await log.until(lambda: log.of("release"))
+        await asyncio.sleep(2)
+        found = await look(twin)
+        assert found["devices"]["a"]["state"] == "unconfirmed"
+        await asyncio.sleep(FIRST + 120)
+        found = await look(twin)
+        assert (found["health"]["state"], found["health"]["why"]) == ("waiting", "No device is there.")
+        async with serving(device(twin, "a", log)):
+            await log.until(lambda: log.of("connected", device="a"))
+            await asyncio.sleep(5)
+            assert (await look(twin))["devices"]["a"]["state"] == "ready"
+
+
+async def test_devices_that_a_broker_without_memory_has_forgotten_are_lost(tmp_path: Path) -> None:
+    """Seen to fail: they were ready for half a minute, and then nobody saw that they are missing."""
+    twin, log = Twin(), Log()
+    async with serving(served(twin, tmp_path / "store", log), device(twin, "b", log, tmp_path / "b")):
+        dying = asyncio.create_task(device(twin, "a", log, tmp_path / "a").serve())
+        await log.until(lambda: all(len(log.of("receipt", device=name)) >= 2 for name in "ab"))
+        twin.kill()
+        dying.cancel()
+        await asyncio.gather(dying, return_exceptions=True)
+        receipts = len(log.of("receipt", device="b"))
+        twin.restart()
+        await log.until(lambda: len(log.of("receipt", device="b")) > receipts)
+        assert (await look(twin))["devices"]["a"]["state"] == "unconfirmed"
+        await asyncio.sleep(40)
+        found = await look(twin)
+    assert {name: row["state"] for name, row in found["devices"].items()} == {"a": "lost", "b": "ready"}
 
 
 async def test_a_status_that_was_taken_off_the_broker_meanwhile_is_gone(tmp_path: Path) -> None:

@@ -79,3 +79,4 @@ async def test_a_check_ends_in_time_however_slow_the_broker_is(
     assert "no answer within" in found["alarm"]
     assert found.keys() > nothing_known("site-0").keys(), "seen to fail: only the alarm"
     assert found["federation"] == (more[1] if more else None) and found["health"] is None
+    assert found.get("federations") == (None if more else {}), "one shape for whoever checks all"
