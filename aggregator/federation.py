@@ -5,7 +5,6 @@ it stays with its device. Operation resumes once the disk has room for the reser
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -30,10 +29,11 @@ from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
 from midge.aggregator.metrics.history_recorder import HistoryRecorder
 from midge.aggregator.metrics.usual_pace import UsualPace
-from midge.aggregator.metrics.watchdog import INTERVALS, FleetSituation, Watchdog
+from midge.aggregator.metrics.watchdog import FleetSituation, Watchdog
 from midge.aggregator.model.export import write_model
 from midge.aggregator.observations import Observations
 from midge.aggregator.opening import begin_or_resume, new_core
+from midge.aggregator.presence import DevicePresence
 from midge.aggregator.processor import Processor
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.publish.model_publisher import ModelPublisher
@@ -54,9 +54,6 @@ from midge.wire.messages import DeviceState, Hello
 
 log = logging.getLogger("aggregator")
 
-_CONFIRMED = 60.0
-"""Seconds of a connection after which a device of which nothing has come is not counted as there: connected ones send
-their status again when the aggregator or the broker has started."""
 _LOOK_FOR_ROOM = 5.0
 """Seconds between two checks whether the disk has room again."""
 
@@ -96,8 +93,6 @@ class FederationRuntime:
         self.issuer = issuer or AnnouncementSigner(config.topics)
         self._chunk = config.chunk
         self._looked_for_room = 0.0
-        self._connected = -math.inf
-        """When the connection began."""
         self.store = (store or Store(config.directory)).__enter__()
         try:
             self.config = config = begin_or_resume(self.store, config)
@@ -119,6 +114,7 @@ class FederationRuntime:
             )
             self._roster.is_site = Bounds(sites=tuple(config.sites)).is_site
             self._observed = Observations(outlet.tell, Bounds().devices)
+            self.presence = DevicePresence(self._roster.devices, self._observed.activity)
             self._pace = UsualPace(self.store)
             self.watchdog = Watchdog(self._observed.activity, now, self._pace.interval, self._pace.training)
             self.history = HistoryRecorder(self.store, outlet.meters, self.issuer.dating.now, now)
@@ -278,24 +274,8 @@ class FederationRuntime:
             now: seconds of the monotonic clock.
             forgotten: whether the broker has lost what was retained.
         """
-        self._connected = now
+        self.presence.connected(now)
         self._roster.begin_connection(now, forgotten=forgotten)
-
-    def unconfirmed(self, device: str) -> bool:
-        """Whether nothing has come from a device on this connection: its status is what the broker kept, or we did."""
-        known = self.activity[device]
-        return self._connected > -math.inf and (known is None or known.heard < self._connected)
-
-    def _absent(self, now: float) -> Collection[str]:
-        """Devices whose retained status says that they are there, and of which nothing has come for too long."""
-        since, usual = now - self._connected, self.core.interval(self.devices) or 0.0
-        if not _CONFIRMED < since < math.inf:
-            return ()
-        return {
-            name
-            for name, hello in self.devices.items()
-            if hello.state.live and self.unconfirmed(name) and since > INTERVALS * (self.core.interval([name]) or usual)
-        }
 
     def _detect_rollback(self, now: float) -> None:
         """Continue above the devices' version, if the store turns out to be behind it."""
@@ -411,7 +391,7 @@ class FederationRuntime:
         clock = (self.issued.doubt,) if self.issued.doubt else ()
         more = [alarm for alarms in self.more_alarms for alarm in alarms()]
         own = (*clock, *self.credential_alarms.now(), *more)
-        return _situation(self.core, self._roster, own, self._absent(now))
+        return _situation(self.core, self._roster, own, self.presence.absent(now, self.core.interval))
 
     def everything(self) -> Iterator[Post]:
         """All messages that must be retained at the broker."""

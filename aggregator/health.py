@@ -181,7 +181,7 @@ class HealthReporter:
         if hello is None or not hello.wakes:
             return 0.0
         its = hello.capabilities.get("clock")
-        if known is None or not isinstance(its, float) or self._federation.unconfirmed(name):
+        if known is None or not isinstance(its, float) or self._federation.presence.unconfirmed(name):
             return hello.wakes  # its status was retained: it is not known when it was sent
         return _wall(known.heard, now) + hello.wakes - its
 
@@ -193,7 +193,7 @@ class HealthReporter:
         hello, known = federation.devices.get(name), federation.activity[name]
         if hello is None:
             return "unknown"
-        if hello.state.live and federation.unconfirmed(name):
+        if hello.state.live and federation.presence.unconfirmed(name):
             return "unconfirmed"
         gap = federation.core.interval([name])
         if gap is None or known is None or not hello.state.live or name in federation.waits:

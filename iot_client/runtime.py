@@ -406,13 +406,10 @@ class DeviceRuntime:
             parts.counters.killed += 1
             log.warning("%s: %s; it is tried again after a while.", parts.config.name, error)
             parts.tell("killed_training", why=str(error), killed=parts.counters.killed)
-            self._training_task.ended(str(error))
             self.put(ev.Killed(str(error)))
         except Unfit as error:
             log.warning("%s: nothing is sent: %s", parts.config.name, error)
             parts.tell("unfit", why=str(error))
-            if not isinstance(error, NoConsent):
-                self._training_task.ended(str(error))
             self.put(ended(error))
         except TrainerError:
             raise
@@ -423,11 +420,9 @@ class DeviceRuntime:
             log.exception("%s: the training failed, %d of %d times.", parts.config.name, self._failed, _FAILURES)
             why = f"{type(error).__name__}: {error}"
             parts.tell("trainer_failed", why=why, failed=self._failed)
-            self._training_task.ended(why)
             self.put(ev.Killed(why))
         else:
             self._failed = 0
-            self._training_task.ended()
             self.trained(made)
 
     def trained(self, made: EncodedUpdate) -> None:

@@ -63,7 +63,7 @@ class TrainingTask:
             parts.aliases.measure = self._measure
 
     async def train(self, state: State, announcement: Announcement, plan: Plan) -> EncodedUpdate:
-        """Train from a state.
+        """Train from a state. If there is no update, the device's status says why.
 
         Raises:
             TrainingKilled: the process that trained was killed.
@@ -71,6 +71,20 @@ class TrainingTask:
             TrainerError: the result is no update, or the model has local tensors without values.
             Exception: whatever the trainer raised.
         """
+        try:
+            made = await self._train(state, announcement, plan)
+        except NoConsent:
+            raise  # the owner's decision is no failure
+        except (TrainingKilled, Unfit, TrainerError) as error:
+            self._ended(str(error))
+            raise
+        except Exception as error:
+            self._ended(f"{type(error).__name__}: {error}")
+            raise
+        self._ended("")
+        return made
+
+    async def _train(self, state: State, announcement: Announcement, plan: Plan) -> EncodedUpdate:
         parts = self._parts
         name = parts.config.name
         self._check_consent()
@@ -156,7 +170,7 @@ class TrainingTask:
         if why != before:
             self._publish_status()
 
-    def ended(self, why: str = "") -> None:
+    def _ended(self, why: str) -> None:
         """Have the device's status say why its last training failed; empty if it did not."""
         before, self._parts.untrained = self._parts.untrained, inert(why)
         if self._parts.untrained != before:

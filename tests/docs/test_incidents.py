@@ -74,6 +74,7 @@ def alarms() -> list[str]:
         "paused",
         "frozen",
         "able",
+        "asleep",
         "waiting",
         "there",
         "interval",
