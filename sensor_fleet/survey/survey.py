@@ -60,8 +60,8 @@ class Survey:
     rows: int
     k_min: int
     few: float | None
-    """Mean rows of the tenth of the devices with the fewest, at least `k_min` of them. None if the others are fewer:
-    the rows of these would be the difference to all."""
+    """Mean rows of the tenth of the devices with the fewest, at least `k_min` of them. None if fewer lie between these
+    and the tenth with the most, or beyond either: their rows would be the difference to all."""
     many: float | None
     channels: tuple[ChannelSurvey, ...]
     classes: dict[str, int]
@@ -165,7 +165,8 @@ def surveyed(
     sound = sound if len(sound) >= max(k_min, len(summaries) // 2) else list(summaries)
     rows = np.sort([one.rows for one in summaries])
     tenth = max(k_min, -(-len(rows) // 10))
-    shown = len(rows) == tenth or len(rows) >= tenth + k_min
+    between = len(rows) - 2 * tenth
+    shown = len(rows) == tenth or between == 0 or between >= k_min
     common = {} if named else {kind: count for kind, count in counts.items() if count >= k_min}
     found = Survey(
         devices=len(summaries),

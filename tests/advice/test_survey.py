@@ -163,14 +163,21 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "sensor-07" not in capsys.readouterr().out + Path("survey.html").read_text()
 
 
-@pytest.mark.parametrize("devices", range(5, 30))
-def test_no_number_of_rows_is_that_of_few_devices(devices: int) -> None:
-    """Seen to fail: all rows less those of the five devices with the most were those of the sixth."""
-    found = surveyed(
-        {name: Rows(rows.x[:size], rows.y[:size]) for size, (name, rows) in enumerate(fleet(devices).items(), 40)}
-    )
-    behind = max(5, -(-devices // 10))
-    assert (found.few is None) == (found.many is None) == (0 < devices - behind < 5)
+@pytest.mark.parametrize("k_min", [2, 5])
+@pytest.mark.parametrize("devices", [*range(5, 32), 60, 101])
+def test_no_number_of_rows_is_that_of_few_devices(devices: int, k_min: int) -> None:
+    """Seen to fail: all rows less the most and the fewest were the sixth device's of eleven; the most only, of six."""
+    found = surveyed(fleet(devices), k_min=k_min)
+    tenth = max(k_min, -(-devices // 10))
+    assert (found.few is None) == (found.many is None)
+    if found.few is not None:
+        behind = [set(range(devices)), set(range(tenth)), set(range(devices - tenth, devices))]
+        # Whoever adds and subtracts the sums knows those of every group that only some of these have.
+        groups: dict[tuple[bool, ...], int] = {}
+        for device in range(devices):
+            group = tuple(device in each for each in behind)
+            groups[group] = groups.get(group, 0) + 1
+        assert all(count >= k_min for count in groups.values())
 
 
 def test_missing_values_of_few_devices_have_no_share() -> None:
