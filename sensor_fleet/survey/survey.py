@@ -1,7 +1,10 @@
 """A survey of a fleet's data: pooled from the devices' summaries, with no number that one device alone would show.
 
-Every number is over at least `k_min` devices. An end of a range is the mean over the `k_min` most extreme devices. A
-class that fewer devices hold is counted with the others. Of a single device only a fault is named, never a value.
+Every number is over at least `k_min` devices, and so is the difference of two. An end of a range is the mean over the
+`k_min` most extreme devices. A class that fewer devices hold is counted with others, in every number. Devices on which
+an input has one and the same value are not behind its numbers: the rest of the sum is the others'. Numbers are rounded
+(`rounding`), so that no equation between them has a single solution. Of a single device only a fault is named, never a
+value.
 """
 
 import math
@@ -11,9 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from midge.sensor_fleet.data import FleetData
 from midge.sensor_fleet.survey.faults import Fault, faults
+from midge.sensor_fleet.survey.rounding import rounded, two_digits
 from midge.sensor_fleet.survey.summary import summarise
 from midge.wire.moments import Moments, pool
 from midge.wire.row_statistics import Counts, Floats, RowStatistics
@@ -39,12 +44,15 @@ class ChannelSurvey:
     low: float | None
     """Mean over the devices whose 1 % quantiles are lowest."""
     high: float | None
+    """The same of the highest 99 %; None for an end if fewer than `k_min` of its devices are beyond a common value."""
     shift: float | None
     """Share of the variance that lies between devices, without what chance adds: 0 alike, 1 each its own."""
     drift: float | None
     """Mean over the devices of |later half − earlier half|, in deviations of a device, beyond chance."""
     constant: bool = False
     """Whether it has one value, the same in all rows of all devices."""
+    uniform: bool = False
+    """Whether that holds for all but fewer than `k_min` devices: numbers would be those of these, so it has none."""
 
     @property
     def empty(self) -> bool:
@@ -58,6 +66,7 @@ class Survey:
 
     devices: int
     rows: int
+    """Two digits, as of all numbers of rows."""
     k_min: int
     few: float | None
     """Mean rows of the tenth of the devices with the fewest, at least `k_min` of them. None if fewer lie between these
@@ -66,8 +75,8 @@ class Survey:
     channels: tuple[ChannelSurvey, ...]
     classes: dict[str, int]
     """Rows of each class that at least `k_min` devices hold."""
-    holders: dict[str, int]
-    """Devices that hold each of these classes: how the population is covered."""
+    holders: dict[str, int | None]
+    """Devices that hold each of these classes: how the population is covered. None: all but fewer than `k_min`."""
     rare: tuple[str, ...]
     """Classes that fewer than `k_min` devices hold: they have no number."""
     hidden: tuple[str, ...]
@@ -75,7 +84,8 @@ class Survey:
     rare_rows: int | None
     """Rows of rare and hidden classes together; None if they are of fewer than `k_min` devices."""
     label_shift: float | None
-    """Mean total variation distance of a device's classes from the fleet's: 0 alike, 1 disjoint. None: regression."""
+    """Mean total variation distance of a device's classes from the fleet's: 0 alike, 1 disjoint. Rare and hidden
+    classes count as one. None: regression, or no class is shown."""
     label_chance: float | None
     """What it would be if rows were dealt at random."""
     label_drift: float | None
@@ -170,10 +180,10 @@ def surveyed(
     common = {} if named else {kind: count for kind, count in counts.items() if count >= k_min}
     found = Survey(
         devices=len(summaries),
-        rows=int(rows.sum()),
+        rows=int(two_digits(rows.sum())),
         k_min=k_min,
-        few=float(rows[:tenth].mean()) if shown else None,
-        many=float(rows[-tenth:].mean()) if shown else None,
+        few=two_digits(rows[:tenth].mean()) if shown else None,
+        many=two_digits(rows[-tenth:].mean()) if shown else None,
         channels=tuple(_channel(summaries, sound, place, name, k_min) for place, name in enumerate(channels)),
         classes={},
         holders={},
@@ -201,27 +211,47 @@ def _channel(
     having = np.array([one.moments.count[place] for one in every])
     # Who has none at all is known from the faults, so devices that have some must be enough as well.
     behind = (np.count_nonzero(each) for each in (lacking, having, lacking * having))
-    missing = None if any(0 < devices < k_min for devices in behind) else float(lacking.sum() / max(values, 1))
-    parts = [_one(one.moments, place) for one in sound if one.moments.count[place]]
+    hides = any(0 < devices < k_min for devices in behind)
+    missing = None if hides else two_digits(lacking.sum() / max(values, 1))
+    having_some = [one for one in sound if one.moments.count[place]]
+    parts = [_one(one.moments, place) for one in having_some]
     if len(parts) < k_min:
         return ChannelSurvey(name, missing, None, None, None, None, None, None)
+    constants = Counter(float(part.mean[0]) for part in parts if part.m2[0] == 0)
+    if 0 < len(parts) - max(constants.values(), default=0) < k_min:
+        return ChannelSurvey(name, missing, None, None, None, None, None, None, uniform=True)
     whole = pool(parts)
-    low = np.sort([one.low[place] for one in sound if one.moments.count[place]])
-    high = np.sort([one.high[place] for one in sound if one.moments.count[place]])
+    deviation = float(np.sqrt(whole.m2[0] / whole.count[0]))
+    means = np.array([part.mean[0] for part in parts])
+    error = max(float(np.std(means)) / math.sqrt(len(means)), deviation / math.sqrt(float(whole.count[0])))
     halves = [tuple(_one(half, place) for half in one.row_halves) for one in sound]
     values_of = {(one.moments.mean[place], one.moments.m2[place]) for one in every if one.moments.count[place]}
     constant = len(values_of) == 1 and values_of.pop()[1] == 0
+    shift, drift = None if constant else _between([pool(half) for half in halves], k_min), _drift(halves, k_min)
     return ChannelSurvey(
         name,
         missing,
-        float(whole.mean[0]),
-        float(np.sqrt(whole.m2[0] / whole.count[0])),
-        float(low[:k_min].mean()),
-        float(high[-k_min:].mean()),
-        None if constant else _between([pool(half) for half in halves], k_min),
-        _drift(halves, k_min),
+        rounded(float(whole.mean[0]), error),
+        two_digits(deviation),
+        _end(np.sort([one.low[place] for one in having_some]), k_min),
+        _end(np.sort([one.high[place] for one in having_some])[::-1], k_min),
+        None if shift is None else two_digits(shift),
+        None if drift is None else two_digits(drift),
         constant,
     )
+
+
+def _end(values: Floats, k_min: int) -> float | None:
+    """The mean of the first `k_min` values; None if most devices there share one, and fewer than `k_min` have others.
+
+    The sum of these others would follow: of an alarm that is 0 elsewhere, how many devices raise it.
+    """
+    chosen = values[:k_min]
+    here, everywhere = (dict(zip(*np.unique(each, return_counts=True), strict=True)) for each in (chosen, values))
+    shared = [value for value in here if everywhere[value] >= k_min or 2 * here[value] > k_min]
+    if len(here) > 1 and shared:
+        return None
+    return rounded(float(chosen.mean()), float(np.std(chosen)) / math.sqrt(k_min))
 
 
 def _one(moments: Moments, place: int) -> Moments:
@@ -285,12 +315,39 @@ def _with_labels(
     # Their rows are the difference of all rows and the shown ones, so enough devices must be behind it as well.
     while (~often).any() and often.any() and _holders(table[:, ~often]) < k_min:
         often[np.flatnonzero(often)[np.argmin(holders[often])]] = False
-    shares = total / max(total.sum(), 1)
+    hidden = int(total[~often].sum())
+    found = replace(
+        found,
+        classes={name: int(two_digits(total[place])) for place, name in enumerate(classes) if often[place]},
+        holders={
+            name: None if 0 < len(table) - holders[place] < k_min else int(holders[place])
+            for place, name in enumerate(classes)
+            if often[place]
+        },
+        rare=tuple(name for place, name in enumerate(classes) if holders[place] < k_min),
+        hidden=tuple(name for place, name in enumerate(classes) if holders[place] >= k_min and not often[place]),
+        rare_rows=int(two_digits(hidden)) if _holders(table[:, ~often]) >= k_min else None,
+    )
+    if not often.any() or _holders(table) < k_min:
+        return found
+    halves = [tuple(_together(half, often) for half in one.label_halves) for one in summaries]
+    return _with_shifts(found, _together(table, often), halves, k_min, rng)
+
+
+def _together(counts: Counts, shown: npt.NDArray[np.bool_]) -> Counts:
+    """Counts by class, in the last dimension, with the classes that are not shown as one."""
+    rest: Counts = counts[..., ~shown].sum(axis=-1, keepdims=True)
+    return np.concatenate([counts[..., shown], rest], axis=-1)
+
+
+def _with_shifts(
+    found: Survey, table: Counts, halves: Sequence[tuple[Counts, ...]], k_min: int, rng: np.random.Generator
+) -> Survey:
+    shares = table.sum(axis=0) / table.sum()
     chance = []
     rows = table.sum(axis=1)
     for _ in range(max(1, DRAWS // len(rows))):
         chance += [float(_apart(rng.multinomial(count, shares), shares)) for count in rows if count]
-    halves = [one.label_halves for one in summaries]
     drifts = [
         _apart(early, late / late.sum()) - _by_chance(early + late, int(early.sum()), rng)
         for early, late in halves
@@ -298,14 +355,9 @@ def _with_labels(
     ]
     return replace(
         found,
-        classes={name: int(total[place]) for place, name in enumerate(classes) if often[place]},
-        holders={name: int(holders[place]) for place, name in enumerate(classes) if often[place]},
-        rare=tuple(name for place, name in enumerate(classes) if holders[place] < k_min),
-        hidden=tuple(name for place, name in enumerate(classes) if holders[place] >= k_min and not often[place]),
-        rare_rows=int(total[~often].sum()) if _holders(table[:, ~often]) >= k_min else None,
-        label_shift=float(np.mean([_apart(each, shares) for each in table if each.sum()])),
-        label_chance=float(np.mean(chance)),
-        label_drift=max(0.0, float(np.mean(drifts))) if len(drifts) >= k_min else None,
+        label_shift=two_digits(float(np.mean([_apart(each, shares) for each in table if each.sum()]))),
+        label_chance=two_digits(float(np.mean(chance))),
+        label_drift=two_digits(max(0.0, float(np.mean(drifts)))) if len(drifts) >= k_min else None,
     )
 
 
