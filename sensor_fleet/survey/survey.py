@@ -28,8 +28,6 @@ SURE: Final = 2.5
 """Standard errors that a drift must exceed; below, it is 0."""
 DRAWS: Final = 200
 """Draws of how unlike devices would be at random."""
-MOST: Final = 2_000
-"""Maximum number of devices of which rows are read, evenly spaced over all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +120,7 @@ def survey(
     Raises:
         ValueError: there are fewer than `k_min` devices, or `k_min` is below 2.
     """
-    names = list(data.devices)
-    if len(names) > MOST:
-        names = [names[place] for place in np.linspace(0, len(names) - 1, MOST).round().astype(int)]
-    summaries = [summarise(name, data.devices[name], data) for name in names]
+    summaries = [summarise(name, rows, data) for name, rows in data.devices.items()]
     found = input_names(summaries, channels)
     return surveyed(summaries, found, data.names, k_min=k_min, seed=seed, named=named)
 
