@@ -237,6 +237,14 @@ def test_mistakes_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert why in capsys.readouterr().err
 
 
+def test_where_rows_may_go_is_checked_before_anything_is_trained() -> None:
+    """Seen to fail: KeyError: 'moon', after everything was trained."""
+    told: list[str] = []
+    with pytest.raises(ValueError, match="rows_may_go is 'moon': give nowhere, site, anywhere, or None"):
+        midge.advise("digits", model="linear", days=0.1, seeds=1, rows_may_go="moon", tell=told.append)  # type: ignore[arg-type]
+    assert not told
+
+
 # ------------------------------------------------------------------------------ the rows
 
 
