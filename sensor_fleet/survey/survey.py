@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from midge.sensor_fleet.data import FleetData
 from midge.sensor_fleet.survey.faults import Fault, faults
-from midge.sensor_fleet.survey.rounding import rounded, two_digits
+from midge.sensor_fleet.survey.rounding import error_of, rounded, rounded_mean, rounded_sum, two_digits
 from midge.sensor_fleet.survey.summary import summarise
 from midge.wire.moments import Moments, pool
 from midge.wire.row_statistics import Counts, Floats, RowStatistics
@@ -64,7 +64,7 @@ class Survey:
 
     devices: int
     rows: int
-    """Two digits, as of all numbers of rows."""
+    """At most two digits, as of all numbers of rows."""
     k_min: int
     few: float | None
     """Mean rows of the tenth of the devices with the fewest, at least `k_min` of them. None if fewer lie between these
@@ -175,10 +175,10 @@ def surveyed(
     common = {} if named else {kind: count for kind, count in counts.items() if count >= k_min}
     found = Survey(
         devices=len(summaries),
-        rows=int(two_digits(rows.sum())),
+        rows=rounded_sum(rows),
         k_min=k_min,
-        few=two_digits(rows[:tenth].mean()) if shown else None,
-        many=two_digits(rows[-tenth:].mean()) if shown else None,
+        few=rounded_mean(rows[:tenth]) if shown else None,
+        many=rounded_mean(rows[-tenth:]) if shown else None,
         channels=tuple(_channel(summaries, sound, place, name, k_min) for place, name in enumerate(channels)),
         classes={},
         holders={},
@@ -201,13 +201,13 @@ def surveyed(
 def _channel(
     every: Sequence[RowStatistics], sound: Sequence[RowStatistics], place: int, name: str, k_min: int
 ) -> ChannelSurvey:
-    values = sum(one.values for one in every)
+    values = np.array([one.values for one in every])
     lacking = np.array([one.missing[place] for one in every])
     having = np.array([one.moments.count[place] for one in every])
     # Who has none at all is known from the faults, so devices that have some must be enough as well.
     behind = (np.count_nonzero(each) for each in (lacking, having, lacking * having))
     hides = any(0 < devices < k_min for devices in behind)
-    missing = None if hides else two_digits(lacking.sum() / max(values, 1))
+    missing = None if hides else rounded_mean(lacking / np.maximum(values, 1), np.maximum(values, 1))
     having_some = [one for one in sound if one.moments.count[place]]
     parts = [_one(one.moments, place) for one in having_some]
     if len(parts) < k_min:
@@ -217,8 +217,10 @@ def _channel(
         return ChannelSurvey(name, missing, None, None, None, None, None, None, uniform=True)
     whole = pool(parts)
     deviation = float(np.sqrt(whole.m2[0] / whole.count[0]))
-    means = np.array([part.mean[0] for part in parts])
-    error = max(float(np.std(means)) / math.sqrt(len(means)), deviation / math.sqrt(float(whole.count[0])))
+    count, means = (np.array([getattr(part, name)[0] for part in parts]) for name in ("count", "mean"))
+    error = max(error_of(means, count), deviation / math.sqrt(float(whole.count[0])))
+    squares = np.array([part.m2[0] for part in parts]) / count + (means - whole.mean[0]) ** 2
+    of_deviation = error_of(squares, count) / (2 * deviation) if deviation else 0.0
     halves = [tuple(_one(half, place) for half in one.row_halves) for one in sound]
     values_of = {(one.moments.mean[place], one.moments.m2[place]) for one in every if one.moments.count[place]}
     constant = len(values_of) == 1 and values_of.pop()[1] == 0
@@ -227,7 +229,7 @@ def _channel(
         name,
         missing,
         rounded(float(whole.mean[0]), error),
-        two_digits(deviation),
+        two_digits(rounded(deviation, of_deviation)),
         _end(np.sort([one.low[place] for one in having_some]), k_min),
         _end(np.sort([one.high[place] for one in having_some])[::-1], k_min),
         None if shift is None else two_digits(shift),
@@ -246,7 +248,7 @@ def _end(values: Floats, k_min: int) -> float | None:
     shared = [value for value in here if everywhere[value] >= k_min or 2 * here[value] > k_min]
     if len(here) > 1 and shared:
         return None
-    return rounded(float(chosen.mean()), float(np.std(chosen)) / math.sqrt(k_min))
+    return rounded(float(chosen.mean()), error_of(chosen, np.ones(k_min)))
 
 
 def _one(moments: Moments, place: int) -> Moments:
@@ -305,15 +307,13 @@ def _with_labels(
 ) -> Survey:
     table = np.stack([one.labels for one in summaries])
     holders = (table > 0).sum(axis=0)
-    total = table.sum(axis=0)
     often = holders >= k_min
     # Their rows are the difference of all rows and the shown ones, so enough devices must be behind it as well.
     while (~often).any() and often.any() and _holders(table[:, ~often]) < k_min:
         often[np.flatnonzero(often)[np.argmin(holders[often])]] = False
-    hidden = int(total[~often].sum())
     found = replace(
         found,
-        classes={name: int(two_digits(total[place])) for place, name in enumerate(classes) if often[place]},
+        classes={name: rounded_sum(table[:, place]) for place, name in enumerate(classes) if often[place]},
         holders={
             name: None if 0 < len(table) - holders[place] < k_min else int(holders[place])
             for place, name in enumerate(classes)
@@ -321,7 +321,7 @@ def _with_labels(
         },
         rare=tuple(name for place, name in enumerate(classes) if holders[place] < k_min),
         hidden=tuple(name for place, name in enumerate(classes) if holders[place] >= k_min and not often[place]),
-        rare_rows=int(two_digits(hidden)) if _holders(table[:, ~often]) >= k_min else None,
+        rare_rows=rounded_sum(table[:, ~often].sum(axis=1)) if _holders(table[:, ~often]) >= k_min else None,
     )
     if not often.any() or _holders(table) < k_min:
         return found
@@ -350,8 +350,8 @@ def _with_shifts(
     ]
     return replace(
         found,
-        label_shift=two_digits(float(np.mean([_apart(each, shares) for each in table if each.sum()]))),
-        label_chance=two_digits(float(np.mean(chance))),
+        label_shift=rounded_mean([_apart(each, shares) for each in table if each.sum()]),
+        label_chance=rounded_mean(chance),
         label_drift=two_digits(max(0.0, float(np.mean(drifts)))) if len(drifts) >= k_min else None,
     )
 

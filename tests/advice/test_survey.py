@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from midge.__main__ import main
 from midge.sensor_fleet.data import FleetData, Rows
 from midge.sensor_fleet.report.survey_sections import findings, survey_page
-from midge.sensor_fleet.survey.rounding import rounded, two_digits
+from midge.sensor_fleet.survey.rounding import rounded, rounded_mean, rounded_sum, two_digits
 from midge.sensor_fleet.survey.survey import Survey, survey
 from tests.report.pages import Page
 
@@ -201,17 +201,40 @@ def test_numbers_have_the_digits_that_stand() -> None:
         column = NAMES.index(name)
         each = [rows.x[:, column].astype(float) for rows in devices.values()]
         mean, error = np.concatenate(each).mean(), np.std([x.mean() for x in each]) / np.sqrt(12)
-        assert abs(one["mean"] - mean) <= 1.25 * error and one["mean"] == float(f"{one['mean']:.4g}")
+        assert abs(one["mean"] - mean) <= 0.6 * error and one["mean"] == float(f"{one['mean']:.4g}")
         for end in (one["low"], one["high"]):
             assert end == float(f"{end:.4g}")
     assert all(number is None or number == float(f"{number:.2g}") for number in two)
     assert said["rows"] != sizes.sum()
 
 
+def test_a_number_is_not_that_of_the_one_device_that_makes_most_of_it() -> None:
+    """Seen to fail: five devices hold a class, four of them one row each, and two digits showed those of the fifth."""
+    rows, shares = set(), set()
+    for own in range(40, 76, 2):
+        devices = {name: Rows(each.x, each.y % 2) for name, each in fleet().items()}
+        for name, count in [("d01", 1), ("d02", 1), ("d03", 1), ("d04", 1), ("d05", own)]:
+            y, x = devices[name].y.copy(), devices[name].x.copy()
+            y[:count], x[:count, 1] = 2, np.nan
+            devices[name] = Rows(x, y)
+        found = surveyed(devices)
+        rows.add(found.classes["c"])
+        shares.add(found.channels[1].missing)
+    assert rows == {40, 60, 50, 100}
+    assert shares == {0.04, 0.06, 0.05, 0.1}
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=30), st.data())
+def test_no_number_above_zero_is_rounded_to_zero(values: list[int], data: st.DataObject) -> None:
+    """With a step above the standard error, one device with all the rows had none."""
+    weights = data.draw(st.lists(st.integers(1, 1000), min_size=len(values), max_size=len(values)))
+    assert (rounded_sum(np.array(values)) > 0) == (rounded_mean(values, weights) > 0) == any(values)
+
+
 @given(value=st.floats(-1e6, 1e6), error=st.floats(1e-9, 1e6))
 def test_a_number_is_rounded_to_its_standard_error(value: float, error: float) -> None:
     near = rounded(value, error)
-    assert abs(near - value) <= 1.2501 * error + 1e-11 * abs(value)
+    assert abs(near - value) <= 0.5001 * error + 1e-11 * abs(value)
     assert near == rounded(near, error)
 
 
@@ -293,7 +316,7 @@ def test_missing_values_of_few_devices_have_no_share() -> None:
     for name in ("d04", "d05", "d06", "d07"):
         devices = changed(devices, name, np.where(np.arange(80)[:, None] < 7, np.nan, devices[name].x))
     found = surveyed(changed(devices, "d03", gap))
-    assert found.channels[1].missing == 0.036
+    assert found.channels[1].missing == 0.04
 
 
 @pytest.mark.parametrize("devices", [5, 6, 10])
@@ -325,7 +348,7 @@ def test_a_device_with_a_single_row_is_surveyed_with_the_others() -> None:
     devices = fleet()
     devices["d12"] = Rows(devices["d11"].x[:1] + 1, devices["d11"].y[:1])
     found = surveyed(devices)
-    assert found.devices == 13 and found.rows == 960
+    assert found.devices == 13 and found.rows == 950
     assert all(one.mean is not None and one.shift is not None for one in found.channels)
 
 
@@ -351,7 +374,7 @@ def test_a_share_of_missing_values_is_not_that_of_few_devices(silent: int, partl
         x[: 80 if number < silent else 24 if number < silent + partly else 0, 1] = np.nan
         devices = changed(devices, name, x)
     missing = surveyed(devices).channels[1].missing
-    assert missing == (None if partly < 5 else pytest.approx((80 * silent + 24 * partly) / (12 * 80), rel=0.01))
+    assert missing == (None if partly < 5 else pytest.approx((80 * silent + 24 * partly) / (12 * 80), abs=0.05))
 
 
 def test_a_class_that_hides_another_is_not_called_rare() -> None:
