@@ -273,6 +273,7 @@ class DeviceParts:
             "month": self.budget.packed(),
             "trouble": None if self.trouble is None else (time.monotonic() - self.trouble[0], self.trouble[1]),
             "intake": [] if self.config.samples is None else self.config.samples.received(),
+            "expired": 0 if self.config.samples is None else self.config.samples.expired,
         }
 
     def spent(self, moved: int) -> None:

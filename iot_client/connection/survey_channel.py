@@ -1,4 +1,7 @@
-"""Answers an operator's surveys: statistics of the device's rows, once for each request, or why it gives none."""
+"""Answers an operator's surveys: statistics of the device's rows, once for each request, or why it gives none.
+
+However often it is asked, its statistics change only with whole blocks of rows (`Samples.recorded`).
+"""
 
 import asyncio
 import logging

@@ -62,10 +62,12 @@ def _counts(y: npt.NDArray[Any], classes: int) -> Counts:
 
 
 def summary_of(device: str, samples: Samples) -> tuple[Columns, RowStatistics]:
-    """The summary of a device's samples: of all rows that it holds now, as they came.
+    """The summary of a device's samples: of the rows that it holds now, as they came, in whole blocks of `LEAST`.
+
+    So the difference of two summaries is over at least `LEAST` rows, as each of them is.
 
     Raises:
-        TooFewRows: there are fewer than `LEAST`.
+        TooFewRows: there is no whole block.
         ValueError: its labels are no numbers of classes, or of too many.
     """
     rows = samples.recorded()

@@ -32,7 +32,7 @@ EVERY = 300.0
 BATCH = 1024
 """Rows that are written at once."""
 LEAST = 32
-"""Minimum rows for statistics."""
+"""Minimum rows for statistics, and by which those of a survey may grow."""
 CLIP = 10.0
 """Robust deviations from the median beyond which a value is an outlier: never reached by a normal distribution."""
 DEVIATION = 1.4826
@@ -43,6 +43,8 @@ OBSERVED = "observe"
 """The source of rows that a program gives."""
 _NEW = " new"
 """Mark with the number of rows that no training has taken yet."""
+_PLACE = " place"
+"""Mark with the number of rows that were kept since the file was made."""
 
 
 class Source(Protocol):
@@ -127,6 +129,8 @@ class Samples:
         """Value of `seen` before the oldest row that has not expired."""
         self.seen = 0
         """Number of rows kept since the start, plus those stored before."""
+        self._before = 0
+        """Rows kept before all these, in earlier runs: they are gone."""
         self._taken = 0
         """Value of `seen` when a training last took the rows."""
         self._stored = 0
@@ -296,32 +300,30 @@ class Samples:
             rows = self._rows()
             if take:
                 self._taken = self.seen
-        x, y, self.clipped = self._cut(rows)
+        x, y, self.clipped = _cut(rows, self.kind, self._clip)
         return x, y
 
     def recorded(self) -> Array:
-        """All rows as they came, oldest first: of shape (n, features), or with the label as the last column."""
+        """Rows as they came, oldest first: of shape (n, features), or with the label as the last column.
+
+        Only whole blocks of `LEAST` rows, counted from the first row ever kept: what two calls return differs by at
+        least as many rows, whatever came, fell out of the ring, expired, or was read again from the file.
+        """
         with self._lock:
             self.expire()
-            return self._rows()
+            first = -(-(self.seen - len(self) + self._before) // LEAST) * LEAST - self._before
+            end = (self.seen + self._before) // LEAST * LEAST - self._before
+            if end > self._stored:
+                self.flush()  # rows that a crash takes away would give their places to others
+            return self._ring[np.arange(first, end) % self.capacity]
 
     def newest(self, most: int) -> tuple[Array, npt.NDArray[Any], int]:
         """The newest rows as `arrays` returns them, clipped by their own medians; and `seen` with the last of them."""
         with self._lock:
             self.expire()
             rows, seen = self._rows(most), self.seen
-        x, y, _ = self._cut(rows)
+        x, y, _ = _cut(rows, self.kind, self._clip)
         return x, y, seen
-
-    def _cut(self, rows: Array) -> tuple[Array, npt.NDArray[Any], int]:
-        """Inputs and targets of rows, which are clipped in place, and the number of outliers."""
-        clipped = 0
-        if self._clip is not None and len(rows):
-            clipped = _clip(rows[:, :-1] if self.kind == "classification" else rows, self._clip)
-        if self.label is None:
-            return rows, rows, clipped
-        y: npt.NDArray[Any] = rows[:, -1]
-        return rows[:, :-1], y.astype(np.int64) if self.kind == "classification" else y, clipped
 
     def moments(self) -> dict[str, Moments]:
         """Normalisation statistics: of `input`, and for regression of `target`; none with fewer than `least` rows."""
@@ -377,7 +379,8 @@ class Samples:
                 return
             new = np.arange(self.seen - min(self.seen - self._stored, len(self)), self.seen) % self.capacity
             try:
-                self._file.write(self._ring[new], self.capacity, {_NEW: str(self.new)}, float(self._times[new].min()))
+                marks = {_NEW: str(self.new), _PLACE: str(self._before + self.seen)}
+                self._file.write(self._ring[new], self.capacity, marks, float(self._times[new].min()))
             except (DiskFull, DatabaseError) as error:
                 log.warning("Samples cannot be written to %s (%s): they stay in memory.", self.path, error)
                 return
@@ -399,6 +402,7 @@ class Samples:
         self._times[: len(kept)] = times[len(times) - len(kept) :]
         self._present |= np.isfinite(kept[:, : len(self.features)]).any(axis=0)
         self._taken = max(0, self.seen - int(self.marks.pop(_NEW, "0")))
+        self._before = max(0, int(self.marks.pop(_PLACE, "0")) - self.seen)
 
 
 def lose_unclassed(
@@ -409,6 +413,17 @@ def lose_unclassed(
     samples.reject("classes", why)
     samples.unlabelled += 1
     intake.lose(f"{samples.label} is none of the classes", why, text, line)
+
+
+def _cut(rows: Array, kind: Kind, clip: float | None) -> tuple[Array, npt.NDArray[Any], int]:
+    """Inputs and targets of rows, which are clipped in place, and the number of outliers."""
+    clipped = 0
+    if clip is not None and len(rows):
+        clipped = _clip(rows[:, :-1] if kind == "classification" else rows, clip)
+    if kind == "reconstruction":
+        return rows, rows, clipped
+    y: npt.NDArray[Any] = rows[:, -1]
+    return rows[:, :-1], y.astype(np.int64) if kind == "classification" else y, clipped
 
 
 def _text(line: str | None, given: npt.NDArray[Any]) -> str:

@@ -225,6 +225,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         )
     said += [f"{name:<9} version {version}, which goes before it" for name, version in found.get("names", {}).items()]
     said += [f"rows      {each['words']}" for each in (running or {}).get("intake", ())]
+    if expired := (running or {}).get("expired", 0):
+        said.append(f"expired   {counted(expired, 'row')} since the start, by age: no longer here")
     if (samples := found["samples"]) is not None:
         said.append(
             f"samples   {samples['bytes']:,} bytes of rows on disk, {counted(samples['new'], 'row')} new when written"

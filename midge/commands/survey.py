@@ -96,13 +96,16 @@ def _of_file(args: argparse.Namespace) -> "Survey":
 
 def _print(found: "Survey") -> None:
     from midge.commands.virtual import print_table  # noqa: PLC0415
-    from midge.sensor_fleet.report.quantities import MISSING, percent, significant  # noqa: PLC0415 - an extra
+    from midge.sensor_fleet.report.quantities import MISSING, percent, plain  # noqa: PLC0415 - an extra
     from midge.sensor_fleet.report.survey_sections import findings  # noqa: PLC0415
 
     def number(value: float | None) -> str:
-        return MISSING if value is None else significant(value)
+        return MISSING if value is None else plain(value)
 
-    say(f"{counted(found.devices, 'device')}, {counted(found.rows, 'row')}; numbers are over at least {found.k_min}.")
+    say(
+        f"{counted(found.devices, 'device')}, about {counted(found.rows, 'row')}; numbers are over at least "
+        f"{found.k_min} devices, and have the digits that stand."
+    )
     for sentence in findings(found):
         say(f"- {sentence}")
     say()

@@ -5,7 +5,7 @@ import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -142,6 +142,8 @@ def advise(
     for name, number, least in (("seeds", seeds, 1), ("processes", processes, 2), ("sites", sites, 2)):
         if number is not None and number < least:
             raise ValueError(f"{name} is {number}: give at least {least}.")
+    if rows_may_go not in (None, *get_args(Reach)):
+        raise ValueError(f"rows_may_go is {rows_may_go!r}: give {', '.join(get_args(Reach))}, or None.")
     for name, value in (("days", days), ("data_days", data_days)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value:g}: give a number above 0.")

@@ -217,11 +217,11 @@ class _Advising:
         )
         assert federated is not None
         if chosen.way == "alone":
-            gives = f"gives {self.value(federated, 'own')} on these rows" if self.judge.own else "is"
-            return (
-                f"A common model {gives}, {self.not_better(federated)}, and "
-                f"costs each device {self.value(federated, 'monthly_bytes')} a month."
-            )
+            gives = "On new rows a common model is"
+            if self.judge.own:
+                gives = f"A common model gives {self.value(federated, 'own')} on these rows, {self.where}"
+            costs = f"costs each device {self.value(federated, 'monthly_bytes')} a month"
+            return f"{gives} {self.not_better(federated)}, and {costs}."
         if chosen.way in ("pooled", "data-parallel"):
             return (
                 f"The federation reaches {self.value(federated, 'score')} in {self.value(federated, 'seconds')} of the "
@@ -242,9 +242,9 @@ class _Advising:
         judge, alone = self.judge, self.chosen
         gain = judge.gain(judge.value(federated), judge.value(alone))
         if gain > judge.margin(judge.value(federated)):
-            words = f"{self.where} better by less than the seeds differ"
+            words = "better by less than the seeds differ"
             return self.said("both", "within spread", federated, gain, words, other=alone)
-        return f"{self.where} {self.compared(federated, alone, 'both')}"
+        return self.compared(federated, alone, "both")
 
     @property
     def where(self) -> str:

@@ -46,7 +46,13 @@ def findings(found: "Survey") -> list[str]:
         said.append(f"No device has a value of {_listed(empty)}.")
     if constant := [one.name for one in found.channels if one.constant]:
         said.append(f"One value in all rows of all devices: {_listed(constant)}. No model learns from that.")
-    if scarce := [one.name for one in found.channels if one.mean is None and not one.empty]:
+    if uniform := [one.name for one in found.channels if one.uniform]:
+        have = "it has" if len(uniform) == 1 else "they have"
+        said.append(
+            f"All but a few devices have one value of {_listed(uniform)}, so {have} no numbers. They would be those of "
+            "the few."
+        )
+    if scarce := [one.name for one in found.channels if one.mean is None and not one.empty and not one.uniform]:
         said.append(f"Too few devices for a number have values of {_listed(scarce)}.")
     if found.rare:
         hidden = (
@@ -101,7 +107,8 @@ def _sections(found: "Survey", source: str, notes: Sequence[str]) -> Iterator[Se
 def _classes(found: "Survey", room: Size) -> BarChart | None:
     if not found.classes:
         return None
-    rows = [(name, f"{whole(count)} on {found.holders[name]:,}") for name, count in found.classes.items()]
+    on = {name: "most" if held is None else f"{held:,}" for name, held in found.holders.items()}
+    rows = [(name, f"{whole(count)} on {on[name]}") for name, count in found.classes.items()]
     x = scales.of_counts(1.05 * max(found.classes.values()), count=3, tight=True)
     drawing = BarChart(room[0], "Rows: " + ", ".join(map(": ".join, rows)), rows, x, x_name="rows")
     for place, count in enumerate(found.classes.values()):

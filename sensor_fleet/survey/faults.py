@@ -93,7 +93,7 @@ def _units(summaries: Sequence[RowStatistics], channels: Sequence[str]) -> list[
             device = summaries[place].device
             if words := _temperature(mean[place], spread[place], middle, width, between):
                 found.append(Fault(device, "unit", f"{name} is {words}"))
-            elif logs[place] > APART * typical and sizes[place] > 0:
+            elif usual > 0 and logs[place] > APART * typical and sizes[place] > 0:
                 ratio = sizes[place] / usual
                 near = min(FACTORS, key=lambda factor: abs(np.log(ratio / factor)))
                 # A conversion scales the spread as well; otherwise it is another operating point.

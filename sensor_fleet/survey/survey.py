@@ -1,7 +1,10 @@
 """A survey of a fleet's data: pooled from the devices' summaries, with no number that one device alone would show.
 
-Every number is over at least `k_min` devices. An end of a range is the mean over the `k_min` most extreme devices. A
-class that fewer devices hold is counted with the others. Of a single device only a fault is named, never a value.
+Every number is over at least `k_min` devices, and so is the difference of two. An end of a range is the mean over the
+`k_min` most extreme devices. A class that fewer devices hold is counted with others, in every number. Devices on which
+an input has one and the same value are not behind its numbers: the rest of the sum is the others'. Numbers are rounded
+(`rounding`), so that no equation between them has a single solution. Of a single device only a fault is named, never a
+value.
 """
 
 import math
@@ -11,9 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from midge.sensor_fleet.data import FleetData
 from midge.sensor_fleet.survey.faults import Fault, faults
+from midge.sensor_fleet.survey.rounding import error_of, rounded, rounded_mean, rounded_sum, two_digits
 from midge.sensor_fleet.survey.summary import summarise
 from midge.wire.moments import Moments, pool
 from midge.wire.row_statistics import Counts, Floats, RowStatistics
@@ -23,8 +28,6 @@ SURE: Final = 2.5
 """Standard errors that a drift must exceed; below, it is 0."""
 DRAWS: Final = 200
 """Draws of how unlike devices would be at random."""
-MOST: Final = 2_000
-"""Maximum number of devices of which rows are read, evenly spaced over all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,15 @@ class ChannelSurvey:
     low: float | None
     """Mean over the devices whose 1 % quantiles are lowest."""
     high: float | None
+    """The same of the highest 99 %; None for an end if fewer than `k_min` of its devices are beyond a common value."""
     shift: float | None
     """Share of the variance that lies between devices, without what chance adds: 0 alike, 1 each its own."""
     drift: float | None
     """Mean over the devices of |later half − earlier half|, in deviations of a device, beyond chance."""
     constant: bool = False
     """Whether it has one value, the same in all rows of all devices."""
+    uniform: bool = False
+    """Whether that holds for all but fewer than `k_min` devices: numbers would be those of these, so it has none."""
 
     @property
     def empty(self) -> bool:
@@ -58,16 +64,17 @@ class Survey:
 
     devices: int
     rows: int
+    """At most two digits, as of all numbers of rows."""
     k_min: int
     few: float | None
-    """Mean rows of the tenth of the devices with the fewest, at least `k_min` of them. None if the others are fewer:
-    the rows of these would be the difference to all."""
+    """Mean rows of the tenth of the devices with the fewest, at least `k_min` of them. None if fewer lie between these
+    and the tenth with the most, or beyond either: their rows would be the difference to all."""
     many: float | None
     channels: tuple[ChannelSurvey, ...]
     classes: dict[str, int]
     """Rows of each class that at least `k_min` devices hold."""
-    holders: dict[str, int]
-    """Devices that hold each of these classes: how the population is covered."""
+    holders: dict[str, int | None]
+    """Devices that hold each of these classes: how the population is covered. None: all but fewer than `k_min`."""
     rare: tuple[str, ...]
     """Classes that fewer than `k_min` devices hold: they have no number."""
     hidden: tuple[str, ...]
@@ -75,7 +82,8 @@ class Survey:
     rare_rows: int | None
     """Rows of rare and hidden classes together; None if they are of fewer than `k_min` devices."""
     label_shift: float | None
-    """Mean total variation distance of a device's classes from the fleet's: 0 alike, 1 disjoint. None: regression."""
+    """Mean total variation distance of a device's classes from the fleet's: 0 alike, 1 disjoint. Rare and hidden
+    classes count as one. None: regression, or no class is shown."""
     label_chance: float | None
     """What it would be if rows were dealt at random."""
     label_drift: float | None
@@ -112,10 +120,7 @@ def survey(
     Raises:
         ValueError: there are fewer than `k_min` devices, or `k_min` is below 2.
     """
-    names = list(data.devices)
-    if len(names) > MOST:
-        names = [names[place] for place in np.linspace(0, len(names) - 1, MOST).round().astype(int)]
-    summaries = [summarise(name, data.devices[name], data) for name in names]
+    summaries = [summarise(name, rows, data) for name, rows in data.devices.items()]
     found = input_names(summaries, channels)
     return surveyed(summaries, found, data.names, k_min=k_min, seed=seed, named=named)
 
@@ -165,14 +170,15 @@ def surveyed(
     sound = sound if len(sound) >= max(k_min, len(summaries) // 2) else list(summaries)
     rows = np.sort([one.rows for one in summaries])
     tenth = max(k_min, -(-len(rows) // 10))
-    shown = len(rows) == tenth or len(rows) >= tenth + k_min
+    between = len(rows) - 2 * tenth
+    shown = len(rows) == tenth or between == 0 or between >= k_min
     common = {} if named else {kind: count for kind, count in counts.items() if count >= k_min}
     found = Survey(
         devices=len(summaries),
-        rows=int(rows.sum()),
+        rows=rounded_sum(rows),
         k_min=k_min,
-        few=float(rows[:tenth].mean()) if shown else None,
-        many=float(rows[-tenth:].mean()) if shown else None,
+        few=rounded_mean(rows[:tenth]) if shown else None,
+        many=rounded_mean(rows[-tenth:]) if shown else None,
         channels=tuple(_channel(summaries, sound, place, name, k_min) for place, name in enumerate(channels)),
         classes={},
         holders={},
@@ -195,32 +201,54 @@ def surveyed(
 def _channel(
     every: Sequence[RowStatistics], sound: Sequence[RowStatistics], place: int, name: str, k_min: int
 ) -> ChannelSurvey:
-    values = sum(one.values for one in every)
+    values = np.array([one.values for one in every])
     lacking = np.array([one.missing[place] for one in every])
     having = np.array([one.moments.count[place] for one in every])
     # Who has none at all is known from the faults, so devices that have some must be enough as well.
     behind = (np.count_nonzero(each) for each in (lacking, having, lacking * having))
-    missing = None if any(0 < devices < k_min for devices in behind) else float(lacking.sum() / max(values, 1))
-    parts = [_one(one.moments, place) for one in sound if one.moments.count[place]]
+    hides = any(0 < devices < k_min for devices in behind)
+    missing = None if hides else rounded_mean(lacking / np.maximum(values, 1), np.maximum(values, 1))
+    having_some = [one for one in sound if one.moments.count[place]]
+    parts = [_one(one.moments, place) for one in having_some]
     if len(parts) < k_min:
         return ChannelSurvey(name, missing, None, None, None, None, None, None)
+    constants = Counter(float(part.mean[0]) for part in parts if part.m2[0] == 0)
+    if 0 < len(parts) - max(constants.values(), default=0) < k_min:
+        return ChannelSurvey(name, missing, None, None, None, None, None, None, uniform=True)
     whole = pool(parts)
-    low = np.sort([one.low[place] for one in sound if one.moments.count[place]])
-    high = np.sort([one.high[place] for one in sound if one.moments.count[place]])
+    deviation = float(np.sqrt(whole.m2[0] / whole.count[0]))
+    count, means = (np.array([getattr(part, name)[0] for part in parts]) for name in ("count", "mean"))
+    error = max(error_of(means, count), deviation / math.sqrt(float(whole.count[0])))
+    squares = np.array([part.m2[0] for part in parts]) / count + (means - whole.mean[0]) ** 2
+    of_deviation = error_of(squares, count) / (2 * deviation) if deviation else 0.0
     halves = [tuple(_one(half, place) for half in one.row_halves) for one in sound]
     values_of = {(one.moments.mean[place], one.moments.m2[place]) for one in every if one.moments.count[place]}
     constant = len(values_of) == 1 and values_of.pop()[1] == 0
+    shift, drift = None if constant else _between([pool(half) for half in halves], k_min), _drift(halves, k_min)
     return ChannelSurvey(
         name,
         missing,
-        float(whole.mean[0]),
-        float(np.sqrt(whole.m2[0] / whole.count[0])),
-        float(low[:k_min].mean()),
-        float(high[-k_min:].mean()),
-        None if constant else _between([pool(half) for half in halves], k_min),
-        _drift(halves, k_min),
+        rounded(float(whole.mean[0]), error),
+        two_digits(rounded(deviation, of_deviation)),
+        _end(np.sort([one.low[place] for one in having_some]), k_min),
+        _end(np.sort([one.high[place] for one in having_some])[::-1], k_min),
+        None if shift is None else two_digits(shift),
+        None if drift is None else two_digits(drift),
         constant,
     )
+
+
+def _end(values: Floats, k_min: int) -> float | None:
+    """The mean of the first `k_min` values; None if most devices there share one, and fewer than `k_min` have others.
+
+    The sum of these others would follow: of an alarm that is 0 elsewhere, how many devices raise it.
+    """
+    chosen = values[:k_min]
+    here, everywhere = (dict(zip(*np.unique(each, return_counts=True), strict=True)) for each in (chosen, values))
+    shared = [value for value in here if everywhere[value] >= k_min or 2 * here[value] > k_min]
+    if len(here) > 1 and shared:
+        return None
+    return rounded(float(chosen.mean()), error_of(chosen, np.ones(k_min)))
 
 
 def _one(moments: Moments, place: int) -> Moments:
@@ -279,17 +307,42 @@ def _with_labels(
 ) -> Survey:
     table = np.stack([one.labels for one in summaries])
     holders = (table > 0).sum(axis=0)
-    total = table.sum(axis=0)
     often = holders >= k_min
     # Their rows are the difference of all rows and the shown ones, so enough devices must be behind it as well.
     while (~often).any() and often.any() and _holders(table[:, ~often]) < k_min:
         often[np.flatnonzero(often)[np.argmin(holders[often])]] = False
-    shares = total / max(total.sum(), 1)
+    found = replace(
+        found,
+        classes={name: rounded_sum(table[:, place]) for place, name in enumerate(classes) if often[place]},
+        holders={
+            name: None if 0 < len(table) - holders[place] < k_min else int(holders[place])
+            for place, name in enumerate(classes)
+            if often[place]
+        },
+        rare=tuple(name for place, name in enumerate(classes) if holders[place] < k_min),
+        hidden=tuple(name for place, name in enumerate(classes) if holders[place] >= k_min and not often[place]),
+        rare_rows=rounded_sum(table[:, ~often].sum(axis=1)) if _holders(table[:, ~often]) >= k_min else None,
+    )
+    if not often.any() or _holders(table) < k_min:
+        return found
+    halves = [tuple(_together(half, often) for half in one.label_halves) for one in summaries]
+    return _with_shifts(found, _together(table, often), halves, k_min, rng)
+
+
+def _together(counts: Counts, shown: npt.NDArray[np.bool_]) -> Counts:
+    """Counts by class, in the last dimension, with the classes that are not shown as one."""
+    rest: Counts = counts[..., ~shown].sum(axis=-1, keepdims=True)
+    return np.concatenate([counts[..., shown], rest], axis=-1)
+
+
+def _with_shifts(
+    found: Survey, table: Counts, halves: Sequence[tuple[Counts, ...]], k_min: int, rng: np.random.Generator
+) -> Survey:
+    shares = table.sum(axis=0) / table.sum()
     chance = []
     rows = table.sum(axis=1)
     for _ in range(max(1, DRAWS // len(rows))):
         chance += [float(_apart(rng.multinomial(count, shares), shares)) for count in rows if count]
-    halves = [one.label_halves for one in summaries]
     drifts = [
         _apart(early, late / late.sum()) - _by_chance(early + late, int(early.sum()), rng)
         for early, late in halves
@@ -297,14 +350,9 @@ def _with_labels(
     ]
     return replace(
         found,
-        classes={name: int(total[place]) for place, name in enumerate(classes) if often[place]},
-        holders={name: int(holders[place]) for place, name in enumerate(classes) if often[place]},
-        rare=tuple(name for place, name in enumerate(classes) if holders[place] < k_min),
-        hidden=tuple(name for place, name in enumerate(classes) if holders[place] >= k_min and not often[place]),
-        rare_rows=int(total[~often].sum()) if _holders(table[:, ~often]) >= k_min else None,
-        label_shift=float(np.mean([_apart(each, shares) for each in table if each.sum()])),
-        label_chance=float(np.mean(chance)),
-        label_drift=max(0.0, float(np.mean(drifts))) if len(drifts) >= k_min else None,
+        label_shift=rounded_mean([_apart(each, shares) for each in table if each.sum()]),
+        label_chance=rounded_mean(chance),
+        label_drift=two_digits(max(0.0, float(np.mean(drifts)))) if len(drifts) >= k_min else None,
     )
 
 

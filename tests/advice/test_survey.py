@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from midge.__main__ import main
 from midge.sensor_fleet.data import FleetData, Rows
 from midge.sensor_fleet.report.survey_sections import findings, survey_page
+from midge.sensor_fleet.survey.rounding import rounded, rounded_mean, rounded_sum, two_digits
 from midge.sensor_fleet.survey.survey import Survey, survey
 from tests.report.pages import Page
 
@@ -40,7 +43,7 @@ def test_a_sound_fleet_has_no_findings() -> None:
     found = surveyed(fleet(devices=40, rows=200))
     assert not found.faults and not found.rare
     assert set(found.holders.values()) == {40}
-    assert found.rows == 8000 and sum(found.classes.values()) == 8000
+    assert found.rows == 8000 and sum(found.classes.values()) == pytest.approx(8000, rel=0.05)
     assert found.label_shift is not None and found.label_chance is not None and found.label_drift is not None
     assert abs(found.label_shift - found.label_chance) < 0.02
     assert found.label_drift < 0.02
@@ -80,6 +83,17 @@ def test_copies_and_repetitions() -> None:
     assert found == {"d03": "copy", "d04": "copy", "d09": "repeats"}
 
 
+def test_every_device_of_a_large_fleet_is_surveyed() -> None:
+    """Seen to fail: of 2,100 devices 2,000 were read without a word, and no broken one among the others was found."""
+    devices = fleet(2100, rows=8)
+    left_out = [f"d{number}" for number in (10, 31, 52, 2089)]
+    for name in left_out:
+        devices = changed(devices, name, devices[name].x * [1, 1, 1000])
+    found = surveyed(devices)
+    assert found.devices == 2100 and found.rows == 17_000
+    assert [(fault.device, fault.kind) for fault in found.faults] == [(name, "unit") for name in left_out]
+
+
 def test_shift_and_drift_are_found() -> None:
     devices = fleet()
     for number, (name, rows) in enumerate(list(devices.items())):
@@ -102,20 +116,132 @@ def test_shift_and_drift_are_found() -> None:
 # ------------------------------------------------------------------- no device alone
 
 
+def with_a_class_on_one_device(rows: int) -> dict[str, Rows]:
+    """Devices with the classes a and b; of one of them, the first rows of class a are of class c."""
+    devices = {name: Rows(each.x, each.y % 2) for name, each in fleet().items()}
+    y = devices["d05"].y.copy()
+    y[np.flatnonzero(y == 0)[:rows]] = 2
+    return {**devices, "d05": Rows(devices["d05"].x, y)}
+
+
 def test_no_number_changes_with_a_class_that_one_device_holds() -> None:
-    """Seen to fail: the rows of all classes less those that were shown were the rows of that one device."""
-    found = []
-    for count in (7, 31):
-        devices = fleet()
-        for name, rows in devices.items():
-            devices[name] = Rows(rows.x, rows.y % 2)
-        y = devices["d05"].y.copy()
-        y[:count] = 2
-        devices["d05"] = Rows(devices["d05"].x, y)
-        found.append(surveyed(devices))
-    for one in found:
-        assert one.rare == ("c",) and len(one.hidden) == 1, "a second class hides it"
-        assert one.rare_rows == one.rows - sum(one.classes.values())
+    """Seen to fail: all rows less the shown classes were those of that one device; its label shift had one solution."""
+    one, other = (surveyed(with_a_class_on_one_device(rows)) for rows in (7, 31))
+    assert one.packed() == other.packed()
+    assert one.rare == ("c",) and one.hidden == ("a",), "a second class hides it"
+    assert one.rare_rows is not None and one.label_shift is not None
+    assert one.rare_rows == pytest.approx(one.rows - sum(one.classes.values()), abs=20)
+
+
+def test_a_class_that_only_one_other_hides_leaves_no_number_of_labels() -> None:
+    """Seen to fail: of one label shift a search found the rows of the class, and of the device."""
+    devices = {name: Rows(each.x, each.y * 0) for name, each in fleet().items()}
+    devices["d05"] = Rows(devices["d05"].x, np.r_[np.ones(23, int), np.zeros(57, int)])
+    found = surveyed(devices)
+    assert (found.rare, found.hidden, found.classes) == (("b", "c"), ("a",), {})
+    assert found.label_shift is found.label_chance is found.label_drift is None
+    assert found.rare_rows == found.rows
+    assert "Few devices hold b, c" in " ".join(findings(found))
+    assert "lies" not in Page(survey_page(found, "rows")).text.split("Inputs")[0].split("Classes")[1]
+
+
+def test_a_class_that_all_but_one_device_hold_has_no_number_of_devices() -> None:
+    """Seen to fail: 11 of 12."""
+    devices = fleet()
+    devices["d05"] = Rows(devices["d05"].x, devices["d05"].y % 2)
+    found = surveyed(devices)
+    assert found.holders == {"a": 12, "b": 12, "c": None}
+    assert "c: 300 on most" in " ".join(Page(survey_page(found, "rows")).text.split())
+
+
+@pytest.mark.parametrize("devices", [12, 40])
+@pytest.mark.parametrize("own", range(7))
+@pytest.mark.parametrize("what", ["alarm", "counter", "operating point"])
+def test_no_number_is_of_values_that_few_devices_have(devices: int, own: int, what: str) -> None:
+    """Seen to fail: rows times the mean was the number of alarms, or a counter's sum, of the one device with any."""
+    rows, rng = fleet(devices), np.random.default_rng(1)
+    for place, (name, each) in enumerate(list(rows.items())):
+        x = each.x.copy()
+        ways = {"alarm": rng.random(80) < 0.2, "counter": rng.poisson(3, 80), "operating point": rng.normal(3, 1, 80)}
+        x[:, 1] = ways[what] if place < own else 0
+        rows = changed(rows, name, x)
+    one = surveyed(rows).channels[1]
+    assert one.uniform == (0 < own < 5) and one.constant == (own == 0)
+    if one.uniform:
+        assert one.mean is one.deviation is one.low is one.high is one.shift is one.drift is None
+        said = " ".join(findings(surveyed(rows)))
+        assert "All but a few devices have one value of acceleration, so it has no numbers." in said
+        assert "Too few devices" not in said
+
+
+@pytest.mark.parametrize("own", [1, 4, 5, 6])
+def test_an_end_of_a_range_counts_no_few_devices(own: int) -> None:
+    """Seen to fail: all devices raise the alarm now and then, and five times the high end was how many do it often."""
+    rows = fleet(12, rows=300)
+    for place, (name, each) in enumerate(list(rows.items())):
+        each.x[:, 1] = np.arange(300) % (37 if place < own else 149) == 0
+        rows = changed(rows, name, each.x)
+    channel = surveyed(rows).channels[1]
+    assert channel.mean is not None and channel.low == 0
+    assert channel.high == (None if own < 5 else 1.0)
+
+
+def test_numbers_have_the_digits_that_stand() -> None:
+    """Seen to fail: sixteen digits, of which the rows of single devices follow by a search."""
+    sizes = np.random.default_rng(2).integers(33, 80, 12)
+    devices = {
+        name: Rows(each.x[:size], each.y[:size])
+        for size, (name, each) in zip(sizes.tolist(), fleet(12, seed=4).items(), strict=True)
+    }
+    said = surveyed(devices).packed()
+    two = [*(said[name] for name in ("rows", "few", "many", "label_shift", "label_chance", "label_drift"))]
+    two += said["classes"].values()
+    for name, one in zip(NAMES, said["channels"], strict=True):
+        two += [one["missing"], one["deviation"], one["shift"], one["drift"]]
+        column = NAMES.index(name)
+        each = [rows.x[:, column].astype(float) for rows in devices.values()]
+        mean, error = np.concatenate(each).mean(), np.std([x.mean() for x in each]) / np.sqrt(12)
+        assert abs(one["mean"] - mean) <= 0.6 * error and one["mean"] == float(f"{one['mean']:.4g}")
+        for end in (one["low"], one["high"]):
+            assert end == float(f"{end:.4g}")
+    assert all(number is None or number == float(f"{number:.2g}") for number in two)
+    assert said["rows"] != sizes.sum()
+
+
+def test_a_number_is_not_that_of_the_one_device_that_makes_most_of_it() -> None:
+    """Seen to fail: five devices hold a class, four of them one row each, and two digits showed those of the fifth."""
+    rows, shares = set(), set()
+    for own in range(40, 76, 2):
+        devices = {name: Rows(each.x, each.y % 2) for name, each in fleet().items()}
+        for name, count in [("d01", 1), ("d02", 1), ("d03", 1), ("d04", 1), ("d05", own)]:
+            y, x = devices[name].y.copy(), devices[name].x.copy()
+            y[:count], x[:count, 1] = 2, np.nan
+            devices[name] = Rows(x, y)
+        found = surveyed(devices)
+        rows.add(found.classes["c"])
+        shares.add(found.channels[1].missing)
+    assert rows == {40, 60, 50, 100}
+    assert shares == {0.04, 0.06, 0.05, 0.1}
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=30), st.data())
+def test_no_number_above_zero_is_rounded_to_zero(values: list[int], data: st.DataObject) -> None:
+    """With a step above the standard error, one device with all the rows had none."""
+    weights = data.draw(st.lists(st.integers(1, 1000), min_size=len(values), max_size=len(values)))
+    assert (rounded_sum(np.array(values)) > 0) == (rounded_mean(values, weights) > 0) == any(values)
+
+
+@given(value=st.floats(-1e6, 1e6), error=st.floats(1e-9, 1e6))
+def test_a_number_is_rounded_to_its_standard_error(value: float, error: float) -> None:
+    near = rounded(value, error)
+    assert abs(near - value) <= 0.5001 * error + 1e-11 * abs(value)
+    assert near == rounded(near, error)
+
+
+def test_a_share_below_one_is_not_rounded_to_one() -> None:
+    """An input without any value is called empty."""
+    assert (two_digits(1.0), two_digits(0.996), two_digits(0.0), two_digits(1996)) == (1.0, 0.99, 0.0, 2000)
+    assert rounded(0.1, 0.0) == 0.1
 
 
 def test_the_ends_of_a_range_are_of_several_devices() -> None:
@@ -163,14 +289,21 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "sensor-07" not in capsys.readouterr().out + Path("survey.html").read_text()
 
 
-@pytest.mark.parametrize("devices", range(5, 30))
-def test_no_number_of_rows_is_that_of_few_devices(devices: int) -> None:
-    """Seen to fail: all rows less those of the five devices with the most were those of the sixth."""
-    found = surveyed(
-        {name: Rows(rows.x[:size], rows.y[:size]) for size, (name, rows) in enumerate(fleet(devices).items(), 40)}
-    )
-    behind = max(5, -(-devices // 10))
-    assert (found.few is None) == (found.many is None) == (0 < devices - behind < 5)
+@pytest.mark.parametrize("k_min", [2, 5])
+@pytest.mark.parametrize("devices", [*range(5, 32), 60, 101])
+def test_no_number_of_rows_is_that_of_few_devices(devices: int, k_min: int) -> None:
+    """Seen to fail: all rows less the most and the fewest were the sixth device's of eleven; the most only, of six."""
+    found = surveyed(fleet(devices), k_min=k_min)
+    tenth = max(k_min, -(-devices // 10))
+    assert (found.few is None) == (found.many is None)
+    if found.few is not None:
+        behind = [set(range(devices)), set(range(tenth)), set(range(devices - tenth, devices))]
+        # Whoever adds and subtracts the sums knows those of every group that only some of these have.
+        groups: dict[tuple[bool, ...], int] = {}
+        for device in range(devices):
+            group = tuple(device in each for each in behind)
+            groups[group] = groups.get(group, 0) + 1
+        assert all(count >= k_min for count in groups.values())
 
 
 def test_missing_values_of_few_devices_have_no_share() -> None:
@@ -183,7 +316,7 @@ def test_missing_values_of_few_devices_have_no_share() -> None:
     for name in ("d04", "d05", "d06", "d07"):
         devices = changed(devices, name, np.where(np.arange(80)[:, None] < 7, np.nan, devices[name].x))
     found = surveyed(changed(devices, "d03", gap))
-    assert found.channels[1].missing == pytest.approx(5 * 7 / (12 * 80))
+    assert found.channels[1].missing == 0.04
 
 
 @pytest.mark.parametrize("devices", [5, 6, 10])
@@ -215,7 +348,7 @@ def test_a_device_with_a_single_row_is_surveyed_with_the_others() -> None:
     devices = fleet()
     devices["d12"] = Rows(devices["d11"].x[:1] + 1, devices["d11"].y[:1])
     found = surveyed(devices)
-    assert found.devices == 13 and found.rows == 12 * 80 + 1
+    assert found.devices == 13 and found.rows == 950
     assert all(one.mean is not None and one.shift is not None for one in found.channels)
 
 
@@ -241,7 +374,7 @@ def test_a_share_of_missing_values_is_not_that_of_few_devices(silent: int, partl
         x[: 80 if number < silent else 24 if number < silent + partly else 0, 1] = np.nan
         devices = changed(devices, name, x)
     missing = surveyed(devices).channels[1].missing
-    assert missing == (None if partly < 5 else pytest.approx((80 * silent + 24 * partly) / (12 * 80)))
+    assert missing == (None if partly < 5 else pytest.approx((80 * silent + 24 * partly) / (12 * 80), abs=0.05))
 
 
 def test_a_class_that_hides_another_is_not_called_rare() -> None:
@@ -261,7 +394,8 @@ def test_a_class_that_hides_another_is_not_called_rare() -> None:
 
     first = next(iter(devices.values()))
     twice = survey(FleetData(fleet(), first, "classification", 3, ("a", "a", "c"), "table", (3,), 0))
-    assert list(twice.classes) == ["a (0)", "a (1)", "c"] and sum(twice.classes.values()) == twice.rows
+    assert list(twice.classes) == ["a (0)", "a (1)", "c"]
+    assert sum(twice.classes.values()) == pytest.approx(twice.rows, rel=0.05)
 
 
 def test_inputs_that_tell_nothing_are_found(

@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
@@ -17,7 +18,7 @@ from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Connection, Options
 from midge.broker.mqtt.fleet_survey import FleetSurvey, SurveyAnswers
 from midge.iot_client.data.row_summary import summary_of
-from midge.iot_client.data.samples import Samples
+from midge.iot_client.data.samples import LEAST, Samples
 from midge.iot_client.masking_requirement import RequireSecure
 from midge.iot_client.state.consent import Consent
 from midge.sensor_fleet.data import FleetData, Rows
@@ -125,7 +126,8 @@ async def test_a_live_survey_is_that_of_a_file_with_the_same_rows(tmp_path: Path
     pool = most_alike(answers.rows)
     assert pool is not None and pool.others == ("shifted",)
     found = survey_answers(pool, k_min=5)
-    assert found.packed() == of_file(rows).packed()
+    whole_blocks = {name: Rows(each.x[:64], each.y[:64]) for name, each in rows.items()}
+    assert found.packed() == of_file(whole_blocks).packed()
     assert [(each.device, each.kind) for each in found.faults] == [("d07", "unit")]
     assert dropped == {"malformed": 1}, "the noise; no answer is counted"
 
@@ -319,9 +321,88 @@ async def test_rows_that_have_expired_are_in_no_summary() -> None:
     rows = fleet(1)["d00"]
     samples = samples_of(rows, expire=60.0, wall=lambda: now[0])
     now[0] += 61.0
-    for x, y in zip(rows.x[:40], rows.y[:40], strict=True):
+    for x, y in zip(rows.x, rows.y, strict=True):
         samples.observe(x, float(y))
-    assert summary_of("a", samples)[1].rows == 40
+    assert summary_of("a", samples)[1].rows == 64
+    assert np.isin(samples.recorded()[:, 0], rows.x[16:, 0]).all()
+
+
+# ------------------------------------------------------------------- two surveys
+
+
+@pytest.mark.virtual
+async def test_two_surveys_do_not_show_the_row_between_them() -> None:
+    """Seen to fail: means times rows of the second survey, less those of the first, were the row itself."""
+    twin, log = Twin(), Log()
+    samples = {name: samples_of(Rows(each.x[:70], each.y[:70])) for name, each in fleet().items()}
+    async with serving(*(device(twin, name, log, samples=each) for name, each in samples.items())):
+        await online(log, twin, samples)
+
+        async def survey_of_all() -> dict[str, Any]:
+            pool = most_alike((await asked(twin)).rows)
+            assert pool is not None
+            return survey_answers(pool, k_min=5).packed()
+
+        first = await survey_of_all()
+        for _ in range(25):
+            samples["d11"].observe([1.25, 2.5, 3.75], 1.0)
+            assert await survey_of_all() == first
+        samples["d11"].observe([1.25, 2.5, 3.75], 1.0)
+        again = await asked(twin)
+    assert again.rows["d11"][1].rows == 96, "32 new ones"
+
+
+ACTS = st.lists(
+    st.tuples(st.just("rows"), st.integers(1, 90))
+    | st.tuples(st.just("wait"), st.integers(1, 300))
+    | st.tuples(st.sampled_from(["restart", "crash"]), st.just(0)),
+    max_size=20,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    capacity=st.sampled_from([70, 100, 1000]), expire=st.sampled_from([None, 500.0]), stored=st.booleans(), acts=ACTS
+)
+@example(capacity=70, expire=None, stored=True, acts=[("rows", 101), ("restart", 0)])
+@example(
+    capacity=1000,
+    expire=None,
+    stored=True,
+    acts=[("rows", 33), ("restart", 0), ("rows", 40), ("crash", 0), ("rows", 31)],
+)
+def test_two_summaries_differ_by_whole_blocks_of_rows(
+    capacity: int, expire: float | None, stored: bool, acts: list[tuple[str, int]]
+) -> None:
+    """Seen to fail: each row that came, fell out or expired; other places after a restart; surveyed rows lost."""
+    now = [2e9]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.samples" if stored else None
+
+        def opened() -> Samples:
+            return Samples(path, ["a"], None, rows=capacity, expire=expire, wall=lambda: now[0])
+
+        samples, number, earlier = opened(), 0, [set[float]()]
+        for act, count in acts:
+            if act == "rows":
+                for _ in range(count):
+                    number, now[0] = number + 1, now[0] + 1
+                    samples.observe([float(number)])
+            elif act == "wait":
+                now[0] += count
+            elif stored:
+                if act == "crash":
+                    assert samples._file is not None
+                    samples._file.database.close()  # what is in memory only is lost
+                else:
+                    samples.close()
+                samples = opened()
+            found = set(samples.recorded()[:, 0].tolist())
+            for before in earlier:
+                assert len(found - before) not in range(1, LEAST)
+                assert len(before - found) not in range(1, LEAST)
+            earlier.append(found)
+        samples.close()
 
 
 # ------------------------------------------------------------------------------ the bytes
@@ -338,7 +419,7 @@ def test_a_summary_travels_exactly() -> None:
     summary = one()
     columns, found = unpacked("a", packed(summary, COLUMNS))
     assert columns == COLUMNS and packed(found, columns) == packed(summary, COLUMNS)
-    assert (found.rows, found.digest, found.labels.tolist()) == (80, summary.digest, summary.labels.tolist())
+    assert (found.rows, found.digest, found.labels.tolist()) == (64, summary.digest, summary.labels.tolist())
 
 
 @pytest.mark.parametrize(
@@ -349,8 +430,8 @@ def test_a_summary_travels_exactly() -> None:
         {"low": np.array([1e9, 0.0, 0.0])},
         {"rows": 0},
         {"rows": MOST_ROWS},
-        {"repeated": 80},
-        {"values": 79},
+        {"repeated": 64},
+        {"values": 63},
         {"labels": np.array([2**62, 2**62, 80])},
         {"labels": np.array([-1, 1, 80])},
         {"halves": (Moments.of(np.zeros((7, 3))), Moments.of(np.zeros((7, 3))))},
@@ -399,4 +480,4 @@ def test_the_largest_claims_do_not_end_the_survey() -> None:
         given[f"z{number}"] = columns, found
     pool = most_alike(given)
     assert pool is not None and len(pool.summaries) == 9
-    assert survey_answers(pool, k_min=2).rows == 3 * most + 480
+    assert survey_answers(pool, k_min=2).rows == 3 * most

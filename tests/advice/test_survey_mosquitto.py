@@ -93,7 +93,7 @@ def test_the_operator_surveys_devices_that_no_aggregator_has_seen(tmp_path: Path
             out, errors = asking.communicate(timeout=LAST_RESORT)
         assert asking.returncode == 0, errors
         said = json.loads(out)
-        assert (said["answers"]["answered"], said["devices"], said["rows"]) == (2, 2, 100)
+        assert (said["answers"]["answered"], said["devices"], said["rows"]) == (2, 2, 64)
         assert [one["name"] for one in said["channels"]] == ["speed", "heat"]
         assert "federation plant" in (tmp_path / "survey.html").read_text()
         assert not request(fleet)
@@ -114,4 +114,4 @@ def test_the_operator_surveys_devices_that_no_aggregator_has_seen(tmp_path: Path
             process.terminate()
             events = [json.loads(line) for line in process.communicate()[0].splitlines()]
             answered = [each for each in events if each["event"] == "survey_answered"]
-            assert [each["rows"] for each in answered] == [50, 50, 50]
+            assert [each["rows"] for each in answered] == [32, 32, 32]

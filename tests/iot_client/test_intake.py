@@ -15,7 +15,7 @@ from midge.iot_client.data.intake import AGAIN, SOON, Intake, IntakeWatch
 from midge.iot_client.data.samples import Samples
 from midge.wire import messages
 from midge.wire.messages import Hello
-from tests.federation.live import Log, serving
+from tests.federation.live import Log, device, serving
 from tests.iot_client.test_gateway import parse
 from tests.iot_client.test_inputs import server
 
@@ -134,3 +134,26 @@ async def test_a_source_of_no_use_is_told_in_the_log_the_events_and_the_status(
             assert (told["rows_read"], told["rows_kept"], told["rows_why"]) == (40, 0, "power is no number")
             path.write_text("speed,heat,power\n" + "1,2,3\n" * 400)
             await log.until(lambda: log.of("intake", useless=False))
+
+
+@pytest.mark.virtual
+async def test_the_status_says_how_many_rows_have_expired() -> None:
+    """Seen to fail: "120 rows read, 120 kept" above "0 bytes of rows on disk"."""
+    twin, log, now = Twin(), Log(), [2e9]
+    samples = Samples(None, ["speed"], "power", expire=60.0, wall=lambda: now[0])
+    for row in range(120):
+        samples.observe([row], row)
+    app = device(twin, "a", log, samples=samples)
+    nothing: dict[str, Any] = {"outbox": "a", "identity": "0", "disk": 0, "held": [], "next": 1, "lost": 0}
+    nothing |= {"verified": {}, "predicts": None, "samples": None, "month": None, "hindered": [], "consent": True}
+
+    def shown() -> list[str]:
+        figures: dict[str, Any] = app._runtime.figures()  # type: ignore[union-attr]
+        return lines({**nothing, "running": {**figures, "waits": app._parts.waits}})
+
+    async with serving(app):
+        await log.until(lambda: log.of("connected"))
+        assert not any("expired" in line for line in shown())
+        now[0] += 61
+        samples.expire()
+        assert "expired   120 rows since the start, by age: no longer here" in shown()
