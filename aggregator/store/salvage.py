@@ -26,6 +26,7 @@ from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreInUse, 
 from midge.aggregator.store.evidence import COLUMNS, Evidence, Kept, Row, gather
 from midge.aggregator.store.history import Period
 from midge.aggregator.store.journal import checksum
+from midge.aggregator.store.ledger import KEY as LEDGER_KEY
 from midge.aggregator.store.meta_table import row_checksum
 from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME
 from midge.aggregator.store.put_back import private
@@ -237,7 +238,7 @@ def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pat
     """Write a store's files; return what is damaged in it."""
     with Store(folder):  # creates its tables
         pass
-    meta = {name: value for name, value in evidence.meta.items() if name not in {WITNESSED, CHANGES}}
+    meta = {name: value for name, value in evidence.meta.items() if name not in {WITNESSED, CHANGES, LEDGER_KEY}}
     lost_key = _drop_lost_key(directory, meta, evidence)
     rows = list(_rows(evidence, kept, end))
     with closing(sqlite3.connect(folder / "store.db", isolation_level=None)) as db:

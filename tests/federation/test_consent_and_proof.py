@@ -9,17 +9,23 @@ from typing import Any
 import pytest
 
 from midge.__main__ import main
+from midge.aggregator.store.ledger import LedgerTable
 from midge.broker import connector
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.local.local_broker import local_broker
+from midge.iot_client.connection.proofs import NotAnswered, VerifiedHead, prove
 from midge.iot_client.data.samples import Samples
+from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.consent import Consent
+from midge.iot_client.state.given import GivenUpdate
 from midge.iot_client.state.outbox import Outbox
 from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.iot_client.training.numpy_models import FROZEN, Linear
 from midge.wire import signing
+from midge.wire.ledger import Head, Unproven
 from midge.wire.moments import Moments
+from midge.wire.topics import Topics
 from tests import needs
 from tests.federation.live import Log, aggregator, approach, device, overheard, serving
 
@@ -119,6 +125,25 @@ async def test_the_owners_switch_stops_a_running_device_within_seconds_and_holds
         assert len(trained) > before and again.holding <= 1
     code, said = await run("device", "consent", "status", str(outbox))
     assert code == 0 and "Consent is given" in said and "accepted by the federation" in said
+
+
+@pytest.mark.virtual
+async def test_a_log_that_a_device_verified_and_that_is_announced_no_longer_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: the device was told that the federation keeps no log."""
+    monkeypatch.setattr(LedgerTable, "release", lambda *_: None)
+    twin, log, verified = Twin(), Log(), VerifiedHead(tmp_path / "a.outbox.ledger")
+    server = aggregator(twin, tmp_path / "store", log)
+    async with serving(server, device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: log.of("release"))
+        trust = Trust([], "f", "a", None)
+        asked = (twin.connect, Topics("f"), "a", [GivenUpdate(0.0, 1, 1, 0, b"12345678", "accepted")])
+        with pytest.raises(NotAnswered, match="keeps no log"):
+            await prove(*asked, trust=trust, verified=verified, now=(0.0, 0.0))
+        verified.write(server.core.lineage, Head(215, bytes(32)))
+        with pytest.raises(Unproven, match="one of 215 entries was when this device verified it"):
+            await prove(*asked, trust=trust, verified=verified, now=(0.0, 0.0))
 
 
 def others(twin: Twin, log: Log) -> list[Any]:
