@@ -22,7 +22,7 @@ from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.engine import Engine, load_past_frames
 from midge.aggregator.model.reducer import distances
 from midge.aggregator.registry.policy import RegistryPolicy
-from midge.aggregator.store.ledger import GONE
+from midge.aggregator.store.ledger import GONE, LedgerTable, forgotten
 from midge.aggregator.store.put_back import private
 from midge.aggregator.store.registered import read_core
 from midge.aggregator.store.salvage import LOST
@@ -360,18 +360,23 @@ def _earlier(store: Store, without: Collection[str], start: int, waiting: Collec
     """
     if not without:
         return 0, 0, 0, 0
-    listed = remaining = sums = 0
+    listed = remaining = unnamed = 0
     first: dict[str, int] = {}
     sent, frozen, erased = list[int](), set[int](), list[int]()
+    aliases, tags = forgotten(store.query), store.ledger.tags()
     for record in _listed(store):
         listed += record.lsn <= start
         match record:
             case rec.FreezeRecord() if record.lsn <= start:
                 frozen.update(record.statistics)
-            case rec.UpdateRecord() | rec.StatisticsRecord() if (
-                record.device.startswith(GONE) and record.device not in without
+            case rec.UpdateRecord() | rec.StatisticsRecord() if record.device not in without and not _names(
+                store.ledger, record, tags.get(record.lsn)
             ):
-                erased.append(record.lsn)
+                # A device is erased with a checkpoint behind all of its records, of which older ones then go.
+                if record.lsn <= start and record.lsn < aliases.get(record.device, 0):
+                    erased.append(record.lsn)
+                else:
+                    unnamed += 1
             case rec.StatisticsRecord() if record.device in without:
                 first.setdefault(record.device, record.lsn)
                 sent.append(record.lsn)
@@ -380,10 +385,17 @@ def _earlier(store: Store, without: Collection[str], start: int, waiting: Collec
                 stepped = record.lsn <= start and record.lsn not in waiting
                 remaining += stepped and record.verdict == Verdict.ACCEPTED
             case rec.UpdateRecord() if record.accepted and record.verdict == Verdict.ACCEPTED:
-                sums += 1
+                unnamed += 1
     # Erasing a device renames all of its records: what one sent under its name came after that.
-    unnamed = sum(lsn < max(first.values()) for lsn in erased)
-    return remaining, len(frozen.intersection(sent)), start - listed, sums + unnamed
+    unnamed += sum(lsn < max(first.values()) for lsn in erased)
+    return remaining, len(frozen.intersection(sent)), start - listed, unnamed
+
+
+def _names(ledger: LedgerTable, record: rec.UpdateRecord | rec.StatisticsRecord, tag: bytes | None) -> bool:
+    """Whether a record names the device that sent it, as far as the log of releases or the name itself says."""
+    if tag is not None and isinstance(record, rec.UpdateRecord):
+        return ledger.names(record, tag)
+    return not record.device.startswith(GONE)
 
 
 def floor_of(store: Store) -> int:

@@ -255,10 +255,13 @@ class LedgerTable:
         """The entries of a release, from the journal: of its updates, and its own, which is last."""
         weights = dict(self._steps(record)) if record.devices else {}
         found: list[LedgerEntry] = []
-        for update in self._updates(list(weights)):
+        updates = list(self._updates(list(weights)))
+        aliases = forgotten(self._query) if any(update.device.startswith(GONE) for update, _ in updates) else {}
+        for update, bare in updates:
             weight = weights[update.lsn]
             entry = taken_update(update, release, weight).entry(self.salt(update.lsn))
-            erased = update.device.startswith(GONE)
+            # A name is not enough: whoever gives one to a record would hide it.
+            erased = bare and update.lsn < aliases.get(update.device, 0)
             found.append(LedgerEntry(update.lsn, entry, self._tag(update), weight, erased))
         own = LoggedRelease(release.generation, release.version, release.step, release.digest, len(found))
         return [*found, LedgerEntry(record.lsn, own.entry())]
@@ -280,16 +283,25 @@ class LedgerTable:
         for step in reversed(steps):
             yield from step.updates
 
-    def _updates(self, lsns: Sequence[int]) -> Iterator[rec.UpdateRecord]:
-        """The records of updates, in this order; those that the journal no longer has are left out."""
+    def _updates(self, lsns: Sequence[int]) -> Iterator[tuple[rec.UpdateRecord, bool]]:
+        """The records of updates, in this order, and whether they have no body; those that are gone are left out."""
         for start in range(0, len(lsns), _AT_ONCE):
             some = lsns[start : start + _AT_ONCE]
             marks = ",".join("?" * len(some))
-            query = f"SELECT lsn, record FROM journal WHERE lsn IN ({marks})"  # noqa: S608 - question marks
-            rows: dict[int, bytes] = dict(self._query(query, tuple(some)))
+            bare = "body IS NULL AND segment IS NULL"
+            query = f"SELECT lsn, record, {bare} FROM journal WHERE lsn IN ({marks})"  # noqa: S608 - question marks
+            rows = {lsn: row for lsn, *row in self._query(query, tuple(some))}
             for lsn in some:
-                if lsn in rows and isinstance(found := rec.unpack("update", rows[lsn]), rec.UpdateRecord):
-                    yield found
+                if lsn in rows and isinstance(found := rec.unpack("update", rows[lsn][0]), rec.UpdateRecord):
+                    yield found, bool(rows[lsn][1])
+
+    def tags(self) -> dict[int, bytes]:
+        """By what the entries of updates are found, by their records."""
+        return dict(self._query("SELECT lsn, tag FROM ledger WHERE tag != x''")) if self.present and self.keyed else {}
+
+    def names(self, update: rec.UpdateRecord, tag: bytes) -> bool:
+        """Whether an entry's tag is of the device that the record names."""
+        return hmac.compare_digest(self._tag(update), tag)
 
     def salt(self, lsn: int) -> bytes:
         """What blinds the entry of an update."""
@@ -353,6 +365,13 @@ class LedgerTable:
                 "since": tuple(merkle.consistency(self.node, earlier, size)) if earlier else (),
             }
         )
+
+
+def forgotten(query: Query) -> dict[str, int]:
+    """The aliases of erased devices, each with the last record that erased one."""
+    rows = query("SELECT record FROM journal WHERE kind = 'forget' ORDER BY lsn")
+    found = (rec.unpack("forget", packed) for (packed,) in rows)
+    return {record.device: record.lsn for record in found if isinstance(record, rec.ForgetRecord)}
 
 
 def _root_in(about: bytes) -> bytes:

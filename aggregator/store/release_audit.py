@@ -214,9 +214,9 @@ class _Audit:
             leaves = [ledger.node(0, place) for place in range(max(first, 0), last + 1)]
             kept = zip(ledger.where(first, last), leaves, entries, strict=True)
             same = all(
-                leaf == merkle.leaf_hash(one.entry) and where == (one.lsn, one.tag, one.weight)
-                for where, leaf, one in kept
-                if not one.erased
+                (lsn, weight) == (one.lsn, one.weight)
+                and (one.erased or (leaf == merkle.leaf_hash(one.entry) and tag == one.tag))
+                for (lsn, tag, weight), leaf, one in kept
             )
             again = merkle.root(self._hashed, last + 1)
         except (LookupError, ValueError):  # something is missing

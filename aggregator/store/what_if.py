@@ -80,7 +80,8 @@ class Guarantee:
     unlisted: int
     """Records before that which the journal does not list any more: whose they were is not known."""
     unnamed: int
-    """Updates of which the journal does not say whose work they are: under an erased name, or sums of a gateway."""
+    """Updates of which the journal does not say whose work they are: under an erased name, under another name than the
+    log of releases has them, or sums of a gateway."""
     returned: tuple[int, ...]
     """Records that went back to a registered version, which may hold the devices' work."""
     contained: int
@@ -116,8 +117,8 @@ class Guarantee:
             )
         if self.unnamed:
             text += (
-                f" Not known: whose work is in {counted(self.unnamed, 'update')}, of erased names or of sites that "
-                "send sums."
+                f" Not known: whose work is in {counted(self.unnamed, 'update')}, of erased or changed names or of "
+                "sites that send sums."
             )
         if self.remade:
             text += (
