@@ -407,10 +407,13 @@ def floor_of(store: Store) -> int:
     return min((each.devices for each in records if isinstance(each, rec.ReleaseRecord) and each.devices), default=2)
 
 
-def promote(store: Store, found: Counterfactual, change: Change, cause: Cause, floor: int | None = None) -> int:
+def promote(
+    store: Store, found: Counterfactual, change: Change, cause: Cause, floor: int | None = None
+) -> rec.RollbackRecord:
     """Make the model a registered version, the champion, from which a new generation of an open store goes on.
 
-    The aggregator's next start publishes it. Returns the version's number.
+    The aggregator's next start publishes it. Returns the record of the return to it, with the version and the accepted
+    updates that waited for their step, which are dropped.
 
     Args:
         store: open.
@@ -442,4 +445,4 @@ def promote(store: Store, found: Counterfactual, change: Change, cause: Cause, f
     core.replay(back)
     release = rec.ReleaseRecord(core.lsn + 1, version + 1, core.step, 0, cause.at)
     store.commit([Entry(register, body), Entry(back, body), Entry(release, None)])
-    return version
+    return back

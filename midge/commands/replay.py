@@ -240,10 +240,10 @@ def _promoted(
             "It cannot be promoted: it is the same model. Without --promote the answer says what stays in it."
         )
     try:
-        version = promote(store, found, change, Cause(args.why, operator_name(), time.time()), floor=args.release_floor)
+        back = promote(store, found, change, Cause(args.why, operator_name(), time.time()), floor=args.release_floor)
     except OrderRefused as error:
         raise Problem(f"It cannot be promoted: {error}.") from error
-    return {"version": version, "champion": True}
+    return {"version": back.to, "champion": True, "dropped": len(back.dropped)}
 
 
 def _print(said: Mapping[str, Any], change: "Change", args: argparse.Namespace) -> None:
@@ -266,3 +266,8 @@ def _print(said: Mapping[str, Any], change: "Change", args: argparse.Namespace) 
             f"It is version {said['promoted']['version']}, the champion, and the next release: start the aggregator. "
             "Whoever has both models can compute what was left out."
         )
+        if dropped := said["promoted"]["dropped"]:
+            say(
+                f"{counted(dropped, 'accepted update')} that waited for a step ended with the generation before: "
+                "in no model, and their devices train again."
+            )
