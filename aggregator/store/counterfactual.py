@@ -144,6 +144,7 @@ class _Execution:
     def _begin(self) -> None:
         """Count from here on: at the start, and after a return to a registered version, which undoes what was made."""
         self._left_out = self._unpooled = self._fewer = self._steps = self._skipped = 0
+        self._estimated = False
         self._hiding, self._unreleased = _Hiding(), _Hiding()
         self._path: dict[int, bytes] = {}
         self._released: dict[int, int] = {}
@@ -182,6 +183,7 @@ class _Execution:
             self._contained,
             self._remade,
             self._skipped,
+            self._estimated,
         )
         return Counterfactual(
             engine.model,
@@ -242,6 +244,8 @@ class _Execution:
         self._returned, self._contained = found.guarantee.returned, found.guarantee.contained
         self._since = found.guarantee.since
         self._remade = (*found.guarantee.remade, record.lsn)
+        rules = self._change.combine or self._change.singly  # otherwise those of an earlier one, which was released
+        self._estimated = execution._estimated and rules is not None
 
     def _changed(self, record: rec.Record) -> Sequence[rec.Record]:
         """The records that take the place of one."""
@@ -287,9 +291,12 @@ class _Execution:
                 scales=tuple(record.scales[place] for place in kept) if record.scales else (),
             )
         if change.singly is not None:
+            self._estimated = True
             return self._singly(record, change.singly)
         self._steps += 1
-        return [self._combined(record)]
+        combined = self._combined(record)
+        self._estimated = self._estimated or combined != record
+        return [combined]
 
     def _leave_out(self, lsn: int) -> None:
         """Count an update of a step, if it is of a device that is left out."""

@@ -77,7 +77,9 @@ class Remains:
     version: int
     step: int
     digest: str
-    """Digest of the resulting model."""
+    """Of the released state, as devices compute it."""
+    whole: str
+    """Of the resulting model with what is not released yet."""
     loss: Loss
 
 
@@ -230,8 +232,8 @@ def _tried(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pa
     loss = loss_behind(evidence, kept, end, note_of(directory, evidence))
     if spent and loss.records:
         said.append("what devices spent of their budget of privacy in the lost records is not known: lower `epsilon`")
-    digest = engine.model.digest().hex()
-    return Remains(kept, end, core.generation, core.version, core.step, digest, replace(loss, said=tuple(said)))
+    digest, whole = engine.model.state.digest().hex(), engine.model.digest().hex()
+    return Remains(kept, end, core.generation, core.version, core.step, digest, whole, replace(loss, said=tuple(said)))
 
 
 def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Path, *, linked: bool) -> list[str]:

@@ -87,14 +87,14 @@ def run(args: argparse.Namespace) -> int:
         from midge.aggregator.store.replaying import replay  # noqa: PLC0415 - an extra
     with ReadOnlyStore(existing_store(args.store)) as store:
         ways = list(replay(store))
-    same = len({way.digest for way in ways}) == 1
+    same = len({way.whole for way in ways}) == 1
     if args.json:
         print(json.dumps({"same": same, "ways": [asdict(way) for way in ways]}))
     else:
         for way in ways:
             say(
                 f"checkpoint {way.checkpoint} and {way.records} records: version {way.version}, step {way.step}, "
-                f"digest {way.digest}"
+                f"digest {way.digest}" + ("" if same else f", with what is not released {way.whole}")
             )
         say("All the same." if same else "They differ: the store is damaged. Restore it from a backup.")
     return 0 if same else 1
@@ -131,6 +131,7 @@ def _what_if(args: argparse.Namespace) -> int:
         **scored,
         "distance": _distance(real.model, found.model),
         "guarantee": {
+            "exact": not found.guarantee.estimated,
             "exact_since_record": found.guarantee.since,
             "complete": found.guarantee.complete,
             "left_out": found.guarantee.left_out,
@@ -213,7 +214,7 @@ def _scored(name: str, function: Callable[[Any], Any], parameters: Mapping[str, 
 def _described(found: "Counterfactual", score: Score | None) -> dict[str, Any]:
     parameters = found.model.used().parameters()
     return {
-        "digest": found.model.digest().hex(),
+        "digest": found.model.used().digest().hex(),
         "version": found.model.version,
         "steps": found.steps,
         "devices": found.devices,
