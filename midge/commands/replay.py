@@ -44,7 +44,7 @@ def register(subparsers: Subparsers) -> None:
         "--combine", choices=["mean", "trimmed", "centred"], help="how the updates of a step become one"
     )
     what_if.add_argument(
-        "--trim", type=float, default=0.1, metavar="SHARE", help="of --combine trimmed, at either end (default: 0.1)"
+        "--trim", type=float, metavar="SHARE", help="with --combine trimmed, the share at either end (default: 0.1)"
     )
     what_if.add_argument(
         "--strategy",
@@ -78,9 +78,13 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.trim is not None and args.combine != "trimmed":
+        raise Problem("--trim is the share that --combine trimmed leaves out: add that, or leave --trim out.")
+    if args.release_floor is not None and args.release_floor < 1:
+        raise Problem(f"--release-floor is {args.release_floor}: a number of devices, at least 1.")
     if args.without or args.combine or args.strategy:
         return _what_if(args)
-    if args.score or args.export or args.promote or args.release_floor is not None:
+    if args.score or args.export or args.promote or args.why or args.release_floor is not None:
         raise Problem("Say what is to be different: --without NAME, --combine or --strategy.")
     with server_side():
         from midge.aggregator.store.reading import ReadOnlyStore  # noqa: PLC0415
@@ -108,7 +112,11 @@ def _what_if(args: argparse.Namespace) -> int:
         from midge.aggregator.store.counterfactual import counterfactual  # noqa: PLC0415 - an extra
         from midge.aggregator.store.reading import ReadOnlyStore  # noqa: PLC0415
         from midge.aggregator.store.what_if import Change  # noqa: PLC0415
-    change = Change(frozenset(args.without), args.combine, _trim(args), _strategy(args))
+    if not args.promote and (args.why or args.release_floor is not None):
+        option = "--why" if args.why else "--release-floor"
+        raise Problem(f"{option} is about a promotion: add --promote, or leave {option} out.")
+    trim = {} if args.trim is None else {"trim": _trim(args)}
+    change = Change(frozenset(args.without), args.combine, singly=_strategy(args), **trim)
     path = existing_store(args.store)
     score = _score(args.score, path)
     if args.promote:

@@ -535,10 +535,18 @@ def test_what_cannot_be_written_changes_nothing(tmp_path: Path, capsys: pytest.C
         ("--promote", "Say what is to be different"),
         ("--combine trimmed --strategy fedasync", "steps of several updates"),
         ("--combine trimmed --trim 0.7", "below 0.5"),
+        ("--trim 0.2", "--combine trimmed leaves out"),
+        ("--without c --trim 0.2", "--combine trimmed leaves out"),
+        ("--combine mean --trim 0.2", "--combine trimmed leaves out"),
+        ("--without c --promote --release-floor -1", "--release-floor is -1: a number of devices, at least 1"),
+        ("--without c --release-floor 1", "add --promote"),
+        ("--without c --why tested", "add --promote"),
+        ("--why tested", "Say what is to be different"),
         ("--without c --score nowhere:f", "no module 'nowhere'"),
     ],
 )
 def test_mistakes_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, why: str) -> None:
+    """Seen to fail: options without what they are about changed nothing, and a floor of -1 held for every model."""
     live(tmp_path, THREES)
     assert main(["replay", str(tmp_path), *words.split()]) == 2
     assert why in capsys.readouterr().err

@@ -61,6 +61,7 @@ async def test_a_device_proves_with_its_pinned_key_that_its_update_is_in_a_relea
             await log.until(lambda: len(log.of("release")) >= 6)
             code, said = await run("device", "proof", "1", str(outbox), *place, "--release-key", str(public))
             assert code == 0 and "signed by the release key" in said and "Update 1 is in version" in said
+            assert "unless training went back to a model without it since: no device is told" in said
             code, said = await run("device", "proof", "2", str(outbox), *place, "--release-key", str(public), "--json")
             found = json.loads(said.splitlines()[0])  # what devices log in this process may follow
             assert code == 0 and found["proven"] and found["signed"] and found["release"]["updates"] >= 1
@@ -302,6 +303,16 @@ async def test_rows_of_a_device_at_rest_expire(tmp_path: Path) -> None:
         now[0] += 11.0
         await log.until(lambda: log.of("expired", rows=1))
     assert len(samples) == 0
+
+
+def test_what_a_device_cannot_know_is_not_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: after the promotion of a model without it, it was advised to have that model made."""
+    with Outbox(tmp_path / "a.outbox"):
+        pass
+    assert main(["device", "consent", "status", str(tmp_path / "a.outbox")]) == 0
+    said = capsys.readouterr().out
+    assert "What can be taken back: ask the operator. If a version without this device was released since" in said
+    assert "no device is told of it" in said
 
 
 def test_no_file_is_consent_and_a_damaged_one_is_none(tmp_path: Path) -> None:
