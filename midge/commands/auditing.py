@@ -101,8 +101,8 @@ def run_releases(args: argparse.Namespace) -> int:
     if unlogged:
         say(
             f"Not compared with the log of releases: {_runs(unlogged)}. It has nothing of them: it began later, or an "
-            "earlier Midge made them, or the aggregator's next start enters them. Otherwise it was changed, and "
-            "`midge device proof` of a device that verified it says WRONG."
+            "earlier Midge made them, or the aggregator's next start enters them. Otherwise it was changed: `midge "
+            "device proof` of a device that verified more of it finds that."
         )
     if wrong:
         say(f"{len(wrong)} of {total} differ.")

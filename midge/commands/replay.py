@@ -223,6 +223,7 @@ def _described(found: "Counterfactual", score: Score | None) -> dict[str, Any]:
     parameters = found.model.used().parameters()
     return {
         "digest": found.model.used().digest().hex(),
+        "training_digest": found.model.state.digest().hex(),
         "version": found.model.version,
         "steps": found.steps,
         "devices": found.devices,
@@ -263,7 +264,9 @@ def _print(said: Mapping[str, Any], change: "Change", args: argparse.Namespace) 
             f"{metric} {f'{value:.4g}' if math.isfinite(value) else 'no number'}" for metric, value in score
         )
         steps = f"{one['steps']:,} steps of {counted(one['devices'], 'device')}"
-        say(f"{title}: {scores or 'not scored'}, {steps}, digest {one['digest']}")
+        # With a moving average, that is what devices use and what is registered, and not what they train from.
+        training = f", of the training state {one['training_digest']}" * (one["training_digest"] != one["digest"])
+        say(f"{title}: {scores or 'not scored'}, {steps}, digest {one['digest']}{training}")
     say(f"The models differ by {said['distance']:.2%} of the real one's norm.")
     if said["real"]["score"] is None:
         say("For a score, name what measures a model: --score module:attribute.")

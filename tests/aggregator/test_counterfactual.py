@@ -346,7 +346,8 @@ def test_the_recorded_rule_is_called_exact(tmp_path: Path, capsys: pytest.Captur
         assert guarantee["words"].startswith("Exact: every step") == (words != promotion)
 
 
-def test_one_model_has_one_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("strategy", [THREES, replace(THREES, serve_decay=0.5)], ids=["plain", "moving average"])
+def test_one_model_has_one_digest(tmp_path: Path, strategy: Strategy, capsys: pytest.CaptureFixture[str]) -> None:
     """Seen to fail: the what-if, the version that it was promoted to and the next replay printed three of them."""
 
     def said(*words: str) -> Any:
@@ -354,20 +355,20 @@ def test_one_model_has_one_digest(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert main([words[0], str(tmp_path), *words[1:], "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
-    live(tmp_path, THREES)
-    with rig(tmp_path, THREES) as life:
+    live(tmp_path, strategy)
+    with rig(tmp_path, strategy) as life:
         life.send("a", 5, [1, 1, 1, 1])  # waits
         released = life.model.state.digest().hex()
     what_if = said("replay", "--without", "c", "--promote")
     *_, before, after = said("audit", "--from", "2")["releases"]
-    assert what_if["real"]["digest"] == before["digest"] == released
+    assert what_if["real"]["training_digest"] == before["digest"] == released
     digest = what_if["counterfactual"]["digest"]
     with ReadOnlyStore(tmp_path) as read:
         version = read_core(read).registry.versions[what_if["promoted"]["version"]]
     assert version.record.digest.hex() == after["digest"] == digest
     assert {way["digest"] for way in said("replay")["ways"]} == {digest}
     assert said("replay", "--without", "b")["real"]["digest"] == digest
-    with rig(tmp_path, THREES) as life:
+    with rig(tmp_path, strategy) as life:
         told = messages.decode_announcement(life.shelf.announcement().payload)
         assert told.digest.hex() == digest
 
