@@ -11,8 +11,8 @@ from midge.__main__ import main
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.registry_decisions import Cause
 from midge.aggregator.store.inspection import Life, explain
+from midge.aggregator.store.registered import snapshot_of
 from midge.aggregator.store.store import Entry, Store
-from midge.wire import lineage
 from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, rig
 from tests.aggregator.test_counterfactual import THREES, live, registered
 
@@ -92,8 +92,10 @@ def test_a_promoted_what_if_releases_steps_of_others_that_no_release_had(tmp_pat
 def go_back(life: Rig, version: int) -> None:
     """As `midge model rollback` has it done."""
     back = life.core.registering.roll_back(version, Cause("it diverged"))
-    state = lineage.encode_snapshot(life.model.used())
-    life.processor.shell.carry_out(life.core.roll_back(back, life.ingress.bodies.keep(memoryview(state)), 0.0), 0.0)
+    snapshot = snapshot_of(life.store, life.core.registry.versions[version])
+    assert snapshot is not None
+    key = life.ingress.bodies.keep(memoryview(snapshot))
+    life.processor.shell.carry_out(life.core.roll_back(back, key, 0.0), 0.0)
 
 
 def send(life: Rig, seq: int) -> None:

@@ -22,6 +22,8 @@ from midge.aggregator.store.restoring import restore
 from midge.aggregator.store.salvage import salvage
 from midge.aggregator.store.verification import verify
 from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, rig
+from tests.aggregator.test_counterfactual import registered
+from tests.aggregator.test_explained import go_back
 
 NO_LOG = (
     "DROP TABLE ledger; DROP TABLE ledger_nodes; DELETE FROM meta WHERE name = 'ledger';"
@@ -237,6 +239,33 @@ def honest_erasure(directory: Path) -> None:
         lived(life, 9, 12)
 
 
+def honest_retention(directory: Path) -> None:
+    """Of several devices at once, one of whose updates is in a step that no release has yet."""
+    with rig(directory, replace(EVERYTHING_COUNTS, release_floor=2)) as life:
+        for seq, device in enumerate("cdcdc", start=1):
+            life.send(device, (seq + 1) // 2, [seq, 1, 2, 3], base=life.core.version)
+        names = Names(life.store)
+        forget(life.engine, life.core, names, ["c", "d"])
+        names.audit_all("expired", ["c", "d"], "retention")
+        life.send("e", 1, [1, 1, 1, 1], base=life.core.version)
+
+
+def honest_generation(directory: Path) -> None:
+    with rig(directory, EVERYTHING_COUNTS) as life:
+        lived(life, checkpoints=(4,))
+        life.processor.shell.carry_out(life.core.begin_generation(1, life.core.version, 0.0), 0.0)
+        lived(life, 9, 12, checkpoints=(10,))
+
+
+def honest_rollback(directory: Path) -> None:
+    with rig(directory, EVERYTHING_COUNTS) as life:
+        lived(life, 1, 4)
+        registered(life)
+        lived(life, 5, 8)
+        go_back(life, max(life.core.registry.versions))
+        lived(life, 9, 12)
+
+
 @pytest.mark.parametrize(
     "made",
     [
@@ -252,6 +281,9 @@ def honest_erasure(directory: Path) -> None:
         honest_power_cut,
         honest_pruning,
         honest_erasure,
+        honest_retention,
+        honest_generation,
+        honest_rollback,
     ],
     ids=lambda made: made.__name__,
 )
