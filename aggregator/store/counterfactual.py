@@ -22,7 +22,7 @@ from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.engine import Engine, load_past_frames
 from midge.aggregator.model.reducer import distances
 from midge.aggregator.registry.policy import RegistryPolicy
-from midge.aggregator.store.ledger import GONE
+from midge.aggregator.store.ledger import GONE, LedgerTable, forgotten
 from midge.aggregator.store.put_back import private
 from midge.aggregator.store.registered import read_core
 from midge.aggregator.store.salvage import LOST
@@ -144,6 +144,7 @@ class _Execution:
     def _begin(self) -> None:
         """Count from here on: at the start, and after a return to a registered version, which undoes what was made."""
         self._left_out = self._unpooled = self._fewer = self._steps = self._skipped = 0
+        self._estimated = False
         self._hiding, self._unreleased = _Hiding(), _Hiding()
         self._path: dict[int, bytes] = {}
         self._released: dict[int, int] = {}
@@ -182,6 +183,7 @@ class _Execution:
             self._contained,
             self._remade,
             self._skipped,
+            self._estimated,
         )
         return Counterfactual(
             engine.model,
@@ -242,6 +244,8 @@ class _Execution:
         self._returned, self._contained = found.guarantee.returned, found.guarantee.contained
         self._since = found.guarantee.since
         self._remade = (*found.guarantee.remade, record.lsn)
+        rules = self._change.combine or self._change.singly  # otherwise those of an earlier one, which was released
+        self._estimated = execution._estimated and rules is not None
 
     def _changed(self, record: rec.Record) -> Sequence[rec.Record]:
         """The records that take the place of one."""
@@ -287,9 +291,12 @@ class _Execution:
                 scales=tuple(record.scales[place] for place in kept) if record.scales else (),
             )
         if change.singly is not None:
+            self._estimated = True
             return self._singly(record, change.singly)
         self._steps += 1
-        return [self._combined(record)]
+        combined = self._combined(record)
+        self._estimated = self._estimated or combined != record
+        return [combined]
 
     def _leave_out(self, lsn: int) -> None:
         """Count an update of a step, if it is of a device that is left out."""
@@ -360,18 +367,23 @@ def _earlier(store: Store, without: Collection[str], start: int, waiting: Collec
     """
     if not without:
         return 0, 0, 0, 0
-    listed = remaining = sums = 0
+    listed = remaining = unnamed = 0
     first: dict[str, int] = {}
     sent, frozen, erased = list[int](), set[int](), list[int]()
+    aliases, tags = forgotten(store.query), store.ledger.tags()
     for record in _listed(store):
         listed += record.lsn <= start
         match record:
             case rec.FreezeRecord() if record.lsn <= start:
                 frozen.update(record.statistics)
-            case rec.UpdateRecord() | rec.StatisticsRecord() if (
-                record.device.startswith(GONE) and record.device not in without
+            case rec.UpdateRecord() | rec.StatisticsRecord() if record.device not in without and not _names(
+                store.ledger, record, tags.get(record.lsn)
             ):
-                erased.append(record.lsn)
+                # A device is erased with a checkpoint behind all of its records, of which older ones then go.
+                if record.lsn <= start and record.lsn < aliases.get(record.device, 0):
+                    erased.append(record.lsn)
+                else:
+                    unnamed += 1
             case rec.StatisticsRecord() if record.device in without:
                 first.setdefault(record.device, record.lsn)
                 sent.append(record.lsn)
@@ -380,10 +392,17 @@ def _earlier(store: Store, without: Collection[str], start: int, waiting: Collec
                 stepped = record.lsn <= start and record.lsn not in waiting
                 remaining += stepped and record.verdict == Verdict.ACCEPTED
             case rec.UpdateRecord() if record.accepted and record.verdict == Verdict.ACCEPTED:
-                sums += 1
+                unnamed += 1
     # Erasing a device renames all of its records: what one sent under its name came after that.
-    unnamed = sum(lsn < max(first.values()) for lsn in erased)
-    return remaining, len(frozen.intersection(sent)), start - listed, sums + unnamed
+    unnamed += sum(lsn < max(first.values()) for lsn in erased)
+    return remaining, len(frozen.intersection(sent)), start - listed, unnamed
+
+
+def _names(ledger: LedgerTable, record: rec.UpdateRecord | rec.StatisticsRecord, tag: bytes | None) -> bool:
+    """Whether a record names the device that sent it, as far as the log of releases or the name itself says."""
+    if tag is not None and isinstance(record, rec.UpdateRecord):
+        return ledger.names(record, tag)
+    return not record.device.startswith(GONE)
 
 
 def floor_of(store: Store) -> int:
@@ -395,10 +414,13 @@ def floor_of(store: Store) -> int:
     return min((each.devices for each in records if isinstance(each, rec.ReleaseRecord) and each.devices), default=2)
 
 
-def promote(store: Store, found: Counterfactual, change: Change, cause: Cause, floor: int | None = None) -> int:
+def promote(
+    store: Store, found: Counterfactual, change: Change, cause: Cause, floor: int | None = None
+) -> rec.RollbackRecord:
     """Make the model a registered version, the champion, from which a new generation of an open store goes on.
 
-    The aggregator's next start publishes it. Returns the version's number.
+    The aggregator's next start publishes it. Returns the record of the return to it, with the version and the accepted
+    updates that waited for their step, which are dropped.
 
     Args:
         store: open.
@@ -430,4 +452,4 @@ def promote(store: Store, found: Counterfactual, change: Change, cause: Cause, f
     core.replay(back)
     release = rec.ReleaseRecord(core.lsn + 1, version + 1, core.step, 0, cause.at)
     store.commit([Entry(register, body), Entry(back, body), Entry(release, None)])
-    return version
+    return back

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from midge.aggregator.core import records as rec
+from midge.aggregator.store import meta_table
 from midge.aggregator.store.meta_table import Query
 from midge.wire import frames, merkle
 from midge.wire.errors import WireError
 from midge.wire.ledger import SALT, Head, LoggedRelease, TakenUpdate
 from midge.wire.messages.proofs import Proof, Prove
+from midge.wire.plurals import counted
 
 log = logging.getLogger("aggregator")
 
@@ -36,6 +38,8 @@ KEY = "ledger"
 _TAG = 8
 GONE = "gone-"
 """How the names begin that erased devices have in the journal."""
+RESTORED = "restored"
+"""The name of what marks a restored or salvaged store in its metadata until its next start."""
 _AT_ONCE = 500
 _WINDOW = "SELECT lsn, kind, record FROM journal WHERE lsn < ? AND kind IN ('step', 'release', 'rollback') "
 
@@ -72,25 +76,79 @@ class LedgerTable:
 
     def load(self) -> None:
         """Continue the log. One whose nodes do not have the root that was announced is damaged, and begins again."""
-        newest = self._query("SELECT place, lsn, about FROM ledger WHERE tag = x'' ORDER BY place DESC LIMIT 1")
-        if not newest:
-            return
-        ((place, lsn, about),) = newest
-        self._released = int(lsn)
-        try:
-            root = bytes(frames.unpack(about, items=2)[1])
-            if merkle.root(self.node, place + 1) == root:
+        newest = self._newest()
+        self._damaged = self.damage()
+        if newest is not None:
+            place, self._released, root = newest
+            if root and self._has_root(place + 1, root):
                 self.head = Head(place + 1, root)
-                return
-        except (WireError, LookupError, TypeError, IndexError):
-            pass
-        log.error(
-            "The ledger of releases is damaged, and begins again: devices that ask for a proof see that it does not go "
-            "on from the one that they verified. `midge audit` of a backup says what it was."
-        )
-        self._damaged = True
+        if self._damaged:
+            log.error(
+                "The ledger of releases is damaged (%s), and %s: a device that verified more of it sees with its next "
+                "proof that it does not go on from there. `midge audit` of a backup says what it was.",
+                self._damaged,
+                f"goes on with {self.head.size} entries" if self.head.size else "begins again",
+            )
 
-    _damaged = False
+    _damaged = ""
+
+    def damage(self) -> str:
+        """What is wrong with the log as a whole; empty if nothing is, or if the store never had one."""
+        newest = self._newest()
+        if cut := self._cut(None if newest is None else newest[0]):
+            return cut
+        if newest is None:
+            return ""
+        place, _, root = newest
+        if not self._has_root(place + 1, root):
+            return "its hashes do not give the root that was announced"
+        ((count, first, named),) = self._query("SELECT count(*), min(place), max(tag != x'') FROM ledger")
+        if gone := place + 1 - first - count:
+            return f"{counted(gone, 'entry is', 'entries are')} gone from within it"
+        return "" if self.keyed or not named else "the key of its entries is gone"
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the store has the key of the log's entries."""
+        return bool(self._query("SELECT 1 FROM meta WHERE name = ?", (KEY,)))
+
+    def _newest(self) -> tuple[int, int, bytes] | None:
+        """Place, record and root of the newest release in the log; None if there is none."""
+        if not self.present:
+            return None
+        rows = self._query("SELECT place, lsn, about FROM ledger WHERE tag = x'' ORDER BY place DESC LIMIT 1")
+        return next(((int(place), int(lsn), _root_in(about)) for place, lsn, about in rows), None)
+
+    def _has_root(self, size: int, root: bytes) -> bool:
+        try:
+            return merkle.root(self.node, size) == root
+        except (LookupError, TypeError):
+            return False
+
+    def _cut(self, last: int | None) -> str:
+        """What shows that the log went on after its last release, or that there was one; empty if nothing does."""
+        if self.present:
+            # Hashes are written with the entries, and removed from the front only.
+            ((newest,),) = self._query("SELECT max(place) FROM ledger_nodes WHERE level = 0")
+            if newest is not None and newest > (-1 if last is None else last):
+                return f"it had at least {newest + 1} entries, and has {0 if last is None else last + 1}"
+        # The key is written with the first release. A salvaged store has no log, and until its next start a mark.
+        salvaged = self._query("SELECT 1 FROM meta WHERE name = ?", (RESTORED,))
+        return "all of its entries are gone" if last is None and self.keyed and not salvaged else ""
+
+    def lost(self, lsn: int) -> bool:
+        """Whether the log had a release that it has no longer; one from before the log began it never had.
+
+        Nor one that is not in it yet: after a promotion or a power cut, the next start enters it.
+        """
+        last: int | None = None
+        if self.present:
+            ((last,),) = self._query("SELECT max(place) FROM ledger WHERE tag = x'' AND lsn < ?", (lsn,))
+            query = "SELECT place, about FROM ledger WHERE tag = x'' AND lsn > ? ORDER BY place LIMIT 1"
+            for place, about in self._query(query, (lsn,)):
+                # An earlier Midge that was at work in between left no places for its releases.
+                return int(place) - _updates_in(about) > (0 if last is None else last + 1)
+        return bool(self._cut(last))
 
     def node(self, level: int, place: int) -> bytes:
         """The hash of a complete subtree.
@@ -108,12 +166,21 @@ class LedgerTable:
         """Whether the store has a log: one of an earlier Midge that is only read has none."""
         return bool(self._query("SELECT 1 FROM sqlite_schema WHERE name = 'ledger'"))
 
+    def kept(self) -> int:
+        """The number of entries that the store can still find."""
+        return int(self._query("SELECT count(*) FROM ledger")[0][0]) if self.present else 0
+
+    def newest_lsn(self) -> int:
+        """The record of the newest release in the log; 0 if there is none."""
+        newest = self._newest()
+        return 0 if newest is None else newest[1]
+
     def logged(self, lsn: int) -> tuple[int, bytes] | None:
         """The place of a release's entry and the root with it; None if the log does not have the release."""
         rows = (
             self._query("SELECT place, about FROM ledger WHERE lsn = ? AND tag = x''", (lsn,)) if self.present else ()
         )
-        return next(((int(place), bytes(frames.unpack(about, items=2)[1])) for place, about in rows), None)
+        return next(((int(place), _root_in(about)) for place, about in rows), None)
 
     def where(self, first: int, last: int) -> list[tuple[int, bytes, float]]:
         """Of the entries at some places: the lsn of the record, the tag, and the weight."""
@@ -134,8 +201,10 @@ class LedgerTable:
         if not self._pending:
             return
         if self._damaged:
-            db.execute("DELETE FROM ledger")
-            db.execute("DELETE FROM ledger_nodes")
+            db.execute("DELETE FROM ledger WHERE place >= ?", (self.head.size,))
+            db.execute("DELETE FROM ledger_nodes WHERE (place + 1) << level > ?", (self.head.size,))
+        if not self.keyed:
+            meta_table.enter(db, KEY, secrets.token_bytes(32))  # in this transaction: a key says that there is a log
         new: dict[tuple[int, int], bytes] = {}
         size, lsn, root = self.head.size, 0, b""
 
@@ -164,7 +233,7 @@ class LedgerTable:
         if self._waiting is not None:
             (self.head, self._released), self._waiting = self._waiting, None
             self._pending.clear()
-            self._damaged = False
+            self._damaged = ""
 
     def prune(self, db: sqlite3.Connection, before: int) -> None:
         """Remove where entries of releases before an lsn are, and the nodes that no later proof needs."""
@@ -186,10 +255,13 @@ class LedgerTable:
         """The entries of a release, from the journal: of its updates, and its own, which is last."""
         weights = dict(self._steps(record)) if record.devices else {}
         found: list[LedgerEntry] = []
-        for update in self._updates(list(weights)):
+        updates = list(self._updates(list(weights)))
+        aliases = forgotten(self._query) if any(update.device.startswith(GONE) for update, _ in updates) else {}
+        for update, bare in updates:
             weight = weights[update.lsn]
             entry = taken_update(update, release, weight).entry(self.salt(update.lsn))
-            erased = update.device.startswith(GONE)
+            # A name is not enough: whoever gives one to a record would hide it.
+            erased = bare and update.lsn < aliases.get(update.device, 0)
             found.append(LedgerEntry(update.lsn, entry, self._tag(update), weight, erased))
         own = LoggedRelease(release.generation, release.version, release.step, release.digest, len(found))
         return [*found, LedgerEntry(record.lsn, own.entry())]
@@ -211,16 +283,25 @@ class LedgerTable:
         for step in reversed(steps):
             yield from step.updates
 
-    def _updates(self, lsns: Sequence[int]) -> Iterator[rec.UpdateRecord]:
-        """The records of updates, in this order; those that the journal no longer has are left out."""
+    def _updates(self, lsns: Sequence[int]) -> Iterator[tuple[rec.UpdateRecord, bool]]:
+        """The records of updates, in this order, and whether they have no body; those that are gone are left out."""
         for start in range(0, len(lsns), _AT_ONCE):
             some = lsns[start : start + _AT_ONCE]
             marks = ",".join("?" * len(some))
-            query = f"SELECT lsn, record FROM journal WHERE lsn IN ({marks})"  # noqa: S608 - question marks
-            rows: dict[int, bytes] = dict(self._query(query, tuple(some)))
+            bare = "body IS NULL AND segment IS NULL"
+            query = f"SELECT lsn, record, {bare} FROM journal WHERE lsn IN ({marks})"  # noqa: S608 - question marks
+            rows = {lsn: row for lsn, *row in self._query(query, tuple(some))}
             for lsn in some:
-                if lsn in rows and isinstance(found := rec.unpack("update", rows[lsn]), rec.UpdateRecord):
-                    yield found
+                if lsn in rows and isinstance(found := rec.unpack("update", rows[lsn][0]), rec.UpdateRecord):
+                    yield found, bool(rows[lsn][1])
+
+    def tags(self) -> dict[int, bytes]:
+        """By what the entries of updates are found, by their records."""
+        return dict(self._query("SELECT lsn, tag FROM ledger WHERE tag != x''")) if self.present and self.keyed else {}
+
+    def names(self, update: rec.UpdateRecord, tag: bytes) -> bool:
+        """Whether an entry's tag is of the device that the record names."""
+        return hmac.compare_digest(self._tag(update), tag)
 
     def salt(self, lsn: int) -> bytes:
         """What blinds the entry of an update."""
@@ -238,10 +319,10 @@ class LedgerTable:
 
     def prove(self, device: str, asked: Prove) -> Proof:
         """The proof that a device's update is in a release, or why there is none."""
-        rows = self._query("SELECT place, lsn, weight FROM ledger WHERE tag = ?", (self._tag(asked, device),))
         plain = Proof(outbox=asked.outbox, seq=asked.seq, entries=asked.entries)
         if not 0 < asked.entries <= self.head.size or not asked.earlier <= asked.entries:
             return plain.model_copy(update={"why": f"the log has {self.head.size} entries"})
+        rows = self._query("SELECT place, lsn, weight FROM ledger WHERE tag = ?", (self._tag(asked, device),))
         found = [row for row in rows if row[0] < asked.entries]
         if not found:
             reach = self._query("SELECT min(place) FROM ledger")[0][0] or 0
@@ -284,6 +365,29 @@ class LedgerTable:
                 "since": tuple(merkle.consistency(self.node, earlier, size)) if earlier else (),
             }
         )
+
+
+def forgotten(query: Query) -> dict[str, int]:
+    """The aliases of erased devices, each with the last record that erased one."""
+    rows = query("SELECT record FROM journal WHERE kind = 'forget' ORDER BY lsn")
+    found = (rec.unpack("forget", packed) for (packed,) in rows)
+    return {record.device: record.lsn for record in found if isinstance(record, rec.ForgetRecord)}
+
+
+def _root_in(about: bytes) -> bytes:
+    """The root with a release, as kept with its entry; empty if that is damaged."""
+    try:
+        return bytes(frames.unpack(about, items=2)[1])
+    except (WireError, TypeError):
+        return b""
+
+
+def _updates_in(about: bytes) -> int:
+    """The number of updates in a release, as kept with its entry; 0 if that is damaged."""
+    try:
+        return int(frames.unpack(frames.unpack(about, items=2)[0], items=6)[5])
+    except (WireError, TypeError, ValueError):
+        return 0
 
 
 def taken_update(record: rec.UpdateRecord, release: LoggedRelease, weight: float) -> TakenUpdate:

@@ -6,10 +6,8 @@ Devices may know versions, and hold receipts, that such a store does not have, a
 from collections.abc import Callable
 from typing import Any
 
+from midge.aggregator.store.ledger import RESTORED
 from midge.aggregator.store.store import Store
-
-_NAME = "restored"
-"""Name in the metadata: the generation that the store had."""
 
 
 def private(query: Callable[[str], list[tuple[Any, ...]]]) -> bool:
@@ -20,14 +18,14 @@ def private(query: Callable[[str], list[tuple[Any, ...]]]) -> bool:
 
 def mark(store: Store, generation: int) -> None:
     """Mark an open store as restored."""
-    store.set_constant(_NAME, generation)
+    store.set_constant(RESTORED, generation)
 
 
 def marked(store: Store) -> int | None:
     """The generation to continue above; None if the store was not restored, or has begun one since."""
-    return next((value for (value,) in store.query("SELECT value FROM meta WHERE name = ?", (_NAME,))), None)
+    return next((value for (value,) in store.query("SELECT value FROM meta WHERE name = ?", (RESTORED,))), None)
 
 
 def unmark(store: Store) -> None:
     """Remove the mark: the generation has begun."""
-    store.remove_constant(_NAME)
+    store.remove_constant(RESTORED)

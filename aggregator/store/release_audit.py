@@ -113,9 +113,29 @@ class _Audit:
                 self._compare(record, frames, current)
             if current is not None:
                 self._compare_checkpoint(record, current)
+        behind = self._behind()
         if current is not None:
             self._note_waiting(current)
+            current.wrong += behind
             yield current
+        elif behind:
+            raise StoreError(
+                f"The journal in {self._store.directory} ends with record {self._core.lsn} and version "
+                f"{self._core.version}, but the store has more: {', '.join(behind)}. The newest records were removed: "
+                "`midge store verify` and a backup say more."
+            )
+
+    def _behind(self) -> list[str]:
+        """What the store has of releases behind the journal's last record, which made all of it."""
+        checkpoint, logged = max(self._checkpoints), self._store.ledger.newest_lsn()
+        # Registered versions are kept longer, also by a salvage; a gateway has frames before it follows to them.
+        gateway = self._store.query("SELECT 1 FROM journal WHERE kind = 'follow' LIMIT 1")
+        frames = [each.version for each in self._store.published() if each.span != REGISTERED and not gateway]
+        version, lsn = max(frames, default=0), self._core.lsn
+        found = [f"checkpoint {checkpoint} behind the journal's end"] if checkpoint > lsn else []
+        found += [f"frames of version {version} behind the journal's end"] if version > self._core.version else []
+        found += [f"log of record {logged} behind the journal's end"] if logged > lsn else []
+        return found
 
     def _note_waiting(self, found: AuditedRelease) -> None:
         for what, same in self._waiting:
@@ -178,7 +198,12 @@ class _Audit:
         """The entries of the release, from the journal and the executed state, and the root, with the log's."""
         ledger = self._store.ledger
         logged = ledger.logged(record.lsn)
-        if logged is None:  # from before the log, or pruned from it
+        if logged is None:
+            if ledger.lost(record.lsn):  # otherwise from before the log, or not in it yet
+                _note(found, "log of releases, which had this one", same=False)
+            return
+        if record.devices and not ledger.keyed:
+            _note(found, "log of releases, whose key is gone", same=False)
             return
         last, root = logged
         release = LoggedRelease(found.generation, record.version, record.step, bytes.fromhex(found.digest), 0)
@@ -189,9 +214,9 @@ class _Audit:
             leaves = [ledger.node(0, place) for place in range(max(first, 0), last + 1)]
             kept = zip(ledger.where(first, last), leaves, entries, strict=True)
             same = all(
-                leaf == merkle.leaf_hash(one.entry) and where == (one.lsn, one.tag, one.weight)
-                for where, leaf, one in kept
-                if not one.erased
+                (lsn, weight) == (one.lsn, one.weight)
+                and (one.erased or (leaf == merkle.leaf_hash(one.entry) and tag == one.tag))
+                for (lsn, tag, weight), leaf, one in kept
             )
             again = merkle.root(self._hashed, last + 1)
         except (LookupError, ValueError):  # something is missing

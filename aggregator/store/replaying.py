@@ -20,10 +20,13 @@ class Replayed:
     version: int
     step: int
     digest: str
+    """Of the released state, as devices compute it."""
+    whole: str
+    """Of all that goes on: also of what is not released yet, and of the moving average."""
 
 
 def replay(store: Store) -> Iterator[Replayed]:
-    """Rebuild the model from every checkpoint of an open store, newest first. All digests must be equal.
+    """Rebuild the model from every checkpoint of an open store, newest first. All of `whole` must be equal.
 
     The aggregator's strategy is not needed, because the journal holds its decisions. Only mixing as published needs
     earlier versions, so they are kept for every strategy.
@@ -41,5 +44,6 @@ def replay(store: Store) -> Iterator[Replayed]:
             records=core.lsn - checkpoint.lsn,
             version=core.version,
             step=core.step,
-            digest=engine.model.digest().hex(),
+            digest=engine.model.state.digest().hex(),
+            whole=engine.model.digest().hex(),
         )

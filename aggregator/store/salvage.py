@@ -26,6 +26,7 @@ from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreInUse, 
 from midge.aggregator.store.evidence import COLUMNS, Evidence, Kept, Row, gather
 from midge.aggregator.store.history import Period
 from midge.aggregator.store.journal import checksum
+from midge.aggregator.store.ledger import KEY as LEDGER_KEY
 from midge.aggregator.store.meta_table import row_checksum
 from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME
 from midge.aggregator.store.put_back import private
@@ -76,7 +77,9 @@ class Remains:
     version: int
     step: int
     digest: str
-    """Digest of the resulting model."""
+    """Of the released state, as devices compute it."""
+    whole: str
+    """Of the resulting model with what is not released yet."""
     loss: Loss
 
 
@@ -229,15 +232,15 @@ def _tried(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pa
     loss = loss_behind(evidence, kept, end, note_of(directory, evidence))
     if spent and loss.records:
         said.append("what devices spent of their budget of privacy in the lost records is not known: lower `epsilon`")
-    digest = engine.model.digest().hex()
-    return Remains(kept, end, core.generation, core.version, core.step, digest, replace(loss, said=tuple(said)))
+    digest, whole = engine.model.state.digest().hex(), engine.model.digest().hex()
+    return Remains(kept, end, core.generation, core.version, core.step, digest, whole, replace(loss, said=tuple(said)))
 
 
 def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Path, *, linked: bool) -> list[str]:
     """Write a store's files; return what is damaged in it."""
     with Store(folder):  # creates its tables
         pass
-    meta = {name: value for name, value in evidence.meta.items() if name not in {WITNESSED, CHANGES}}
+    meta = {name: value for name, value in evidence.meta.items() if name not in {WITNESSED, CHANGES, LEDGER_KEY}}
     lost_key = _drop_lost_key(directory, meta, evidence)
     rows = list(_rows(evidence, kept, end))
     with closing(sqlite3.connect(folder / "store.db", isolation_level=None)) as db:

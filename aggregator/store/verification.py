@@ -10,7 +10,9 @@ from midge.aggregator.store.consistency import Comparison, examine
 from midge.aggregator.store.errors import StoreError
 from midge.aggregator.store.evidence import Evidence, gather
 from midge.aggregator.store.manifest import MANIFEST, read_backup
+from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.salvage import Loss, loss_of, note_of
+from midge.wire.errors import WireError
 from midge.wire.plurals import counted
 
 _TIMES = 3
@@ -71,6 +73,7 @@ def _parts(directory: Path, evidence: Evidence) -> Iterator[PartVerdict]:
     yield _history(evidence)
     found = [compared.refusal] if compared.refusal else list(compared.warnings)
     yield _part("witness", 1, found, compared.at_stake, SALVAGE if compared.refusal else LATER)
+    yield _ledger(directory)
     yield _audit_log(directory)
     if (directory / MANIFEST).exists():
         yield _manifest(directory)
@@ -155,6 +158,22 @@ def _manifest(directory: Path) -> PartVerdict:
         return PartVerdict("manifest", len(read_backup(directory).files), 0)
     except StoreError as error:
         return _part("manifest", 1, [str(error).rstrip(".")], 0, "use another backup")
+
+
+def _ledger(directory: Path) -> PartVerdict:
+    """The log of releases; another part reports a database that cannot be opened."""
+    try:
+        with ReadOnlyStore(directory) as store:
+            checked, damage = store.ledger.kept(), store.ledger.damage()
+    except (StoreError, sqlite3.Error, OSError, WireError, TypeError, ValueError):
+        return PartVerdict("log of releases", 0, 0)
+    return _part(
+        "log of releases",
+        checked,
+        [damage] if damage else [],
+        0,
+        "midge audit STORE --from V; a backup has an older one",
+    )
 
 
 def _audit_log(directory: Path) -> PartVerdict:

@@ -80,7 +80,8 @@ class Guarantee:
     unlisted: int
     """Records before that which the journal does not list any more: whose they were is not known."""
     unnamed: int
-    """Updates of which the journal does not say whose work they are: under an erased name, or sums of a gateway."""
+    """Updates of which the journal does not say whose work they are: under an erased name, under another name than the
+    log of releases has them, or sums of a gateway."""
     returned: tuple[int, ...]
     """Records that went back to a registered version, which may hold the devices' work."""
     contained: int
@@ -89,6 +90,8 @@ class Guarantee:
     """Records that went back to an earlier counterfactual, which was executed again with this change too."""
     skipped: int
     """Updates whose base could not be rebuilt for another strategy."""
+    estimated: bool = False
+    """Whether another rule than the recorded one made steps: devices would have trained from its models."""
 
     @property
     def complete(self) -> bool:
@@ -98,10 +101,17 @@ class Guarantee:
     def words(self) -> str:
         """The guarantee in words."""
         where = "from the beginning" if self.since == 0 else f"after record {self.since}"
-        text = f"Exact: every step {where} was executed again"
+        text = f"{'An estimate' if self.estimated else 'Exact'}: every step {where} was executed again"
         without = [counted(self.left_out, "update")] if self.left_out else []
         without += [f"the statistics of {counted(self.unpooled, 'device')}"] if self.unpooled else []
-        text += f", with {' and '.join(without)} left out." if without else "."
+        text += f", with {' and '.join(without)} left out" if without else ""
+        text += (
+            ", with another rule. Its updates were trained from the models that were really published: from the models "
+            "of this rule devices would have trained others, so a federation that runs with it may be far better or "
+            "worse: a simulation or a candidate shows it."
+            if self.estimated
+            else "."
+        )
         if self.remaining:
             text += (
                 f" Not removed: at least {counted(self.remaining, 'earlier update')}, which the oldest "
@@ -116,8 +126,8 @@ class Guarantee:
             )
         if self.unnamed:
             text += (
-                f" Not known: whose work is in {counted(self.unnamed, 'update')}, of erased names or of sites that "
-                "send sums."
+                f" Not known: whose work is in {counted(self.unnamed, 'update')}, of erased or changed names or of "
+                "sites that send sums."
             )
         if self.remade:
             text += (
@@ -132,6 +142,10 @@ class Guarantee:
             text += f" Not known: record {self.returned[-1]} went back to a registered version, with what was in it."
         if self.skipped:
             text += f" {counted(self.skipped, 'update')} could not be used: the model under them is gone."
+        if self.estimated:
+            return text + (
+                " What devices learned from work that is left out stays in their updates." if without else ""
+            )
         return text + (
             " Weights are those that were given. Devices trained from the models that were really published: what they "
             "learned from work that is left out stays in their updates."

@@ -91,6 +91,7 @@ async def prove(
     Raises:
         BrokerError: the connection failed.
         NotAnswered: nothing was announced, or there was no answer.
+        Unproven: the log is shorter than the one that was verified before, or gone.
         WireError: the announcement is not to be trusted.
     """
     client = f"midge-proof-{os.getpid()}-{secrets.token_hex(4)}"
@@ -99,9 +100,14 @@ async def prove(
         await connection.subscribe(topics.announcement(), topics.receipt(device))
         announcement = await _announced(connection, deliveries, topics, trust, now)
         head = Head.unpacked(announcement.ledger)
+        earlier = verified.read(announcement.lineage)
+        if head is None and earlier is not None:
+            raise Unproven(
+                f"no log of releases is announced, and one of {earlier.size} entries was when this device verified it: "
+                "it was removed, or the aggregator is now an older one, or a gateway's"
+            )
         if head is None:
             raise NotAnswered("The federation keeps no log of its releases: its aggregator is older, or a gateway's.")
-        earlier = verified.read(announcement.lineage)
         if earlier is not None and earlier.size > head.size:
             raise Unproven(
                 f"the log has {head.size} entries, and had {earlier.size} when this device verified it: its store was "

@@ -82,8 +82,10 @@ def run_releases(args: argparse.Namespace) -> int:
         raise Problem(f"{args.store} has no release from {args.first} on: `midge replay` shows its newest.")
     wrong = [each for each in found if each.wrong]
     bare = [each.version for each in found if not (each.same or each.wrong)]
+    unlogged = [each.version for each in found if not (each.log or each.wrong)]
     if args.json:
-        print(json.dumps({"ok": not wrong, "not_compared": bare, "releases": [asdict(each) for each in found]}))
+        releases = [asdict(each) for each in found]
+        print(json.dumps({"ok": not wrong, "not_compared": bare, "not_logged": unlogged, "releases": releases}))
         return 1 if wrong else 0
     for each in found:
         compared = f"{counted(len(each.same), 'part')} the same" if each.same else "not compared"
@@ -95,9 +97,26 @@ def run_releases(args: argparse.Namespace) -> int:
         )
     total = counted(len(found), "release")
     if bare:
-        say(f"Not compared: {', '.join(map(str, bare))}. The store has nothing of them to compare with.")
+        say(f"Not compared: {_runs(bare)}. The store has nothing of them to compare with.")
+    if unlogged:
+        say(
+            f"Not compared with the log of releases: {_runs(unlogged)}. It has nothing of them: it began later, or an "
+            "earlier Midge made them, or the aggregator's next start enters them. Otherwise it was changed: `midge "
+            "device proof` of a device that verified more of it finds that."
+        )
     if wrong:
         say(f"{len(wrong)} of {total} differ.")
     elif len(bare) < len(found):
         say(f"{total} executed again: what is left of them is the same.")
     return 1 if wrong else 0
+
+
+def _runs(versions: list[int]) -> str:
+    """Numbers in order, neighbours together: 3 to 7, 9."""
+    runs: list[list[int]] = []
+    for version in versions:
+        if runs and runs[-1][-1] == version - 1:
+            runs[-1][1:] = [version]
+        else:
+            runs.append([version])
+    return ", ".join(" to ".join(map(str, run)) for run in runs)

@@ -103,6 +103,11 @@ def run_proof(args: argparse.Namespace, seq: str, named: Sequence[str]) -> int:
         print(json.dumps(_plain(found, pinned=place.pinned)))
     else:
         say(_words(found, pinned=place.pinned))
+        if found.release is not None:
+            say(
+                "Versions after it contain it too, unless training went back to a model without it since: no device is "
+                f"told, so ask the operator for `midge explain STORE {place.device}/{seq}`."
+            )
     return 0 if found.release is not None else 1
 
 
@@ -273,9 +278,10 @@ def _consent_status(args: argparse.Namespace, known: Remembered, consent: Consen
             "--federation NAME."
         )
     say(
-        f"What can be taken back: the operator can compute the model without this device, exactly for what the journal "
-        f"still holds, with `midge replay STORE --without {known.device or 'NAME'}`, and release it with --promote. "
-        "Versions that were released before are in other hands and stay there. `midge device-forget` erases the "
-        "device's name and updates at the aggregator."
+        f"What can be taken back: ask the operator. If a version without this device was released since, its number "
+        f"is in `midge explain STORE {known.device or 'NAME'}/SEQ`: no device is told of it. Otherwise `midge replay "
+        f"STORE --without {known.device or 'NAME'}` computes that model, exactly for what the journal still holds, and "
+        "--promote releases it. Versions that were released before are in other hands and stay there. `midge "
+        "device-forget` erases the device's name and updates at the aggregator."
     )
     return 0

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,11 +56,37 @@ def _words(life: "Life") -> str:
     lines.append(
         f"  accepted {counted(update.staleness, 'step')} stale, norm {update.norm:.4g} (journal record {update.lsn})"
     )
-    if life.step is None:
-        lines.append("  waits in the buffer for its step")
-    else:
-        lines.append(f"  applied in step {life.step.step} with weight {life.weight:.4g}")
-        lines.append(
-            "  not yet released" if life.release is None else f"  released with version {life.release.version}"
-        )
+    lines += [f"  {line}" for line in _course(life)]
     return "\n".join(map(inert, lines))
+
+
+def _course(life: "Life") -> Iterator[str]:
+    """What became of an accepted update."""
+    ended, undone, release = life.ended, life.undone, life.release
+    if life.step is not None:
+        yield f"applied in step {life.step.step} with weight {life.weight:.4g}"
+    elif ended is None:
+        yield "waits in the buffer for its step"
+    elif (to := getattr(ended, "to", None)) is not None:
+        yield (
+            f"dropped while it waited for its step: training went on from version {to}, as a new generation "
+            f"(journal record {ended.lsn}{_why(ended)})"
+        )
+    elif (number := getattr(ended, "number", None)) is not None:
+        yield f"sent on to the federation in sum {number} with weight {life.weight:.4g} (journal record {ended.lsn})"
+    else:
+        yield f"dropped while it waited for its step (journal record {ended.lsn}{_why(ended)})"
+    if life.step is not None and release is None:
+        yield "never released" if undone is not None else "not yet released"
+    elif release is not None:
+        yield f"released with version {release.version}"
+    if undone is not None:
+        yield (
+            f"not in version {undone.version + 1} and those after it: training went on from version {undone.to}, which "
+            f"does not contain it (journal record {undone.lsn}{_why(undone)})"
+        )
+
+
+def _why(record: object) -> str:
+    why = getattr(record, "why", "")
+    return f": {why}" if why else ""

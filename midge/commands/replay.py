@@ -44,7 +44,7 @@ def register(subparsers: Subparsers) -> None:
         "--combine", choices=["mean", "trimmed", "centred"], help="how the updates of a step become one"
     )
     what_if.add_argument(
-        "--trim", type=float, default=0.1, metavar="SHARE", help="of --combine trimmed, at either end (default: 0.1)"
+        "--trim", type=float, metavar="SHARE", help="with --combine trimmed, the share at either end (default: 0.1)"
     )
     what_if.add_argument(
         "--strategy",
@@ -78,23 +78,27 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.trim is not None and args.combine != "trimmed":
+        raise Problem("--trim is the share that --combine trimmed leaves out: add that, or leave --trim out.")
+    if args.release_floor is not None and args.release_floor < 1:
+        raise Problem(f"--release-floor is {args.release_floor}: a number of devices, at least 1.")
     if args.without or args.combine or args.strategy:
         return _what_if(args)
-    if args.score or args.export or args.promote or args.release_floor is not None:
+    if args.score or args.export or args.promote or args.why or args.release_floor is not None:
         raise Problem("Say what is to be different: --without NAME, --combine or --strategy.")
     with server_side():
         from midge.aggregator.store.reading import ReadOnlyStore  # noqa: PLC0415
         from midge.aggregator.store.replaying import replay  # noqa: PLC0415 - an extra
     with ReadOnlyStore(existing_store(args.store)) as store:
         ways = list(replay(store))
-    same = len({way.digest for way in ways}) == 1
+    same = len({way.whole for way in ways}) == 1
     if args.json:
         print(json.dumps({"same": same, "ways": [asdict(way) for way in ways]}))
     else:
         for way in ways:
             say(
                 f"checkpoint {way.checkpoint} and {way.records} records: version {way.version}, step {way.step}, "
-                f"digest {way.digest}"
+                f"digest {way.digest}" + ("" if same else f", with what is not released {way.whole}")
             )
         say("All the same." if same else "They differ: the store is damaged. Restore it from a backup.")
     return 0 if same else 1
@@ -108,7 +112,11 @@ def _what_if(args: argparse.Namespace) -> int:
         from midge.aggregator.store.counterfactual import counterfactual  # noqa: PLC0415 - an extra
         from midge.aggregator.store.reading import ReadOnlyStore  # noqa: PLC0415
         from midge.aggregator.store.what_if import Change  # noqa: PLC0415
-    change = Change(frozenset(args.without), args.combine, _trim(args), _strategy(args))
+    if not args.promote and (args.why or args.release_floor is not None):
+        option = "--why" if args.why else "--release-floor"
+        raise Problem(f"{option} is about a promotion: add --promote, or leave {option} out.")
+    trim = {} if args.trim is None else {"trim": _trim(args)}
+    change = Change(frozenset(args.without), args.combine, singly=_strategy(args), **trim)
     path = existing_store(args.store)
     score = _score(args.score, path)
     if args.promote:
@@ -131,6 +139,7 @@ def _what_if(args: argparse.Namespace) -> int:
         **scored,
         "distance": _distance(real.model, found.model),
         "guarantee": {
+            "exact": not found.guarantee.estimated,
             "exact_since_record": found.guarantee.since,
             "complete": found.guarantee.complete,
             "left_out": found.guarantee.left_out,
@@ -213,7 +222,8 @@ def _scored(name: str, function: Callable[[Any], Any], parameters: Mapping[str, 
 def _described(found: "Counterfactual", score: Score | None) -> dict[str, Any]:
     parameters = found.model.used().parameters()
     return {
-        "digest": found.model.digest().hex(),
+        "digest": found.model.used().digest().hex(),
+        "training_digest": found.model.state.digest().hex(),
         "version": found.model.version,
         "steps": found.steps,
         "devices": found.devices,
@@ -240,10 +250,10 @@ def _promoted(
             "It cannot be promoted: it is the same model. Without --promote the answer says what stays in it."
         )
     try:
-        version = promote(store, found, change, Cause(args.why, operator_name(), time.time()), floor=args.release_floor)
+        back = promote(store, found, change, Cause(args.why, operator_name(), time.time()), floor=args.release_floor)
     except OrderRefused as error:
         raise Problem(f"It cannot be promoted: {error}.") from error
-    return {"version": version, "champion": True}
+    return {"version": back.to, "champion": True, "dropped": len(back.dropped)}
 
 
 def _print(said: Mapping[str, Any], change: "Change", args: argparse.Namespace) -> None:
@@ -254,7 +264,9 @@ def _print(said: Mapping[str, Any], change: "Change", args: argparse.Namespace) 
             f"{metric} {f'{value:.4g}' if math.isfinite(value) else 'no number'}" for metric, value in score
         )
         steps = f"{one['steps']:,} steps of {counted(one['devices'], 'device')}"
-        say(f"{title}: {scores or 'not scored'}, {steps}, digest {one['digest']}")
+        # With a moving average, that is what devices use and what is registered, and not what they train from.
+        training = f", of the training state {one['training_digest']}" * (one["training_digest"] != one["digest"])
+        say(f"{title}: {scores or 'not scored'}, {steps}, digest {one['digest']}{training}")
     say(f"The models differ by {said['distance']:.2%} of the real one's norm.")
     if said["real"]["score"] is None:
         say("For a score, name what measures a model: --score module:attribute.")
@@ -266,3 +278,8 @@ def _print(said: Mapping[str, Any], change: "Change", args: argparse.Namespace) 
             f"It is version {said['promoted']['version']}, the champion, and the next release: start the aggregator. "
             "Whoever has both models can compute what was left out."
         )
+        if dropped := said["promoted"]["dropped"]:
+            say(
+                f"{counted(dropped, 'accepted update')} that waited for a step ended with the generation before: "
+                "in no model, and their devices train again."
+            )

@@ -47,7 +47,7 @@ def wide_rig(directory: Path) -> AbstractContextManager[Rig]:
 
 def digests(directory: Path) -> set[str]:
     with ReadOnlyStore(directory) as store:
-        return {way.digest for way in replay(store)}
+        return {way.whole for way in replay(store)}
 
 
 def wide(life: Rig, seq: int) -> None:

@@ -20,6 +20,7 @@ from midge.wire.messages import Announcement
 from midge.wire.messages.proofs import Proof, Prove
 from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, Rig, rig
 from tests.aggregator.test_counterfactual import MIXING, THREES, live
+from tests.aggregator.test_removed_log import NO_LOG
 
 
 def announced(life: Rig) -> Announcement:
@@ -153,10 +154,7 @@ def test_a_power_cut_between_a_release_and_its_entries_is_mended(
 def test_a_store_of_an_earlier_midge_begins_its_log_with_the_next_release(tmp_path: Path) -> None:
     life = live(tmp_path, THREES)
     with closing(sqlite3.connect(tmp_path / "store.db")) as db:
-        db.executescript(
-            "DROP TABLE ledger; DROP TABLE ledger_nodes; DELETE FROM meta WHERE name = 'ledger';"
-            "DELETE FROM sums WHERE name = 'ledger'"
-        )
+        db.executescript(NO_LOG)
     with ReadOnlyStore(tmp_path) as store:
         found = list(audit(store, life.core.version))
         assert not found[0].wrong and found[0].log == ""

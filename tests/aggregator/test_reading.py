@@ -60,7 +60,7 @@ def test_every_checkpoint_leads_to_the_same_bits(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         ways = list(replay(store))
     assert len(ways) == 2
-    assert {way.digest for way in ways} == {life.model.digest().hex()}
+    assert {way.whole for way in ways} == {life.model.digest().hex()}
     assert min(way.records for way in ways) > 0
 
 
@@ -117,7 +117,7 @@ def test_a_store_on_a_read_only_mount_is_read(tmp_path: Path, state: str, capsys
     with read_only_mount(tmp_path / "copy"):
         assert main(["replay", str(tmp_path / "copy"), "--json"]) == 0
         (way,) = json.loads(capsys.readouterr().out)["ways"]
-        assert way["digest"] == life.model.digest().hex(), "with what only SQLite's log has"
+        assert way["whole"] == life.model.digest().hex(), "with what only SQLite's log has"
         assert main(["explain", str(tmp_path / "copy"), "b/1"]) == 0
         assert "applied in step 1" in capsys.readouterr().out
         assert main(["audit", "verify", str(tmp_path / "copy")]) == 0
@@ -144,7 +144,7 @@ def test_replay_reads_beside_a_running_aggregator(tmp_path: Path, capsys: pytest
         life.send("a", 1, [1, 0, 0, 0])
         assert main(["replay", str(tmp_path), "--json"]) == 0
         (way,) = json.loads(capsys.readouterr().out)["ways"]
-        assert way["digest"] == life.model.digest().hex()
+        assert way["whole"] == life.model.digest().hex()
         assert life.send("a", 2, [1, 0, 0, 0]).verdict == "accepted"
 
 

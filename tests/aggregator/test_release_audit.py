@@ -19,6 +19,7 @@ from midge.aggregator.store.release_audit import AuditedRelease, audit
 from midge.wire import lineage
 from tests.aggregator.rig import EVERYTHING_COUNTS, rig
 from tests.aggregator.test_counterfactual import MIXING, THREES, live, registered
+from tests.aggregator.test_removed_log import NO_LOG
 
 
 def audited(directory: Path, first: int, last: int | None = None) -> list[AuditedRelease]:
@@ -95,7 +96,7 @@ def test_a_release_of_which_nothing_is_left_is_not_confirmed(
     version = live(tmp_path, EVERYTHING_COUNTS).core.version
     with closing(sqlite3.connect(tmp_path / "store.db")) as db, db:
         db.execute("DELETE FROM frames")
-        db.execute("DELETE FROM ledger")
+        db.executescript(NO_LOG)
     assert main(["audit", str(tmp_path), "--from", str(version)]) == 0
     said = capsys.readouterr().out
     assert f"Not compared: {version}." in said and "the same" not in said

@@ -66,7 +66,7 @@ def test_of_a_whole_store_nothing_is_lost(tmp_path: Path) -> None:
     found = plan(books.copy)
     assert listed(books.copy) == before
     assert (found.end, found.loss.records, found.loss.updates, found.loss.exact) == (books.lsn, 0, 0, True)
-    assert found.digest == books.digests[books.lsn]
+    assert found.whole == books.digests[books.lsn]
 
 
 @pytest.mark.parametrize("checkpoints", [(), (4, 13)])
@@ -87,10 +87,10 @@ def test_after_a_flip_in_the_log_all_that_is_proven_comes_back_and_the_rest_is_c
         behind = books.behind(found.end)
         assert all(count <= behind[device] for device, count in found.loss.devices.items())
         with ReadOnlyStore(new) as store:
-            assert {way.digest for way in replay(store)} == {found.digest}
+            assert {way.whole for way in replay(store)} == {found.whole}
             assert store.newest_lsn() == found.end
         if found.end in books.digests:
-            assert found.digest == books.digests[found.end]
+            assert found.whole == books.digests[found.end]
         if place > 0.3:
             assert found.end > 12, "most of it"
         log.write_bytes(kept)
@@ -121,7 +121,7 @@ def test_a_checkpoint_that_the_journal_does_not_reach_saves_what_is_in_it(tmp_pa
     assert found.end == found.kept.lsn
     assert sum(lost.values()) == 2 and found.loss.records == books.lsn - found.end
     assert (found.loss.updates, found.loss.exact) == (2, True)
-    assert found.digest == books.digests[found.end]
+    assert found.whole == books.digests[found.end]
     assert "no entry in the database" in found.loss.said[0]
 
 
@@ -131,7 +131,7 @@ def test_a_database_that_is_gone_leaves_its_newest_checkpoint(tmp_path: Path) ->
         (books.copy / name).unlink()
     found = salvage(books.copy, tmp_path / "new", "who")
     assert (found.loss.updates, found.loss.exact) == (2, True)
-    assert found.digest == books.digests[found.end]
+    assert found.whole == books.digests[found.end]
     with ReadOnlyStore(tmp_path / "store") as before, ReadOnlyStore(tmp_path / "new") as after:
         assert (after.lineage, after.schema) == (before.lineage, before.schema)
 
@@ -154,7 +154,7 @@ def test_an_older_checkpoint_is_taken_if_the_newest_rotted(tmp_path: Path) -> No
         flipped(file, 0.5)
     found = plan(books.copy)
     assert (found.end, found.loss.records) == (books.lsn, 0)
-    assert found.digest == books.digests[books.lsn]
+    assert found.whole == books.digests[books.lsn]
 
 
 def test_a_body_that_rots_in_its_segment_ends_the_journal_unless_its_step_is_in_a_checkpoint(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_body_that_rots_in_its_segment_ends_the_journal_unless_its_step_is_in_
     found = salvage(tmp_path / "store", tmp_path / "late", "who")
     assert found.end > early and found.loss.devices == {"a": 2}
     with ReadOnlyStore(tmp_path / "late") as store:
-        assert {way.digest for way in replay(store)} == {found.digest}
+        assert {way.whole for way in replay(store)} == {found.whole}
 
 
 def test_pages_of_the_database_that_rot_cost_what_is_on_them(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_pages_of_the_database_that_rot_cost_what_is_on_them(tmp_path: Path) -> 
         else:
             assert found.loss.updates >= sum(books.behind(found.end).values())
             if found.end in books.digests:
-                assert found.digest == books.digests[found.end]
+                assert found.whole == books.digests[found.end]
         path.write_bytes(data)
 
 

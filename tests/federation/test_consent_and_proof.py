@@ -9,17 +9,23 @@ from typing import Any
 import pytest
 
 from midge.__main__ import main
+from midge.aggregator.store.ledger import LedgerTable
 from midge.broker import connector
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.local.local_broker import local_broker
+from midge.iot_client.connection.proofs import NotAnswered, VerifiedHead, prove
 from midge.iot_client.data.samples import Samples
+from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.consent import Consent
+from midge.iot_client.state.given import GivenUpdate
 from midge.iot_client.state.outbox import Outbox
 from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.iot_client.training.numpy_models import FROZEN, Linear
 from midge.wire import signing
+from midge.wire.ledger import Head, Unproven
 from midge.wire.moments import Moments
+from midge.wire.topics import Topics
 from tests import needs
 from tests.federation.live import Log, aggregator, approach, device, overheard, serving
 
@@ -55,6 +61,7 @@ async def test_a_device_proves_with_its_pinned_key_that_its_update_is_in_a_relea
             await log.until(lambda: len(log.of("release")) >= 6)
             code, said = await run("device", "proof", "1", str(outbox), *place, "--release-key", str(public))
             assert code == 0 and "signed by the release key" in said and "Update 1 is in version" in said
+            assert "unless training went back to a model without it since: no device is told" in said
             code, said = await run("device", "proof", "2", str(outbox), *place, "--release-key", str(public), "--json")
             found = json.loads(said.splitlines()[0])  # what devices log in this process may follow
             assert code == 0 and found["proven"] and found["signed"] and found["release"]["updates"] >= 1
@@ -119,6 +126,25 @@ async def test_the_owners_switch_stops_a_running_device_within_seconds_and_holds
         assert len(trained) > before and again.holding <= 1
     code, said = await run("device", "consent", "status", str(outbox))
     assert code == 0 and "Consent is given" in said and "accepted by the federation" in said
+
+
+@pytest.mark.virtual
+async def test_a_log_that_a_device_verified_and_that_is_announced_no_longer_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: the device was told that the federation keeps no log."""
+    monkeypatch.setattr(LedgerTable, "release", lambda *_: None)
+    twin, log, verified = Twin(), Log(), VerifiedHead(tmp_path / "a.outbox.ledger")
+    server = aggregator(twin, tmp_path / "store", log)
+    async with serving(server, device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: log.of("release"))
+        trust = Trust([], "f", "a", None)
+        asked = (twin.connect, Topics("f"), "a", [GivenUpdate(0.0, 1, 1, 0, b"12345678", "accepted")])
+        with pytest.raises(NotAnswered, match="keeps no log"):
+            await prove(*asked, trust=trust, verified=verified, now=(0.0, 0.0))
+        verified.write(server.core.lineage, Head(215, bytes(32)))
+        with pytest.raises(Unproven, match="one of 215 entries was when this device verified it"):
+            await prove(*asked, trust=trust, verified=verified, now=(0.0, 0.0))
 
 
 def others(twin: Twin, log: Log) -> list[Any]:
@@ -277,6 +303,16 @@ async def test_rows_of_a_device_at_rest_expire(tmp_path: Path) -> None:
         now[0] += 11.0
         await log.until(lambda: log.of("expired", rows=1))
     assert len(samples) == 0
+
+
+def test_what_a_device_cannot_know_is_not_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: after the promotion of a model without it, it was advised to have that model made."""
+    with Outbox(tmp_path / "a.outbox"):
+        pass
+    assert main(["device", "consent", "status", str(tmp_path / "a.outbox")]) == 0
+    said = capsys.readouterr().out
+    assert "What can be taken back: ask the operator. If a version without this device was released since" in said
+    assert "no device is told of it" in said
 
 
 def test_no_file_is_consent_and_a_damaged_one_is_none(tmp_path: Path) -> None:
