@@ -115,7 +115,7 @@ async def test_a_pause_keeps_the_work_and_its_end_brings_it(tmp_path: Path) -> N
     server = aggregator(twin, tmp_path / "store", log)
     devices = [device(twin, name, log) for name in "ab"]
     async with serving(server, *devices):
-        await log.until(lambda: log.of("release", version=2))
+        await log.until(lambda: log.of("training", version=2))
         server.pause("maintenance")
         version = server.core.version
         await asyncio.sleep(60)

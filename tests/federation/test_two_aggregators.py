@@ -80,6 +80,8 @@ async def test_two_that_start_at_once_are_one(tmp_path: Path) -> None:
     running = [asyncio.create_task(server.serve()) for server in servers]
     done, left = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     assert [type(task.exception()) for task in done] == [AnotherAggregator]
+    while not any(log.of("connected") for log in logs):  # until then, a stop ends it without
+        await asyncio.sleep(0.1)
     for server in servers:
         server.stop()
     await asyncio.gather(*left)

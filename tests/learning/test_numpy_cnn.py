@@ -45,7 +45,7 @@ def test_gradients_are_those_of_finite_differences(net: CNN) -> None:
 @needs.torch
 @pytest.mark.parametrize("net", [GREY, ODD, REGRESSION])
 def test_predictions_and_twenty_steps_are_torchs(net: CNN) -> None:
-    """Within 2e-6. Seen to fail where pooling gave the second of a pair nothing, and with another epsilon."""
+    """Within 1e-5: the order of float32 sums depends on the processor. Seen to fail where pooling gave the second of a pair nothing, and with another epsilon."""
     import torch
 
     from midge.iot_client.training.torch_trainer import (
@@ -71,7 +71,7 @@ def test_predictions_and_twenty_steps_are_torchs(net: CNN) -> None:
     torch.set_num_threads(threads)
     found = net.trainer(x, y, seed=2, recipe=recipe)(parameters, plan).parameters
     for name, array in found.items():
-        np.testing.assert_allclose(array, expected[name], atol=2e-6)
+        np.testing.assert_allclose(array, expected[name], atol=1e-5)
 
 
 def test_threads_that_train_at_the_same_time_do_not_share_memory() -> None:
