@@ -25,6 +25,7 @@ from tests.federation.live import Log, aggregator, clients, device, overheard, s
 from tests.iot_client.test_session import OUTBOX, Driver, accepted, announcement
 from tests.security.keys import Clock, announced, issuer, write_keys
 from tests.security.test_federation import trusting
+from tests.waiting import eventually
 
 STATUS, CLAIM = "midge/1/f/aggregator", "midge/1/f/claim"
 
@@ -80,8 +81,7 @@ async def test_two_that_start_at_once_are_one(tmp_path: Path) -> None:
     running = [asyncio.create_task(server.serve()) for server in servers]
     done, left = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     assert [type(task.exception()) for task in done] == [AnotherAggregator]
-    while not any(log.of("connected") for log in logs):  # until then, a stop ends it without
-        await asyncio.sleep(0.1)
+    await eventually("a connection", lambda: any(log.of("connected") for log in logs))  # a stop before ends it without
     for server in servers:
         server.stop()
     await asyncio.gather(*left)

@@ -45,7 +45,10 @@ def test_gradients_are_those_of_finite_differences(net: CNN) -> None:
 @needs.torch
 @pytest.mark.parametrize("net", [GREY, ODD, REGRESSION])
 def test_predictions_and_twenty_steps_are_torchs(net: CNN) -> None:
-    """Within 1e-5: the order of float32 sums depends on the processor. Seen to fail where pooling gave the second of a pair nothing, and with another epsilon."""
+    """Within 1e-5: the order of float32 sums depends on the processor.
+
+    Seen to fail where pooling gave the second of a pair nothing, and with another epsilon.
+    """
     import torch
 
     from midge.iot_client.training.torch_trainer import (
