@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,24 @@ def retained(twin: Twin) -> AggregatorStatus:
 def served(twin: Twin, store: Path, log: Log, **arguments: Any) -> Aggregator:
     """An aggregator whose devices train once a second."""
     return aggregator(twin, store, log, **{"strategy": PACED, **arguments})
+
+
+@asynccontextmanager
+async def stalling(
+    twin: Twin, leaving: asyncio.Event, stuck: asyncio.Event, options: Options
+) -> AsyncIterator[Connection]:
+    """A connection on which nothing is acknowledged once `leaving` is set; then `stuck` is, by what waits."""
+    async with twin.connect(options) as connection:
+        publish = connection.publish
+
+        async def stall(topic: str, payload: bytes, **how: Any) -> None:
+            if leaving.is_set():
+                stuck.set()
+                await asyncio.Event().wait()
+            await publish(topic, payload, **how)
+
+        connection.publish = stall  # type: ignore[method-assign,assignment]
+        yield connection
 
 
 async def test_status_tells_versions_times_counts_and_scores_of_now(tmp_path: Path) -> None:
@@ -343,28 +362,14 @@ async def test_the_will_speaks_for_an_aggregator_whose_goodbye_is_not_acknowledg
     tmp_path: Path, *, cancelled: bool
 ) -> None:
     """Seen to fail: it ended the connection properly, behind a message that was not sent, and stayed ready."""
-    twin, log = Twin(), Log()
+    twin, log, leaving = Twin(), Log(), asyncio.Event()
     server = served(twin, tmp_path / "store", log)
-
-    @asynccontextmanager
-    async def connect(options: Options) -> AsyncIterator[Connection]:
-        async with twin.connect(options) as connection:
-            publish = connection.publish
-
-            async def stalling(topic: str, payload: bytes, **how: Any) -> None:
-                if leaving:
-                    await asyncio.Event().wait()
-                await publish(topic, payload, **how)
-
-            connection.publish = stalling  # type: ignore[method-assign,assignment]
-            yield connection
-
-    leaving, server.config = False, replace(server.config, connector=connect)
+    server.config = replace(server.config, connector=partial(stalling, twin, leaving, asyncio.Event()))
     serve = asyncio.create_task(server.serve())
     await log.until(lambda: log.of("release"))
     await eventually("its status", lambda: twin.router._retained_on(TOPICS.aggregator) and server.outgoing == 0)
     assert retained(twin).state is AggregatorState.READY
-    leaving = True
+    leaving.set()
     if cancelled:
         serve.cancel()
     else:
@@ -375,29 +380,13 @@ async def test_the_will_speaks_for_an_aggregator_whose_goodbye_is_not_acknowledg
 
 @pytest.mark.parametrize("again", [False, True])
 async def test_the_will_speaks_for_a_device_whose_goodbye_is_not_acknowledged(tmp_path: Path, again: bool) -> None:
-    twin, log, stuck = Twin(), Log(), asyncio.Event()
-
-    @asynccontextmanager
-    async def connect(options: Options) -> AsyncIterator[Connection]:
-        async with twin.connect(options) as connection:
-            publish = connection.publish
-
-            async def stalling(topic: str, payload: bytes, **how: Any) -> None:
-                if leaving:
-                    stuck.set()
-                    await asyncio.Event().wait()
-                await publish(topic, payload, **how)
-
-            connection.publish = stalling  # type: ignore[method-assign,assignment]
-            yield connection
-
-    leaving = False
-    config = replace(device(twin, "a", log).config, connector=connect)
+    twin, log, leaving, stuck = Twin(), Log(), asyncio.Event(), asyncio.Event()
+    config = replace(device(twin, "a", log).config, connector=partial(stalling, twin, leaving, stuck))
     async with serving(served(twin, tmp_path / "store", log)):
         serve = asyncio.create_task(Device(config).serve())
         await log.until(lambda: log.of("receipt", device="a"))
         assert status(twin, "a") is DeviceState.READY
-        leaving = True
+        leaving.set()
         serve.cancel()
         await stuck.wait()
         if again:
@@ -716,7 +705,7 @@ async def test_what_a_broker_kept_of_a_device_shows_it_neither_ready_nor_there(t
 
 
 async def test_devices_that_a_broker_without_memory_has_forgotten_are_lost(tmp_path: Path) -> None:
-    """Seen to fail: they were ready for half a minute, and then nobody saw that they are missing."""
+    """Seen to fail: they were ready for half a minute, and then missing from the table."""
     twin, log = Twin(), Log()
     async with serving(served(twin, tmp_path / "store", log), device(twin, "b", log, tmp_path / "b")):
         dying = asyncio.create_task(device(twin, "a", log, tmp_path / "a").serve())
