@@ -43,7 +43,14 @@ from midge.broker.mqtt.connection import (
 )
 from midge.broker.mqtt.message_size import TriedTooMuch
 from midge.broker.mqtt.retained import read_retained
-from midge.broker.mqtt.waiting import batches, done_before, happened, heed_cancellation
+from midge.broker.mqtt.waiting import (
+    UNSAID,
+    acknowledged_or_aborted,
+    batches,
+    done_before,
+    happened,
+    heed_cancellation,
+)
 from midge.storage.failpoints import failpoint
 from midge.wire.messages import AggregatorState, Health, Hello
 from midge.wire.overview import Overview
@@ -59,7 +66,6 @@ _GOODBYE = 2.0
 """Seconds for the last status of an aggregator that is cancelled."""
 _DRAIN = 5.0
 """Seconds for the last status, and what waits, of one that is stopped."""
-_UNSAID = "The broker did not acknowledge our last status."
 
 
 class NotOpen(RuntimeError):
@@ -313,19 +319,13 @@ class Aggregator:
                 await self.feed.drained()
                 await self._outgoing.drained()
         if self._outgoing.waits(status.topic):
-            connection.abort(_UNSAID)
+            connection.abort(UNSAID)
 
     async def _send_last_status(self, connection: Connection) -> None:
         """Publish our last status although our task is cancelled; otherwise the broker publishes our will."""
-        post, said = self._status.post(AggregatorState.STOPPED), False
-        try:
-            with suppress(BrokerError, TimeoutError):
-                async with asyncio.timeout(_GOODBYE):
-                    await connection.publish(post.topic, post.payload, qos=1, retain=True)
-                    said = True
-        finally:  # also if it is cancelled again
-            if not said:
-                connection.abort(_UNSAID)
+        post = self._status.post(AggregatorState.STOPPED)
+        publishing = connection.publish(post.topic, post.payload, qos=1, retain=True)
+        await acknowledged_or_aborted(connection, publishing, _GOODBYE)
 
     async def _read(self, connection: Connection) -> None:
         """Pass on batches of deliveries, and the time."""

@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from midge.broker.mqtt.connection import Connection, Delivery
+from midge.broker.mqtt.connection import BrokerError, Connection, Delivery
 
 Batches = Callable[[float], Awaitable[list[Delivery]]]
 """Waits for messages, at most this number of seconds; returns all that have arrived by then."""
+UNSAID = "The broker did not acknowledge our last status."
 
 
 async def happened(event: asyncio.Event, seconds: float) -> None:
@@ -27,9 +28,25 @@ async def done_before(event: asyncio.Event, work: Coroutine[Any, Any, object]) -
             await working
         return working.done()
     finally:
-        for task in (setting, working):
-            task.cancel()
-        await asyncio.gather(setting, working, return_exceptions=True)
+        await _end(setting, working)
+
+
+async def acknowledged_or_aborted(connection: Connection, publishing: Awaitable[bool | None], seconds: float) -> None:
+    """Wait until a last status is acknowledged; otherwise end the connection, so that the broker publishes the will.
+
+    Args:
+        connection: on which it is published.
+        publishing: the publication; False if it was not acknowledged.
+        seconds: to wait.
+    """
+    acknowledged = False
+    try:
+        with suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(seconds):
+                acknowledged = await publishing is not False
+    finally:  # also if it is cancelled again
+        if not acknowledged:
+            connection.abort(UNSAID)
 
 
 @asynccontextmanager
@@ -56,10 +73,7 @@ async def batches(connection: Connection, stop: asyncio.Event) -> AsyncIterator[
     try:
         yield batch
     finally:
-        left = [task for task in (stopping, arriving) if task is not None]
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await _end(*(task for task in (stopping, arriving) if task is not None))
 
 
 def heed_cancellation(error: Exception) -> None:
@@ -70,3 +84,9 @@ def heed_cancellation(error: Exception) -> None:
     """
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError from error
+
+
+async def _end(*tasks: "asyncio.Task[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

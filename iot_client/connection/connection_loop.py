@@ -20,7 +20,7 @@ from midge.broker.mqtt.connection import (
     Options,
     Will,
 )
-from midge.broker.mqtt.waiting import heed_cancellation
+from midge.broker.mqtt.waiting import acknowledged_or_aborted, heed_cancellation
 from midge.iot_client.connection.aggregator_watch import AggregatorWatch
 from midge.iot_client.connection.duplicates import DuplicateCheck, DuplicateDeviceName, NameDisputed
 from midge.iot_client.connection.hello import hello_frame
@@ -285,14 +285,9 @@ class ConnectionLoop:
 
     async def _send_last_status(self, connection: Connection, state: DeviceState) -> None:
         """Publish our last status; without an acknowledgement in time, have the broker publish our will instead."""
-        status, acknowledged = self._parts.topics.status(self._parts.config.name), False
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_GOODBYE_WAIT):
-                    acknowledged = await self._publisher.publish(connection, status, self._hello(state), retain=True)
-        finally:  # also if it is cancelled again
-            if not acknowledged:
-                connection.abort("The broker did not acknowledge our last status.")
+        status = self._parts.topics.status(self._parts.config.name)
+        publishing = self._publisher.publish(connection, status, self._hello(state), retain=True)
+        await acknowledged_or_aborted(connection, publishing, _GOODBYE_WAIT)
 
     async def _read(self, connection: Connection) -> None:
         topics, name = self._parts.topics, self._parts.config.name
