@@ -107,7 +107,7 @@ class Observer:
         if update.outbox != self.outbox:
             book.failed("seq", f"an update of outbox {update.outbox}, and it greeted with {self.outbox}")
             return None
-        self._numbered(update)
+        self._numbered(update, now)
         before = self.sent.get(number)
         if before is not None and (
             before.update.sha256 != update.sha256 or (before.body and body and before.body != body)
@@ -127,7 +127,7 @@ class Observer:
             book.failed("chunk size", f"an update of {len(body)} bytes was sent whole; {self.chunk} were announced")
         return self.decoded(update, body)
 
-    def _numbered(self, update: Update) -> None:
+    def _numbered(self, update: Update, now: float) -> None:
         book = self.notebook
         newest = max(self.sent, default=update.first - 1)
         if update.seq > newest + 1:
@@ -139,11 +139,17 @@ class Observer:
         else:
             book.passed("seq", f"seq has come to {update.seq} without a gap")
         self.first = max(self.first, update.first)
-        held = [seq for seq, at in self.settled.items() if seq >= update.first and update.seq not in self.sent]
-        if held and update.seq not in self.settled:
-            book.failed("settling", f"seq {held[0]} was settled, and first is still {update.first}")
-        elif self.settled and update.seq not in self.sent:
-            book.passed("settling", f"first is {update.first} once what is before is settled")
+        if update.seq not in self.sent:
+            self._forgotten(update, now)
+
+    def _forgotten(self, update: Update, now: float) -> None:
+        """Check that `first` of a new update passes what was settled before it was sent."""
+        held = [seq for seq in self.settled if seq >= update.first]
+        late = [seq for seq in held if now > self.settled[seq] + _LATE]
+        if late and update.seq not in self.settled:
+            self.notebook.failed("settling", f"seq {late[0]} was settled, and first is still {update.first}")
+        elif self.settled and not held:
+            self.notebook.passed("settling", f"first is {update.first} once what is before is settled")
 
     def _based(self, update: Update) -> None:
         """Check its base against the announced ones."""
