@@ -9,6 +9,7 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.buffered import Buffered
 from midge.aggregator.core.fleet_statistics import FEWEST
 from midge.aggregator.core.growth_guard import GrowthGuard
+from midge.aggregator.core.influence import Influence, Push
 from midge.aggregator.core.participation_controller import ParticipationController
 from midge.aggregator.core.participation_counts import HALF_LIFE
 from midge.aggregator.core.state import CoreState
@@ -39,6 +40,7 @@ class StepPlanner:
         self._strategy, self._state, self._steering, self._bounds = strategy, state, steering, bounds
         self._turn = turn
         self.growth = GrowthGuard()
+        self._influence = Influence()
         self.since: float | None = None
         """When the oldest update of the buffer arrived; None if it is empty."""
         self.first_heard_at: float | None = None
@@ -238,11 +240,14 @@ class StepPlanner:
         stalest = max(item.staleness for item in updates)
         margin = self._state.margin
         rate = strategy.step_rate(stalest, live, margin.rate(size), margin.early_rate(size), size)
+        rate *= self.growth.damping
+        if strategy.equal_influence:
+            scales = self._evened(scales, weights, updates, rate)
         return rec.StepRecord(
             lsn=self._state.next,
             step=self._state.step + 1,
             updates=tuple((item.lsn, weight) for item, weight in zip(updates, weights, strict=True)),
-            rate=self.growth.damping * rate,
+            rate=rate,
             form=form or strategy.form,
             normalise="none" if strategy.single else strategy.normalise,
             scales=() if all(scale == 1 for scale in scales) else tuple(scales),
@@ -258,6 +263,19 @@ class StepPlanner:
             grid=0 if privacy is None else privacy.grid,
             masses=tuple((item.count, item.mass) for item in updates) if sums else (),
         )
+
+    def _evened(
+        self, scales: Sequence[float], weights: Sequence[float], updates: Sequence[Buffered], rate: float
+    ) -> list[float]:
+        """The scales, with the bound on each device's influence."""
+        total = sum(weights) or 1.0
+        pushes = [
+            Push(item.device, rate * weight / total * scale * item.norm, max(item.devices, 1))
+            for item, weight, scale in zip(updates, weights, scales, strict=True)
+        ]
+        # Devices that are online but have sent nothing yet must not hold back those that learn.
+        factors = self._influence.bound(pushes, min(self._steering.live, len(self._state.heard)))
+        return [factor * scale for factor, scale in zip(factors, scales, strict=True)]
 
     @property
     def _cached_since(self) -> int:

@@ -112,7 +112,8 @@ class Strategy:
     """Multiple of the fleet's reference norm (`aggregator.core.fleet_statistics`) to which a delta is scaled down; None
     leaves that to `norm_limit`."""
     robust: bool = False
-    """Whether updates against the consensus direction count less (`aggregator.model.consensus`)."""
+    """Whether updates against the consensus direction count less (`aggregator.model.consensus`), and the influence of
+    each device is bounded (`aggregator.core.influence`)."""
     optimizer: Annotated[Optimizer, ", such as midge.adam()"] = field(default_factory=Optimizer)
     groups: Count = 1
     """In the mode secure, number of sums in a step; from 5 on, a robust rule combines them."""
@@ -276,6 +277,14 @@ class Strategy:
     def by_device(self) -> bool:
         """Whether one device fills at most half of a buffer: one that sends often must not fill it alone."""
         return self.robust or self.combine != "mean"
+
+    @property
+    def equal_influence(self) -> bool:
+        """Whether the influence of each device is bounded (`aggregator.core.influence`).
+
+        Not if the user wants rows to count, or rare devices to count less.
+        """
+        return self.robust and self.fairness is not None and not self.weigh_examples
 
     @property
     def most_waiting(self) -> int:

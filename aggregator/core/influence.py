@@ -1,0 +1,67 @@
+"""Influence: the share of each device in the model's recent movement, and the bound on it.
+
+Weights alone do not give devices equal influence. A step divides by the sum of its weights, so a buffer that only fast
+devices filled moves the model as far as any other, although each of their weights is low. The fastest of ten devices
+had a third of all movement: enough to push the model steadily in a direction that the data of the others hardly resist.
+
+So a device contributes at most an eighth of the movement, or 1.25 times its fair share if that is more. The rest of its
+deltas is left out of the steps; devices below the bound are not changed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LARGEST = 1 / 8
+"""Largest share of one device."""
+SLACK = 1.25
+"""Multiple of the fair share that is allowed in any case: in a fleet of equal devices the shares fluctuate."""
+LEAST = 0.25
+"""Least factor of a delta: if one device is a hundred times as fast as the others, their pace would be the model's."""
+_HALF_LIFE = 10
+"""Updates of each device, in the mean, over which movement counts half."""
+_GONE = 1e-6
+"""Share below which a device is no longer remembered."""
+_KNOWN = 2
+"""Updates of each device, in the mean, from which shares are bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """The contribution of one update to a step."""
+
+    device: str
+    length: float
+    """By how far it would move the model, in L2 norm."""
+    devices: int = 1
+    """Number of devices whose work it is: above 1 for a gateway's sum."""
+
+
+class Influence:
+    """The movement of the model by device, with exponential decay. It restarts with the process."""
+
+    def __init__(self) -> None:
+        self._moved: dict[str, float] = {}
+        self._total = 0.0
+        self._updates = 0.0
+
+    def bound(self, pushes: Sequence[Push], devices: int) -> list[float]:
+        """Record a step of these updates in a fleet of `devices`; return the factor of each, at most 1."""
+        devices = max(devices, 1)
+        self._decay(0.5 ** (len(pushes) / (_HALF_LIFE * devices)))
+        known = self._updates > _KNOWN * devices
+        largest, total = max(LARGEST, SLACK / devices), self._total + sum(push.length for push in pushes)
+        factors = []
+        for push in pushes:
+            moved = self._moved.get(push.device, 0.0)
+            room = min(largest * push.devices, 1.0) * total - moved
+            factor = min(max(room / push.length, LEAST), 1.0) if known and push.length > 0 else 1.0
+            self._moved[push.device] = moved + factor * push.length
+            self._total += factor * push.length
+            factors.append(factor)
+        self._updates += len(pushes)
+        return factors
+
+    def _decay(self, factor: float) -> None:
+        self._moved = {device: factor * moved for device, moved in self._moved.items() if moved > _GONE * self._total}
+        self._total *= factor
+        self._updates *= factor
