@@ -21,10 +21,6 @@ _STATUSLESS = 60.0
 """Seconds for which a device without a status, but with accepted updates, has a row."""
 _SHARE = 50.0
 """Checks and overviews take at most one part in this many of the time, because both visit all devices."""
-_SILENT = 3.0
-"""A ready device counts as silent after this many of its own usual intervals …"""
-_SILENT_LEAST = 60.0
-"""… and at least this many seconds."""
 
 
 class HealthReporter:
@@ -190,16 +186,16 @@ class HealthReporter:
         federation = self._federation
         if federation.names.withdrawn(name):
             return "withdrawn"
-        hello, known = federation.devices.get(name), federation.activity[name]
+        hello = federation.devices.get(name)
         if hello is None:
             return "unknown"
         if hello.state.live and federation.presence.unconfirmed(name):
             return "unconfirmed"
         gap = federation.core.interval([name])
-        if gap is None or known is None or not hello.state.live or name in federation.waits:
+        if gap is None or not hello.state.live or name in federation.waits:
             return hello.state.value
         usual = stretched(gap, federation.core.steering.rest)
-        return "silent" if now - known.heard > max(_SILENT_LEAST, _SILENT * usual) else hello.state.value
+        return "silent" if federation.presence.silent(name, usual, now) else hello.state.value
 
 
 def _trouble(hello: Hello | None) -> str:

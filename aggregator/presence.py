@@ -8,8 +8,8 @@ from midge.aggregator.metrics.watchdog import INTERVALS
 from midge.wire.messages import Hello
 
 CONFIRMED = 60.0
-"""Seconds of a connection after which a device of which nothing has come is not counted as there: connected ones send
-their status again when the aggregator or the broker has started. At least three of its usual intervals, as well."""
+"""Least seconds without a message after which a device counts as silent, or is not counted as there, and at least three
+of its usual intervals: connected ones send their status again when the aggregator or the broker has started."""
 
 
 class DevicePresence:
@@ -33,6 +33,11 @@ class DevicePresence:
         """Whether nothing has come from a device on this connection: its status is what the broker kept, or we did."""
         known = self._activity[device]
         return self._since > -math.inf and (known is None or known.heard < self._since)
+
+    def silent(self, device: str, usual: float, now: float) -> bool:
+        """Whether nothing has come from a device for a minute and three of its usual intervals, in seconds."""
+        known = self._activity[device]
+        return known is not None and now - known.heard > max(CONFIRMED, INTERVALS * usual)
 
     def absent(self, now: float, interval: Callable[[Iterable[str]], float | None]) -> Collection[str]:
         """Devices that are not there, although their status says so.

@@ -90,6 +90,11 @@ class HealthFinding:
     cause: str = field(default="", compare=False)
     """What tells this reason from another one in the same state. Unlike `why` it stays while only numbers change."""
 
+    @classmethod
+    def of(cls, state: HealthState, obstacle: Obstacle, more: str = "") -> "HealthFinding":
+        """A state because of an obstacle; `more` is added to its reason."""
+        return cls(state, obstacle.why + more, obstacle=obstacle.kind, cause=obstacle.cause)
+
 
 class Watchdog:
     """The watchdog of one federation, from `began` on (seconds of the monotonic clock).
@@ -159,20 +164,19 @@ class Watchdog:
             return HealthFinding(HealthState.PAUSED, so.paused, cause=so.paused)
         able = 0.0 if self._able_since is None else now - self._able_since
         if not so.frozen:
-            why = "No device has sent statistics of its data yet." if so.obstacle is None else so.obstacle.why
             due = None if so.obstacle is None else so.obstacle.due
             late = so.able > 0 and able > STATISTICS and not (due is not None and now < due)
-            kind, cause = ("", "") if so.obstacle is None else (so.obstacle.kind, so.obstacle.cause)
             state = HealthState.STALLED if late else HealthState.WAITING
-            return HealthFinding(state, why, obstacle=kind, cause=cause)
+            if so.obstacle is None:
+                return HealthFinding(state, "No device has sent statistics of its data yet.")
+            return HealthFinding.of(state, so.obstacle)
         if so.obstacle is not None and so.obstacle.kind == "held":
             # With enough devices online, the next update may remove it: it has the fleet's usual time.
             lacking = so.there < so.obstacle.needs
             if self._obstacle_lasts(now, SOONEST if lacking else _patience(so)):
                 return _held(so, so.obstacle)
             if lacking:
-                kind, cause = so.obstacle.kind, so.obstacle.cause
-                return HealthFinding(HealthState.WAITING, so.obstacle.why, obstacle=kind, cause=cause)
+                return HealthFinding.of(HealthState.WAITING, so.obstacle)
         return self._silence(now, able, so)
 
     def _obstacle_lasts(self, now: float, patience: float = SOONEST) -> bool:
@@ -272,7 +276,7 @@ def stretched(interval: float, rest: float) -> float:
 
 def _held(so: FleetSituation, obstacle: Obstacle) -> HealthFinding:
     idle = f" Online devices that have given nothing since: {_names(so.idle)}." if so.idle else ""
-    return HealthFinding(HealthState.HELD, obstacle.why + idle, obstacle=obstacle.kind, cause=obstacle.cause)
+    return HealthFinding.of(HealthState.HELD, obstacle, idle)
 
 
 def _learning(so: FleetSituation) -> HealthFinding:
