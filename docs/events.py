@@ -22,6 +22,28 @@ def row(kind: EventKind) -> str:
     return f"| `{kind.name}` | {kind.level} | {fields} | {kind.meaning} |"
 
 
+def in_json(annotation: str) -> str:
+    """A Python type in words of JSON."""
+    words = {
+        "int": "integer",
+        "float": "number",
+        "str": "text",
+        "bytes": "text, hexadecimal",
+        "bool": "true or false",
+        "None": "null",
+    }
+    return " or ".join(words.get(name, _container(name)) for name in annotation.split(" | "))
+
+
+def _container(annotation: str) -> str:
+    match annotation.split("["):
+        case ["list", *_]:
+            return "array"
+        case ["dict", *_]:
+            return "object"
+    return "text"
+
+
 def parts() -> dict[str, str]:
     """The tables, as they stand on the page."""
     lines: list[str] = []
@@ -29,8 +51,8 @@ def parts() -> dict[str, str]:
         lines += ["", f"## {TITLES[service]}", "", "| event | level | fields | |", "|---|---|---|---|"]
         lines += [row(kind) for kind in kinds.values()]
     lines += ["", "## Of every command", "", "| event | level | fields | |", "|---|---|---|---|", row(LOG), row(FAILED)]
-    lines += ["", "## Fields", "", "| field | |", "|---|---|"]
-    lines += [f"| `{name}` | {meaning} |" for name, meaning in sorted(FIELDS.items())]
+    lines += ["", "## Fields", "", "| field | type | |", "|---|---|---|"]
+    lines += [f"| `{name}` | {in_json(field.type)} | {field.meaning} |" for name, field in sorted(FIELDS.items())]
     return {"events": "\n".join(lines)}
 
 

@@ -121,11 +121,16 @@ def line_of(seconds: float, level: str, about: Mapping[str, Any], event: str) ->
 def print_line(line: Mapping[str, Any]) -> None:
     """Print one JSON object (RFC 8259): no NaN, no infinity, text in ASCII with escapes."""
     try:
-        text = json.dumps(line, default=str, allow_nan=False)
+        text = json.dumps(line, default=_spelled, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(line), default=str, allow_nan=False)
+        text = json.dumps(_finite(line), default=_spelled, allow_nan=False)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def _spelled(value: object) -> str:
+    """What JSON has no type for: bytes as hexadecimal digits."""
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def print_failure(words: str) -> None:

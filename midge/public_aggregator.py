@@ -1,9 +1,9 @@
 """An aggregator at a broker's URL."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from midge.aggregator.config import (
     CHECKPOINT_RECORDS,
@@ -26,6 +26,7 @@ from midge.aggregator.standby.policy import StandbyPolicy
 from midge.aggregator.store.device_erasure import RETENTION
 from midge.broker import connector
 from midge.broker.mqtt.connection import Keepalive
+from midge.event_types import AggregatorEvent
 from midge.initial import read_initial
 from midge.running import File, endpoint_of, run_script
 from midge.wire.field_checks import Count, NotNegative, Positive, check_arguments
@@ -85,7 +86,7 @@ class Aggregator(AggregatorService):
         statistics_factor: Factor | None = FACTOR,
         features: Sequence[str] | None = None,
         evaluate: Evaluate | None = None,
-        on_event: Listener | None = None,
+        on_event: Listener | Callable[[AggregatorEvent], None] | None = None,
         chunk: Count = CHUNK,
         smallest_chunk: SmallestChunk = SMALLEST_CHUNK,
         memory: Count = 2**30,
@@ -128,7 +129,7 @@ class Aggregator(AggregatorService):
                 statistics_factor=statistics_factor,
                 features=features,
                 evaluate=evaluate,
-                on_event=on_event,
+                on_event=cast("Listener | None", on_event),
                 chunk=chunk,
                 smallest_chunk=smallest_chunk,
                 memory=memory,

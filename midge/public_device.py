@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 from midge.broker import connector
 from midge.broker.mqtt.connection import Keepalive
 from midge.broker.provisioning.held_credentials import HeldCredentials
+from midge.event_types import DeviceEvent
 from midge.iot_client.board.duty_cycle import Duty
 from midge.iot_client.board.training_constraints import LOOK_EVERY, Condition
 from midge.iot_client.board.usage_budget import Costs
@@ -98,7 +99,7 @@ class Device(DeviceService):
         outbox_bytes: Count | None = None,
         micro: bool = False,
         link: Literal["narrow"] | None = None,
-        on_event: Listener | None = None,
+        on_event: Listener | Callable[[DeviceEvent], None] | None = None,
         keepalive: Keepalive = 30,
         wait: bool = False,
         patience: Positive = PATIENCE,
@@ -143,7 +144,7 @@ class Device(DeviceService):
                 outbox_bytes=outbox_bytes,
                 micro=micro,
                 link=link,
-                on_event=on_event,
+                on_event=cast("Listener | None", on_event),
                 keepalive=keepalive,
                 wait=wait,
                 patience=patience,

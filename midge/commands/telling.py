@@ -1,7 +1,6 @@
 """Events of a device or an aggregator on standard output, as they come."""
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -10,14 +9,8 @@ from typing import Any
 
 from midge.commands.words import sentence
 from midge.events import Service, level_of
-from midge.logs import TEXT, JsonLog, SaidOnce
+from midge.logs import TEXT, JsonLog, SaidOnce, print_line
 from midge.wire.inert import inert
-
-
-def print_json(event: Mapping[str, Any]) -> None:
-    """One JSON object a line."""
-    print(json.dumps(event, default=str), flush=True)
-
 
 _SHORT = 60.0
 """A connection that lasts less than these seconds and ends for the same reason is not reported again."""
@@ -92,4 +85,4 @@ def printer(
     """Make a function that prints events in the way of `add_log`."""
     if args.log == "json":
         return JsonLog(service, federation, device).install()
-    return print_json if args.json else InWords(service).install()
+    return print_line if args.json else InWords(service).install()

@@ -1,12 +1,15 @@
-"""The registry of events has every event that the product emits, and docs/events.md is made from it."""
+"""The registry of events has every event that the product emits; docs/events.md and the types are made from it."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from midge.events import EVENTS, FIELDS, Service
-from tests.docs.scripts import ROOT
+from tests.docs.scripts import ROOT, script
 
 FOLDERS: dict[Service, str] = {
     "aggregator": "aggregator",
@@ -70,3 +73,31 @@ def test_every_field_has_a_meaning_and_none_hides_what_each_line_has() -> None:
     used = {field for kinds in EVENTS.values() for kind in kinds.values() for field in kind.fields}
     assert used == FIELDS.keys()
     assert not used & {"time", "level", "service", "event", "logger", "message", "traceback"}
+
+
+def test_the_types_are_those_of_the_registry() -> None:
+    """Seen to fail on another type of a field, and on an event more."""
+    page = script("event_types", folder="tools")
+    assert page.PAGE.read_text() == page.module(), "run: python tools/event_types.py"
+
+
+def test_a_type_checker_knows_the_fields_of_an_event(tmp_path: Path) -> None:
+    """Seen to fail while `on_event` took functions of a dict only."""
+    program = tmp_path / "pump.py"
+    program.write_text(
+        "import midge\n"
+        "from midge.event_types import DeviceEvent\n"
+        "def listen(event: DeviceEvent) -> None:\n"
+        '    if event["event"] == "receipt":\n'
+        '        reveal_type(event["seq"])\n'
+        '        event["sequence"]\n'
+        "def plain(event: dict[str, object]) -> None: ...\n"
+        "def train(values: object, plan: object) -> midge.Fit:\n"
+        "    return midge.Fit({}, examples=1)\n"
+        'midge.Device("mqtt://localhost", federation="f", name="a", train=train, outbox=None, on_event=listen)\n'
+        'midge.Device("mqtt://localhost", federation="f", name="a", train=train, outbox=None, on_event=plain)\n'
+    )
+    found = subprocess.run([sys.executable, "-m", "mypy", str(program)], capture_output=True, text=True, check=False)
+    assert 'Revealed type is "int"' in found.stdout.replace("builtins.", ""), found.stdout
+    errors = [line for line in found.stdout.splitlines() if " error: " in line]
+    assert len(errors) == 1 and 'has no key "sequence"' in errors[0], found.stdout

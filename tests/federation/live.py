@@ -21,6 +21,7 @@ from midge.iot_client.device import Device
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.wire import messages
 from midge.wire.messages import DeviceState, Hello, Plan
+from tests.harness.event_types import mistyped
 from tests.waiting import LAST_RESORT
 
 INITIAL = {"w": np.zeros((4, 2), np.float32), "b": np.zeros(2, np.float32)}
@@ -53,6 +54,7 @@ class Log:
         self._news = asyncio.Event()
 
     def __call__(self, event: Event) -> None:
+        assert not (wrong := mistyped(event)), f"{event['event']}: another type than in midge/events.py: {wrong}"
         self.events.append(event)
         self._news.set()
 

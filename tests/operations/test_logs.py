@@ -56,6 +56,8 @@ def test_an_event_has_the_time_level_and_federation(capsys: pytest.CaptureFixtur
     }
     assert found[1]["level"] == "info"
     assert found[2]["metrics"] == {"loss": None}
+    show({"event": "update", "time": 0.0, "body": b"\xc4E?"})
+    assert lines(capsys.readouterr().out)[0]["body"] == "c4453f"  # seen to fail: Python's spelling of bytes
 
 
 def test_a_sentence_that_an_event_has_is_not_written_twice(capsys: pytest.CaptureFixture[str]) -> None:
