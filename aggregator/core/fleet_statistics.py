@@ -216,6 +216,11 @@ class FleetStatistics:
             self._computed["norm"] = self.taken, max(middle, self._usual(norms) / _MEMORY)
         return self._computed["norm"][1]
 
+    @property
+    def newest_norm(self) -> float:
+        """The reference norm as it was last computed; 0 before that."""
+        return self._computed.get("norm", (0, 0.0))[1]
+
     def _usual(self, norms: Sequence[float]) -> float:
         """The median norm over the last turns, or that of these norms, each without zeros, which have no scale."""
         # The first devices may be attackers: a median over one, or over fewer than half as many devices as now, is not

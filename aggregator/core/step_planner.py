@@ -44,8 +44,6 @@ class StepPlanner:
         self.since: float | None = None
         """When the oldest update of the buffer arrived; None if it is empty."""
         self.first_heard_at: float | None = None
-        self._reference = 0.0
-        """The fleet's reference norm at the last step; 0 if unknown."""
         self.measuring = False
         """Whether the distances of the buffer's deltas were requested: until they are here, no other step is made."""
 
@@ -183,8 +181,9 @@ class StepPlanner:
         live = self._steering.live
         steps = live / self._strategy.size(live)
         if self._strategy.adaptive:
-            known = self._reference and self._bounds.unit
-            return self.mean_rate * self._bounds.unit * steps / self._reference if known else None
+            # Norms are the devices' data, of which a private strategy must not tell.
+            reference = 0.0 if self._strategy.norm_bound == math.inf else self._state.fleet.newest_norm
+            return self.mean_rate * self._bounds.unit * steps / reference if reference and self._bounds.unit else None
         return None if self.safe_rate is None else self.mean_rate * self._state.margin.mean_weight * steps
 
     # ------------------------------------------------------------------------ a step
@@ -195,7 +194,7 @@ class StepPlanner:
         if times == math.inf:  # only what the model's grid can follow
             return item.scale * min(1.0, self._bounds.step / length) if length else item.scale
         state, robust = self._state, self._strategy.robust
-        reference = self._reference = state.fleet.norm(now)
+        reference = state.fleet.norm(now)
         bound = times * reference
         if robust:
             bound = state.standings.longest(item.device, bound, reference)

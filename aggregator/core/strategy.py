@@ -350,18 +350,22 @@ class Strategy:
         """Whether the optimiser divides by the size of its input: its rate is no loop gain then."""
         return self.optimizer.kind != "sgd"
 
-    def step_rate(self, largest: int, live: int, safe: float | None, early: float = math.inf, size: int = 0) -> float:
+    def step_rate(
+        self, largest: int, live: int, safe: float | None, early: float = math.inf, size: int | None = None
+    ) -> float:
         """The rate of a step of `size` updates, the stalest `largest` steps old, with `live` devices online."""
         limit = self.optimizer.delay_limit
         rate = self.mean_rate(live, safe, early, size)
         return rate / largest if limit is not None and largest > max(limit, 1) else rate
 
-    def mean_rate(self, live: int, safe: float | None = None, early: float = math.inf, size: int = 0) -> float:
+    def mean_rate(
+        self, live: int, safe: float | None = None, early: float = math.inf, size: int | None = None
+    ) -> float:
         """The server's rate with `live` devices online and the safe rate of `aggregator.core.gain_margin`, if known.
 
         Until it is known, the rate is at most `early`, which is estimated from a few updates. `size` is the number of
-        updates in the step, 0 stands for K: a deadline makes smaller steps, and a gateway's sum counts as all of its
-        own.
+        updates in the step, None stands for K: a deadline makes smaller steps, and a gateway's sum counts as all of
+        its own.
 
         While a device trains, the others move the model: n concurrent trainings, K to a step, add η·n/K full deltas
         before the first of them takes effect. Above about two the model may oscillate, for any K. A measured safe rate
@@ -376,7 +380,7 @@ class Strategy:
             return safe if self.rate is None else min(self.rate, GIVEN * safe)
         busy = self.pace.concurrency or self.pace.cohort or live * self.pace.share
         reach = REACH / (1 + self.calibration)  # cached deltas repeat those of a training ago
-        bound = min(1.0, reach * (size or self.size(live)) / max(busy, 1.0)) * (1 - self.momentum)
+        bound = min(1.0, reach * (self.size(live) if size is None else size) / max(busy, 1.0)) * (1 - self.momentum)
         bound = min(bound, early)
         return bound if self.rate is None else min(self.rate, bound)
 
