@@ -50,6 +50,7 @@ from benchmarks.suite import machine
 from midge.aggregator.core.participation_controller import PERIOD
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.core.turn import STATUSES
+from midge.iot_client.session.session import REREAD
 from midge.iot_client.session.timers import PATIENCE
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.presence import Interval
@@ -194,7 +195,8 @@ class _Honest:
         waits += 2 * CONNECTING * drawn.latency * drawn.median * 4
         if strategy.pace.steered:  # if no device was selected, more are once three releases would have come
             waits += max(PERIOD, INTERVALS * (float(np.max(speeds)) + (strategy.deadline or 0.0)))
-        waits += 1.25 * (PATIENCE + 2 * PATIENCE) if drawn.loss else 0.0
+        if drawn.loss:  # two of a message in a row; a lost announcement is noticed at the next reading
+            waits += 1.25 * (PATIENCE + 2 * PATIENCE) + 2 * REREAD
         waits += 4 * incidents.delay if drawn.delayed else 0.0
         if drawn.crashes and (drawn.release_every > 1 or drawn.endless):  # until the number of devices is believed
             waits += STATUSES
