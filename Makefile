@@ -5,7 +5,7 @@
 #   make test            all tests
 #   make lint            ruff, mypy, import-linter
 #   make chaos           kill everything, fill disks, set clocks and copy stores for SECONDS=60 from SEED=1: is any
-#                        update lost or doubled?
+#                        update lost or doubled? GATEWAYS=2 kills the parts of two sites and cuts their lines
 #   make rot             kill processes and have their files rot for SECONDS=60 from SEED=1: does anything change unseen?
 #   make fuzz            give every decoder bytes that nobody thought of, for SECONDS=60
 #   make bench           measure all that docs/performance.md tells, in under 20 minutes, and write the page anew
@@ -64,8 +64,9 @@ lint: install
 
 SECONDS ?= 60
 SEED ?= 1
+GATEWAYS ?= 0
 chaos: $(VENV)/.demo
-	@$(BIN)/python -m tests.harness --seconds $(SECONDS) --seed $(SEED)
+	@$(BIN)/python -m tests.harness --seconds $(SECONDS) --seed $(SEED) --gateways $(GATEWAYS)
 
 rot: $(VENV)/.demo
 	@$(BIN)/python -m tests.harness.rot --seconds $(SECONDS) --seed $(SEED)

@@ -1,10 +1,8 @@
 """Real processes and two real brokers, killed in turn: each update counts once at the root, whatever is between."""
 
 import asyncio
-import json
 import random
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +13,8 @@ import pytest
 
 from midge.broker.local.local_broker import LocalBroker, local_broker
 from tests import needs
+from tests.harness.chaos import Play as Plan
+from tests.harness.gateways import GatewayChaos, caught_up, gateway
 from tests.harness.ledger import Audit, Books, audit
 from tests.harness.processes import Actor, aggregator, fleet
 from tests.waiting import LAST_RESORT, eventually
@@ -42,23 +42,13 @@ class Play:
     below: LocalBroker
     directory: Path
 
-    def caught_up(self) -> bool:
-        """Whether the root has all that the gateway's devices gave, by the gateway's own log."""
-        order = []
-        for line in self.gateway.log.read_bytes().splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if event.get("event") == "caught_up" or (event.get("event") == "update" and event.get("side") == "below"):
-                order.append(event["event"])
-        return bool(order) and order[-1] == "caught_up"
-
     async def finish(self) -> Audit:
         """Let all live until everything is settled, end in order, and compare the books."""
         async with asyncio.timeout(LAST_RESORT):
             assert await self.devices.ended() == 0, self.devices.tail()
-            await eventually("the root has caught up", lambda: self.caught_up() or not self.gateway.running, every=0.1)
+            await eventually(
+                "the root has caught up", lambda: caught_up(self.gateway) or not self.gateway.running, every=0.1
+            )
             assert self.gateway.running, self.gateway.tail()
             self.gateway.send(signal.SIGTERM)
             assert await self.gateway.ended() in (0, 130), self.gateway.tail()
@@ -77,18 +67,15 @@ async def play(directory: Path, updates: int = UPDATES) -> AsyncIterator[Play]:
         local_broker("mosquitto", directory=directory / "above") as above,
         local_broker("mosquitto", directory=directory / "below") as below,
     ):
-        root = aggregator(books, str(above.endpoint), directory)
-        root._command += ["--site", "site-*"]
-        command = [sys.executable, "-P", "-m", "midge", "gateway", "run", "--json", "--plain", "--patience", "0.2"]
-        command += ["--above", str(above.endpoint), "--below", str(below.endpoint), "--federation", books.federation]
-        command += ["--name", "site-north", "--store", str(directory / "site")]
-        gateway = Actor("gateway", command, directory / "gateway.log", {})
-        devices = fleet(books, str(below.endpoint), directory, range(DEVICES), "--patience", "1")
-        found = Play(root, gateway, devices, above, below, directory)
+        there, here = str(above.endpoint), str(below.endpoint)
+        root = aggregator(books, there, directory, options=("--site", "site-*"))
+        site = gateway(books, "site-north", there, here, directory, "--patience", "0.2")
+        devices = fleet(books, here, directory, range(DEVICES), "--patience", "1")
+        found = Play(root, site, devices, above, below, directory)
         try:
             yield found
         finally:
-            for actor in (devices, gateway, root):
+            for actor in (devices, site, root):
                 await actor.kill()
 
 
@@ -142,3 +129,11 @@ async def test_devices_gateway_brokers_and_root_are_killed_in_turn(tmp_path: Pat
     assert (found.lost, found.doubled) == (0, 0), found
     assert found.accepted == found.applied == DEVICES * 40
     assert kills >= 10
+
+
+async def test_two_sites_whose_parts_are_killed_and_whose_lines_are_cut_lose_nothing(tmp_path: Path) -> None:
+    """`make chaos GATEWAYS=2`, for as long as a test may take."""
+    outcome = await GatewayChaos(Plan(seconds=15.0, seed=3, devices=4, drain=LAST_RESORT), 2, tmp_path).run()
+    assert not outcome.crashes, "\n".join(outcome.crashes)
+    assert outcome.good, outcome
+    assert outcome.kills and outcome.accepted >= outcome.updates > 0, outcome

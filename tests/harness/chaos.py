@@ -21,7 +21,7 @@ from midge.broker.local.local_broker import BrokerProgram, LocalBroker, local_br
 from midge.broker.mqtt.connection import BrokerUnreachable
 from tests.harness import clock
 from tests.harness.disk import SmallDisk
-from tests.harness.ledger import Audit, Books, audit
+from tests.harness.ledger import Books, audit
 from tests.harness.processes import PROGRAM, USER_ERROR, Actor, address, aggregator, fleet
 from tests.harness.proxy import Proxy, Weather
 
@@ -113,6 +113,14 @@ class Outcome:
     def good(self) -> bool:
         return self.drained and not (self.lost or self.doubled or self.crashes)
 
+    def balance(self, model: Path, pages: Path) -> None:
+        """Compare the model with what the devices wrote down."""
+        if not model.exists():
+            self.crashes.append("the aggregator wrote no model at its end")
+            return
+        found = audit(model, pages)
+        self.updates, self.accepted, self.lost, self.doubled = found.applied, *found[:3]
+
 
 class Chaos:
     """One play, in a directory of its own."""
@@ -169,12 +177,7 @@ class Chaos:
             await self._harm(broker, ways, until)
             await self._heal(broker, ways)
             await self._drain()
-        if (self._directory / "model.safetensors").exists():
-            found: Audit = await asyncio.to_thread(
-                audit, self._directory / "model.safetensors", self._files / "devices"
-            )
-            self.outcome.updates = found.applied
-            self.outcome.accepted, self.outcome.lost, self.outcome.doubled = found[:3]
+        await asyncio.to_thread(self.outcome.balance, self._directory / "model.safetensors", self._files / "devices")
         self._measure()
         return self.outcome
 
@@ -274,7 +277,7 @@ class Chaos:
                     broker.kill()
                     self._count("broker")
                     await asyncio.sleep(0.3 * self._random.random())
-                    await self._start(broker)
+                    await start_again(broker)
                 case "set clock":
                     side = self._random.choice(list(self._clocks))
                     self._set(side, self._random.choice((0.0, *JUMPS)))
@@ -360,15 +363,6 @@ class Chaos:
         if actor.stopped:
             actor.send(signal.SIGCONT)
 
-    async def _start(self, broker: LocalBroker) -> None:
-        """Its port may still be held for a moment by what was connected to it."""
-        for _ in range(20):
-            with suppress(BrokerUnreachable):
-                await broker.start()
-                return
-            await asyncio.sleep(0.1)
-        await broker.start()
-
     # -------------------------------------------------------------------- the end
 
     async def _heal(self, broker: LocalBroker, ways: Sequence[Proxy]) -> None:
@@ -378,7 +372,7 @@ class Chaos:
         for side in self._clocks:
             self._set(side, 0.0)
         if not broker.running:
-            await self._start(broker)
+            await start_again(broker)
 
     async def _drain(self) -> None:
         """Wait until all devices have settled everything, then end the aggregator in order."""
@@ -410,3 +404,13 @@ class Chaos:
             for (since, ahead), (until, _) in spans
             if since <= event["time"] - ahead < until
         ]
+
+
+async def start_again(broker: LocalBroker) -> None:
+    """Start a broker that was killed: its port may still be held for a moment by what was connected to it."""
+    for _ in range(20):
+        with suppress(BrokerUnreachable):
+            await broker.start()
+            return
+        await asyncio.sleep(0.1)
+    await broker.start()
