@@ -5,11 +5,14 @@ devices filled moves the model as far as any other, although each of their weigh
 had a third of all movement: enough to push the model steadily in a direction that the data of the others hardly resist.
 
 So a device contributes at most an eighth of the movement, or 1.25 times its fair share if that is more. The rest of its
-deltas is left out of the steps; devices below the bound are not changed.
+deltas is left out of the steps; devices below the bound are not changed. Two devices are not bounded: neither is a
+majority, and one may have most to learn, as where each trains its own tensors.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from midge.aggregator.core.fleet_statistics import FEWEST
 
 LARGEST = 1 / 8
 """Largest share of one device."""
@@ -48,7 +51,7 @@ class Influence:
         """Record a step of these updates in a fleet of `devices`; return the factor of each, at most 1."""
         devices = max(devices, 1)
         self._decay(0.5 ** (len(pushes) / (_HALF_LIFE * devices)))
-        known = self._updates > _KNOWN * devices
+        known = devices >= FEWEST and self._updates > _KNOWN * devices
         largest, total = max(LARGEST, SLACK / devices), self._total + sum(push.length for push in pushes)
         factors = []
         for push in pushes:

@@ -44,6 +44,11 @@ def test_equal_devices_are_not_held_back(devices: int) -> None:
     assert sum(found.values()) == 25 * devices
 
 
+def test_of_two_devices_one_may_have_most_to_learn() -> None:
+    """Seen to fail: two devices with a tensor each, of which the larger one was held back."""
+    assert share(moved([1.0, 1.0], [9.0, 1.0], steps=100), "d0") == pytest.approx(0.9)
+
+
 def test_the_pace_of_a_fleet_is_not_that_of_its_slowest_devices() -> None:
     """Eight of ten devices are a thousand times slower: the others go on at a quarter of their movement at least."""
     found = moved([1.0, 1.0] + [0.001] * 8, [1.0] * 10, steps=2_000)
