@@ -52,8 +52,8 @@ LEFT_OUT := $(VENV)/.left-out
 test: install
 	@rm -f $(LEFT_OUT)
 	@code=0; set -x; \
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile -m 'not alone and not nightly' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) && \
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile -m 'alone and not nightly' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) || code=$$?; \
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not alone and not nightly' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) && \
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'alone and not nightly' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) || code=$$?; \
 	{ set +x; } 2>/dev/null; $(BIN)/python -m tests.left_out $(LEFT_OUT); exit $$code
 
 lint: install

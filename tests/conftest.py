@@ -18,6 +18,28 @@ settings.register_profile("steady", _TIMELESS, derandomize=True)
 settings.register_profile("search", _TIMELESS)
 settings.load_profile("steady")
 
+_LONG = (
+    "federation/test_standby.py",
+    "federation/test_failpoints.py",
+    "simulation/test_kept_worlds.py",
+    "gateway/test_kills.py",
+    "aggregator/test_privacy_audit.py",
+    "federation/test_keeping_live.py",
+    "advice/test_advise.py",
+    "acceptance/test_by_hand.py",
+    "live/test_live.py",
+    "simulation/test_soak_year.py",
+    "dashboard/test_browser.py",
+    "masking/test_groups.py",
+)
+"""Files of half a minute to some minutes: a worker that begins one last would keep the others waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first."""
+    order = {Path(__file__).parent / name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tests that are left out")
