@@ -36,6 +36,8 @@ PLACES = 40_000
 """In the model at most: a long run makes updates less often."""
 _ENDED = (0, 130)
 """Exit codes of what was told to end: 130 as after Ctrl-C."""
+_AGAIN = (-signal.SIGKILL, -signal.SIGTERM, USER_ERROR)
+"""Exit codes after which it is started again; by SIGTERM if it was told to end before it could listen to that."""
 CUT = 5.0
 """Seconds for which a line is cut, at most: the site's devices go on, and its gateway sums up what they give."""
 
@@ -167,11 +169,7 @@ class GatewayChaos:
             code = await actor.ended()
             if code in _ENDED:
                 return
-            if code not in (
-                -signal.SIGKILL,
-                -signal.SIGTERM,
-                USER_ERROR,
-            ):  # it is told to end again once it has started
+            if code not in _AGAIN:
                 self.outcome.crashes.append(f"{actor.name} ended with {code}: {actor.tail()}")
             await asyncio.sleep(0.3 * self._random.random())
 
