@@ -282,7 +282,7 @@ class Strategy:
     def equal_influence(self) -> bool:
         """Whether the influence of each device is bounded (`aggregator.core.influence`).
 
-        Not if the user wants rows to count, or rare devices to count less.
+        Not if the user wants devices to count by their rows, or by how often they send.
         """
         return self.robust and self.fairness is not None and not self.weigh_examples
 

@@ -113,6 +113,11 @@ class Outcome:
     def good(self) -> bool:
         return self.drained and not (self.lost or self.doubled or self.crashes)
 
+    def count(self, who: str) -> None:
+        """Count a kill."""
+        self.kills += 1
+        self.killed[who] = self.killed.get(who, 0) + 1
+
     def balance(self, model: Path, pages: Path) -> None:
         """Compare the model with what the devices wrote down."""
         if not model.exists():
@@ -275,7 +280,7 @@ class Chaos:
                     self.outcome.weathers += 1
                 case "kill broker":
                     broker.kill()
-                    self._count("broker")
+                    self.outcome.count("broker")
                     await asyncio.sleep(0.3 * self._random.random())
                     await start_again(broker)
                 case "set clock":
@@ -295,7 +300,7 @@ class Chaos:
         what, _, who = name.partition(" ")
         actor = self._server if who == "aggregator" else self._random.choice(self._fleets)
         if what == "kill" and actor.send(signal.SIGKILL):
-            self._count(who)
+            self.outcome.count(who)
         elif what == "stop" and not actor.stopped and actor.send(signal.SIGSTOP):
             self.outcome.stops += 1
             self._tasks.create_task(self._wake(actor))
@@ -350,10 +355,6 @@ class Chaos:
         loser = ended[0] if ended else next(iter(rivals))
         await rivals[loser].kill()
         return loser
-
-    def _count(self, who: str) -> None:
-        self.outcome.kills += 1
-        self.outcome.killed[who] = self.outcome.killed.get(who, 0) + 1
 
     async def _wake(self, actor: Actor) -> None:
         pause = 1.5 * self._random.random()

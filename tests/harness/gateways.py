@@ -185,11 +185,11 @@ class GatewayChaos:
                 site = self._random.choice(cast.sites)
                 match name:
                     case "kill devices" if site.devices.send(signal.SIGKILL):
-                        self._count("devices")
+                        self.outcome.count("devices")
                     case "kill gateway" if site.gateway.send(signal.SIGKILL):
-                        self._count("gateway")
+                        self.outcome.count("gateway")
                     case "kill root" if cast.root.send(signal.SIGKILL):
-                        self._count("root")
+                        self.outcome.count("root")
                     case "kill a site's broker":
                         await self._kill(site.broker)
                     case "kill the root's broker":
@@ -208,13 +208,9 @@ class GatewayChaos:
                         pass  # it does not run just now
             self._healed.set()
 
-    def _count(self, who: str) -> None:
-        self.outcome.kills += 1
-        self.outcome.killed[who] = self.outcome.killed.get(who, 0) + 1
-
     async def _kill(self, broker: LocalBroker) -> None:
         broker.kill()
-        self._count("broker")
+        self.outcome.count("broker")
         await asyncio.sleep(0.3 * self._random.random())
         await start_again(broker)
 
