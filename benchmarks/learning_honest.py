@@ -102,8 +102,12 @@ def main() -> None:
         if devices == 20 or not given.quick
         for seed in range(seeds)
     ]
+    rows: list[Row] = []
     with ProcessPoolExecutor(2) as pool:
-        rows = list(pool.map(run, cases))
+        for row in pool.map(run, cases):
+            rows.append(row)
+            if len(rows) % 10 == 0:
+                sys.stderr.write(f"{len(rows)} of {len(cases)}: {summary(rows)[-1]}\n")
     entries = summary(rows)
     if not given.quick:
         kept = {"benchmark": "learning_honest", "quick": False, "summary": entries, "rows": rows}
