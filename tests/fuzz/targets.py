@@ -78,8 +78,13 @@ def sealed(data: bytes) -> None:
 
 
 @cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="midge-fuzz-")
+
+
+@cache
 def _life() -> Rig:
-    return Rig(Path(tempfile.mkdtemp(prefix="midge-fuzz-")), bounds=None).start()
+    return Rig(Path(_folder().name), bounds=None).start()
 
 
 def processor(data: bytes) -> None:

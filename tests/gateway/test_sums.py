@@ -7,6 +7,7 @@ whatever order; then nothing but the rule itself can make a difference.
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def flat_and_summed(
 
 
 ROUND = ("north", "south", "east")
-_OPEN: list[Rig] = []
+_OPEN = ExitStack()
 _SEQS: dict[str, int] = defaultdict(int)
 
 
@@ -122,18 +123,17 @@ def closed() -> Any:
 
 
 def close() -> None:
-    while _OPEN:
-        _OPEN.pop().close()
+    _OPEN.close()
     _SEQS.clear()
 
 
 def rig_of(name: str, strategy: Strategy, lineage: bytes = b"") -> Rig:
-    directory = Path(tempfile.mkdtemp(prefix=f"midge-{name}-"))
-    made = Rig(directory, strategy, parameters=PARAMETERS, bounds=SITES)
+    directory = _OPEN.enter_context(tempfile.TemporaryDirectory(prefix=f"midge-{name}-"))
+    made = Rig(Path(directory), strategy, parameters=PARAMETERS, bounds=SITES)
     if lineage:  # a gateway's store continues that of the root
         made.core.lineage = made.store.lineage = lineage
         made.core._admission._lineage = lineage
-    _OPEN.append(made)
+    _OPEN.callback(made.close)
     return made.start()
 
 
