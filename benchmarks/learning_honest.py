@@ -3,7 +3,7 @@
     python -m benchmarks.learning_honest [--quick] [--seeds N]
 
 Differences are paired by seed, with a one-sided 95 % bootstrap bound over seeds. Crossings of 93 % are on a grid of
-0.05 virtual seconds. Results are kept in `benchmarks/results/honest.json`.
+0.05 virtual seconds. Results are kept in `benchmarks/results/honest.json`; rows that are there are not run again.
 """
 
 import benchmarks.one_thread  # noqa: F401 - before NumPy
@@ -12,8 +12,7 @@ import benchmarks.one_thread  # noqa: F401 - before NumPy
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from benchmarks.learning_methods import Run
 from benchmarks.learning_poisoned import RULES
 from benchmarks.learning_problems import digits
 from benchmarks.learning_worlds import WORLDS
+from benchmarks.resumed import Row, resumed
 from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
 
@@ -37,8 +37,6 @@ NEVER = 2 * SECONDS
 FLEETS = (("uneven", 10), ("uneven", 20), ("uneven", 50), ("correlated", 20), ("correlated", 50))
 BEFORE = RULES["as before"]
 FIELDS = ("final", "worst_class", "slow_half")
-
-Row = dict[str, Any]
 
 
 def run(case: tuple[str, int, int]) -> Row:
@@ -89,6 +87,16 @@ def _bound(differences: npt.NDArray[np.float64], quantile: float) -> float:
     return float(np.quantile(differences[draws].mean(axis=1), quantile))
 
 
+def report(rows: Iterable[Row]) -> dict[str, Any]:
+    """What is stored: the rows in a fixed order, and their summary."""
+    ordered = sorted(rows, key=lambda row: (FLEETS.index((row["world"], row["devices"])), row["seed"]))
+    return {"benchmark": "learning_honest", "quick": False, "summary": summary(ordered), "rows": ordered}
+
+
+def _case(row: Row) -> tuple[str, int, int]:
+    return row["world"], row["devices"], row["seed"]
+
+
 def main() -> None:
     """Run the requested cases."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning_honest", description=__doc__)
@@ -102,16 +110,7 @@ def main() -> None:
         if devices == 20 or not given.quick
         for seed in range(seeds)
     ]
-    rows: list[Row] = []
-    with ProcessPoolExecutor(2) as pool:
-        for row in pool.map(run, cases):
-            rows.append(row)
-            if len(rows) % 10 == 0:
-                sys.stderr.write(f"{len(rows)} of {len(cases)}: {summary(rows)[-1]}\n")
-    entries = summary(rows)
-    if not given.quick:
-        kept = {"benchmark": "learning_honest", "quick": False, "summary": entries, "rows": rows}
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    entries = summary(resumed(cases, run, _case, report, None if given.quick else RESULTS))
     for entry in entries:
         sys.stderr.write(f"{entry}\n")
     sys.stdout.write(json.dumps({"benchmark": "learning_honest", "quick": given.quick, "summary": entries}) + "\n")

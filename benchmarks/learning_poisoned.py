@@ -4,7 +4,7 @@
 
 Digits by Dirichlet(0.3), speeds with σ = 1.2, 30 virtual seconds. All runs of a seed have the same fleet, so that the
 column `alone`, the honest devices by themselves, is the reference for an attack. Results are kept in
-`benchmarks/results/poisoned.json`.
+`benchmarks/results/poisoned.json`; rows that are there are not run again.
 """
 
 import benchmarks.one_thread  # noqa: F401 - before NumPy
@@ -15,7 +15,6 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -25,6 +24,7 @@ from benchmarks.learning_methods import EVERY, TAIL, Run
 from benchmarks.learning_problems import digits
 from benchmarks.learning_worlds import WORLDS
 from benchmarks.liars import ATTACKS, Liars, flipped
+from benchmarks.resumed import Row, resumed
 from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.staleness import constant
 from midge.aggregator.core.strategy import Strategy
@@ -50,8 +50,6 @@ RULES: dict[str, Callable[[], Strategy]] = {
 }
 """The default is `balanced`. `as before` is its predecessor without robustness; `no history` is the default without its
 memory of devices."""
-
-Row = dict[str, Any]
 
 
 def run(case: tuple[str, str, int, int]) -> Row:
@@ -97,18 +95,6 @@ def run(case: tuple[str, str, int, int]) -> Row:
         "worst_class": round(ends["worst"], 4),
         "slow_class": round(ends["slow"], 4),
     }
-
-
-def rows(cases: Sequence[tuple[str, str, int, int]], kept: Path | None) -> list[Row]:
-    """The rows of all cases: stored ones first, then the others, run on both cores and stored."""
-    known = {_case(row): row for row in json.loads(kept.read_text())["rows"]} if kept and kept.exists() else {}
-    missing = [case for case in cases if case not in known]
-    with ProcessPoolExecutor(2) as pool:
-        for number, row in enumerate(pool.map(run, missing), 1):
-            known[_case(row)] = row
-            if kept and (number % 20 == 0 or number == len(missing)):
-                kept.write_text(json.dumps(report(known.values()), indent=1) + "\n")
-    return [known[case] for case in cases]
 
 
 def _case(row: Row) -> tuple[str, str, int, int]:
@@ -163,10 +149,11 @@ def main() -> None:
     parser.add_argument("--rules", default=",".join(RULES))
     given = parser.parse_args()
     if given.quick:
-        found = rows(list(cases(2, [20], HARD, ["balanced"])), None)
+        found = resumed(list(cases(2, [20], HARD, ["balanced"])), run, _case, report, None)
     else:
         devices = [int(count) for count in given.devices.split(",")]
-        found = rows(list(cases(given.seeds, devices, given.kinds.split(","), given.rules.split(","))), RESULTS)
+        chosen = cases(given.seeds, devices, given.kinds.split(","), given.rules.split(","))
+        found = resumed(list(chosen), run, _case, report, RESULTS)
     for entry in summary(found):
         middle, low, high = entry["final"]
         sys.stderr.write(
