@@ -79,7 +79,7 @@ schema = [* tensor]
 tensor = [tstr .size (0..255), [* uint], dtype, role, ? tstr]
 dtype = "float32" / "float64" / "complex64" / "complex128" / "int64" / "int32" / "int16" / "int8" /
   "uint64" / "uint32" / "uint16" / "uint8" / "bool"
-role = "trained" / "averaged" / "local" / "frozen"
+role = "trained" / "averaged" / "local" / "frozen" / "site"
 """
 
 

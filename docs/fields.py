@@ -72,6 +72,7 @@ SECTIONS: list[Section] = [
         [messages.Surveyed, row_statistics.Summary],
     ),
     ("part", "On `model/{channel}/{version}/{span}-{index}`; the body is a slice of the frame.", [messages.Part]),
+    ("site_values", "On `model/site`; the body: the values.", [messages.SiteValues]),
     ("succession", "The `body` of an envelope in `chain`; no body of its own.", [messages.Succession]),
     (
         "site",

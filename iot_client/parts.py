@@ -23,6 +23,7 @@ from midge.iot_client.state.local_tensors import LocalTensors, Missing
 from midge.iot_client.state.memory_outbox import AnyOutbox, outbox_at
 from midge.iot_client.state.model_keeper import ModelKeeper
 from midge.iot_client.state.prediction import Predicting
+from midge.iot_client.state.site_tensors import SiteTensors
 from midge.iot_client.state.verified_model import VerifiedModel
 from midge.iot_client.training.throughput import Throughput
 from midge.wire.inert import inert
@@ -134,7 +135,8 @@ class DeviceParts:
             return None if path is None else path.with_name(f"{path.name}.{suffix}")
 
         local = config.local if config.local is not None else getattr(config.train, "local", None)
-        personal = LocalTensors(beside("local.npz"), local)
+        site = SiteTensors(beside("site"), pinned=bool(config.release_key))
+        personal = LocalTensors(beside("local.npz"), local, site)
         budget = Budget(beside("usage.json"), config.costs or Costs())
         duty, consent = DutyCycle(config.duty), Consent.beside(path)
         tell = EventLog(config.name, config.on_event)

@@ -95,7 +95,9 @@ class DeviceRuntime:
         self._statistics = StatisticsSource(parts)
         self._made: dict[int, EncodedUpdate] = {}
         """Encoded updates that are not stored yet, by key."""
-        self.sealed = SealedUpdates(parts.identity, parts.outbox, lambda: self.session.announcement, self._made)
+        self.sealed = SealedUpdates(
+            parts.identity, parts.outbox, lambda: self.session.announcement, self._made, parts.personal.site
+        )
         self.session = DeviceSession(
             config.name,
             parts.outbox.identity,

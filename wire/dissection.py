@@ -261,6 +261,9 @@ def _look_into_body(found: Dissection, message: Message | None, body: memoryview
                 found.wrong.append("sha256 is not that of the body")
             elif not message.sealed and message.codec != "float32" and not message.codec.startswith("int8"):
                 found.body["coded"] = bytes(body[:1]) == b"\1"
+        case messages.SiteValues():
+            if len(body) != message.size or not chunks.fits(body, message.sha256):
+                found.wrong.append("the body is not the one of the header")
         case messages.Statistics() if not message.sealed:
             _look_into_moments(found, message, body)
         case messages.Surveyed():

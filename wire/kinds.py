@@ -24,6 +24,7 @@ KINDS: Mapping[str, type[Message]] = {
     "survey": messages.SurveyRequest,
     "surveyed": messages.Surveyed,
     "part": messages.Part,
+    "site_values": messages.SiteValues,
     "succession": messages.Succession,
     "claim": messages.Claim,
     "ask": overview.Ask,
@@ -43,12 +44,13 @@ PURPOSES: Mapping[str, str] = {
     "vouch": signing.RECEIPT,
     "aggregator": signing.AGGREGATOR,
     "claim": signing.AGGREGATOR,
+    "site_values": signing.SITE_VALUES,
     "ask": signing.OPERATOR,
     **dict.fromkeys(("renew", "renewed", "authorities"), signing.RENEWAL),
     "deposit": signing.DEPOSIT,
 }
 """Purpose of the signature behind a frame of each kind."""
-OF_FEDERATION = ("aggregator", "claim", "ask", "authorities", "deposit")
+OF_FEDERATION = ("aggregator", "claim", "ask", "authorities", "deposit", "site_values")
 """Kinds whose signatures name a federation and no device."""
 SENTENCES: Mapping[str, str] = {
     "update": "a device's update: a trained minus a published model",
@@ -69,6 +71,7 @@ SENTENCES: Mapping[str, str] = {
     "survey": "an operator asks the devices for statistics of their rows",
     "surveyed": "a device's statistics of its rows, or why it gives none",
     "part": "a chunk of the model",
+    "site_values": "a gateway's mean of the tensors that its site's devices share with no others",
     "succession": "a release key's statement that another one signs after it",
     "claim": "an aggregator asks whether another one serves, or answers",
     "ask": "an operator asks for an overview",

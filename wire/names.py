@@ -29,6 +29,7 @@ NAMES = (
     *("where", "where_share"),
     *("weigh_examples",),
     *("ledger",),
+    *("site_size", "site_values"),
 )
 """Append only; never remove, reorder or insert. The first 128 travel in one byte.
 

@@ -1,8 +1,9 @@
 """An overview of a federation, as its aggregator sends it: its status, and a row for each device, in pages."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
+from statistics import median
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -69,6 +70,8 @@ class DeviceRow(Message):
     """The version that they were measured with."""
     keeps: U63 = 0
     """The version that it goes on using, because a newer one is worse on its own rows; 0 if it keeps none."""
+    reported: U32 = 0
+    """Of a gateway: the number of its devices of whose results the metrics are the means; 0 is a device."""
     epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """ε that it has spent of its privacy budget; nil if the strategy is not private."""
 
@@ -101,6 +104,18 @@ class Overview(Message):
     more), `bare` (the last step without noise, whose work no figure covers; 0 if there is none)."""
     standby: StandbyState | None = None
     """The standby; nil if no release key allows one."""
+
+
+def spread_of_sites(results: Iterable[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Each metric by name: `least`, `median` and `largest` over the sites' results, and the number of `sites`."""
+    values: dict[str, list[float]] = {}
+    for metrics in results:
+        for name, value in metrics.items():
+            values.setdefault(name, []).append(value)
+    return {
+        name: {"least": min(each), "median": median(each), "largest": max(each), "sites": len(each)}
+        for name, each in sorted(values.items())
+    }
 
 
 def encode_pages(about: Overview, rows: Iterable[DeviceRow], devices: int, *, most: int = MOST) -> Iterator[bytes]:

@@ -3,7 +3,7 @@
 All tensors that are learned together (`trained` and `averaged`) lie in one contiguous float32 vector, in the order of
 the schema; a tensor is a view of it, a complex one a view of pairs. A tensor that is tied to another, such as an
 embedding to the head of a language model, is the same view. What is `frozen` travels once, in a snapshot. What is
-`local` never leaves a device.
+`local` never leaves a device. What is `site` is averaged over a site's devices by its gateway, and goes no further.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ import numpy.typing as npt
 from midge.wire import frames
 from midge.wire.errors import WireError
 
-Role = Literal["trained", "averaged", "local", "frozen"]
-ROLES: tuple[Role, ...] = ("trained", "averaged", "local", "frozen")
+Role = Literal["trained", "averaged", "local", "frozen", "site"]
+ROLES: tuple[Role, ...] = ("trained", "averaged", "local", "frozen", "site")
 Vector = npt.NDArray[np.float32]
 Vectors = npt.NDArray[np.float32]
 """Flat vectors of several devices, of shape (devices, size)."""
@@ -44,6 +44,10 @@ _DTYPES = {
 }
 _SHARED = ("float32", "complex64")
 """Dtypes of tensors that are learned together; complex64 as pairs of float32."""
+MOST_SITE = 2**18
+"""Most values of a site's tensors: a megabyte, because they travel whole, in one message."""
+LARGEST_SITE = 2.0**80
+"""Bound of a value of a site's tensors: sums of any number of them are finite."""
 MAX_TENSORS = frames.MAX_ITEMS
 MAX_PARAMETERS = 2**31 - 1
 MAX_NAME = 255
@@ -80,6 +84,11 @@ class Tensor:
         """Whether devices learn it together and it travels under this name."""
         return self.role in ("trained", "averaged") and not self.tied
 
+    @property
+    def personal(self) -> bool:
+        """Whether the federation knows only its name and shape: it is a device's own, or its site's."""
+        return self.role in ("local", "site")
+
 
 def _is_tensor(value: Any) -> bool:
     """Whether a packed tensor has the right types; the schema checks the rest."""
@@ -96,14 +105,14 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _tied(name: str, target: Tensor | None, asked: str) -> Tensor:
-    """A tensor tied to an earlier one; with values of its own if that one is local.
+    """A tensor tied to an earlier one; with values of its own if the federation does not know those of that one.
 
     Raises:
         ValueError: there is none before it.
     """
     if target is None:
         raise ValueError(f"{name} cannot be tied to {asked!r}: there is no such tensor before it")
-    return replace(target, name=name, tied="" if target.role == "local" else target.tied or target.name)
+    return replace(target, name=name, tied="" if target.personal else target.tied or target.name)
 
 
 class Schema:
@@ -126,7 +135,7 @@ class Schema:
                 raise WireError(f"{tensor.name}: unknown role {tensor.role!r}")
             if tensor.dtype not in _DTYPES:
                 raise WireError(f"{tensor.name}: unknown dtype {tensor.dtype!r}")
-            if tensor.shared and tensor.dtype not in _SHARED:
+            if (tensor.shared or tensor.role == "site") and tensor.dtype not in _SHARED:
                 raise WireError(f"{tensor.name}: {tensor.role} tensors are float32, not {tensor.dtype}")
             if len(tensor.name.encode(errors="replace")) > MAX_NAME:
                 raise WireError(f"a tensor's name is over {MAX_NAME} bytes: {tensor.name}")
@@ -139,6 +148,8 @@ class Schema:
                 raise WireError(f"{tensor.name}: more than {MAX_PARAMETERS} parameters")
         if sum(tensor.size for tensor in self.tensors) > MAX_PARAMETERS:
             raise WireError(f"more than {MAX_PARAMETERS} parameters")
+        if sum(tensor.size for tensor in self.site) > MOST_SITE:
+            raise WireError(f"tensors of a site have more than {MOST_SITE} values, which travel in one message")
         self._check_ties()
 
     def _check_ties(self) -> None:
@@ -146,7 +157,7 @@ class Schema:
         for tensor in self.tensors:
             if not tensor.tied:
                 own[tensor.name] = tensor
-            elif replace(tensor, name=tensor.tied, tied="") != own.get(tensor.tied) or tensor.role == "local":
+            elif replace(tensor, name=tensor.tied, tied="") != own.get(tensor.tied) or tensor.personal:
                 raise WireError(f"{tensor.name}: cannot be tied to {tensor.tied!r}")
 
     @classmethod
@@ -172,7 +183,7 @@ class Schema:
             if role.startswith("="):
                 tensors.append(_tied(name, next((each for each in tensors if each.name == role[1:]), None), role[1:]))
                 continue
-            shared = role in ("trained", "averaged")
+            shared = role in ("trained", "averaged", "site")
             dtype = "float32" if shared or (array.dtype.kind == "f" and array.dtype.itemsize < 8) else array.dtype.name
             if shared and array.dtype.kind == "c":
                 dtype = "complex64"
@@ -280,7 +291,7 @@ class Schema:
         """
         wrong = []
         for tensor in self.tensors:
-            if tensor.role == "local" or tensor.tied:
+            if tensor.personal or tensor.tied:
                 continue
             if tensor.name not in parameters:
                 wrong.append(f"{tensor.name} is missing")
@@ -322,10 +333,7 @@ class Schema:
 
     def freeze(self, parameters: Parameters) -> bytes:
         """The frozen tensors' bytes, little-endian, one after the other."""
-        return b"".join(
-            np.ascontiguousarray(parameters[tensor.name], dtype=_DTYPES[tensor.dtype]).tobytes()
-            for tensor in self.frozen
-        )
+        return _joined(self.frozen, parameters)
 
     def thaw(self, data: frames.Buffer) -> dict[str, npt.NDArray[Any]]:
         """Read what `freeze` wrote, as read-only arrays.
@@ -333,18 +341,64 @@ class Schema:
         Raises:
             WireError: the length is not that of the schema's frozen tensors, or a bool is neither 0 nor 1.
         """
-        view = memoryview(data)
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        offset = 0
-        for tensor in self.frozen:
-            dtype = np.dtype(_DTYPES[tensor.dtype])
-            end = offset + prod(tensor.shape) * dtype.itemsize
-            if end > len(view):
-                raise WireError("the frozen tensors are cut short")
-            if tensor.dtype == "bool" and np.any(np.frombuffer(view[offset:end], np.uint8) > 1):
-                raise WireError(f"{tensor.name}: a bool is neither 0 nor 1")
-            arrays[tensor.name] = np.frombuffer(view[offset:end], dtype).reshape(tensor.shape)
-            offset = end
-        if offset != len(view):
-            raise WireError("bytes follow the frozen tensors")
-        return self._with_ties(arrays)
+        return self._with_ties(_split(self.frozen, data, "the frozen tensors"))
+
+    # ---------------------------------------------------------- tensors of a site
+
+    @cached_property
+    def site(self) -> tuple[Tensor, ...]:
+        """Tensors that a gateway averages over the devices of its site."""
+        return tuple(tensor for tensor in self.tensors if tensor.role == "site")
+
+    @cached_property
+    def site_size(self) -> int:
+        """Bytes of their values; 0 if there are none."""
+        return 4 * sum(tensor.size for tensor in self.site)
+
+    def pack_site(self, parameters: Parameters) -> bytes:
+        """The values of a site's tensors, float32, little-endian, one tensor after the other."""
+        return _joined(self.site, parameters)
+
+    def unpack_site(self, data: frames.Buffer) -> dict[str, npt.NDArray[Any]]:
+        """Read what `pack_site` wrote, as read-only arrays.
+
+        Raises:
+            WireError: the length is not that of the schema's tensors, or a value is not finite or too large.
+        """
+        if len(data) % 4 == 0 and not is_sane(data):
+            raise WireError("a value of the site's tensors is not finite, or beyond 2^80")
+        return _split(self.site, data, "the site's tensors")
+
+
+def is_sane(data: frames.Buffer) -> bool:
+    """Whether values of a site's tensors are finite, and within `LARGEST_SITE`."""
+    return bool((np.abs(np.frombuffer(data, "<f4")) <= LARGEST_SITE).all())  # NaN is not
+
+
+def _joined(tensors: Sequence[Tensor], parameters: Parameters) -> bytes:
+    return b"".join(
+        np.ascontiguousarray(parameters[tensor.name], dtype=_DTYPES[tensor.dtype]).tobytes() for tensor in tensors
+    )
+
+
+def _split(tensors: Sequence[Tensor], data: frames.Buffer, what: str) -> dict[str, npt.NDArray[Any]]:
+    """Read what `_joined` wrote, as read-only arrays.
+
+    Raises:
+        WireError: the length is not that of these tensors, or a bool is neither 0 nor 1.
+    """
+    view = memoryview(data)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    offset = 0
+    for tensor in tensors:
+        dtype = np.dtype(_DTYPES[tensor.dtype])
+        end = offset + prod(tensor.shape) * dtype.itemsize
+        if end > len(view):
+            raise WireError(f"{what} are cut short")
+        if tensor.dtype == "bool" and np.any(np.frombuffer(view[offset:end], np.uint8) > 1):
+            raise WireError(f"{tensor.name}: a bool is neither 0 nor 1")
+        arrays[tensor.name] = np.frombuffer(view[offset:end], dtype).reshape(tensor.shape)
+        offset = end
+    if offset != len(view):
+        raise WireError(f"bytes follow {what}")
+    return arrays

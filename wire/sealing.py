@@ -121,6 +121,7 @@ def about(federation: str, device: str, message: Update | Statistics | Surveyed)
             tensors = None if message.tensors is None else list(message.tensors)
             of = ["update", message.generation, message.base, message.schema_hash, message.codec, tensors]
             of += [True] if message.confided else []
+            of += [message.site_size] if message.site_size else []
         case Statistics():
             of = ["statistics", [list(name) for name in message.names]]
     return b"midge/1 sealed\0" + frames.pack([federation, device, message.lineage, *of])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from midge.wire import frames
 from midge.wire.errors import WireError
-from midge.wire.messages import Statistics, Surveyed, Update
+from midge.wire.messages import SiteValues, Statistics, Surveyed, Update
 from midge.wire.moments import BYTES_PER_CHANNEL
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ MASKED: Final = "masked"
 HELPER: Final = "helper"
 DEPOSIT: Final = "deposit"
 SITE: Final = "site"
+SITE_VALUES: Final = "site_values"
 """The purposes: an aggregator's announcement, a name of a registered version, a survey's request, a key succession, a
 message to one device, a message of a device, an aggregator's status, an operator's command, renewal of credentials, a
 masked update's entry, a message of the mask helper, an aggregator's message to it, a certificate of a site's
-gateway."""
+gateway, a gateway's values of the site's tensors."""
 
 
 class KeyUnusable(ValueError):
@@ -307,7 +308,7 @@ def sign_frame(key: PrivateKey | MacKey, purpose: str, context: str, head: bytes
 def split(message: object, body: memoryview) -> tuple[memoryview, memoryview]:
     """Split a body from the signature behind it; the signature is empty if there is none."""
     match message:
-        case Update(kind="update", size=size) | Surveyed(size=size):
+        case Update(kind="update", size=size) | Surveyed(size=size) | SiteValues(size=size):
             own = size
         case Statistics(names=names, sealed=sealed):
             own = sum(channels for _, channels in names) * BYTES_PER_CHANNEL + (48 if sealed else 0)

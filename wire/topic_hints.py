@@ -11,6 +11,7 @@ _SHAPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (rf"(?P<federation>{_NAME})/aggregator/ask", ("ask",)),
     (rf"(?P<federation>{_NAME})/aggregator/overview", ("overview",)),
     (rf"(?P<federation>{_NAME})/model/(?:train|serve|survey|alias/(?:champion|candidate))", ("envelope",)),
+    (rf"(?P<federation>{_NAME})/model/site", ("site_values",)),
     (rf"(?P<federation>{_NAME})/model/(?:train|serve|registered)/\d+/\d+-\d+", ("part",)),
     (
         rf"(?P<federation>{_NAME})/update/(?P<slot>\d+)/(?P<device>{_NAME})",

@@ -120,6 +120,8 @@ class Topics:
         self.survey = f"{self.prefix}/model/survey"
         """An operator's request for statistics of the devices' rows, retained while it is open: below what every device
         may read. Devices answer on their `report` topics."""
+        self.site_values = f"{self.prefix}/model/site"
+        """The values of a site's tensors, retained by its gateway, at its own broker."""
         self.claim = f"{self.prefix}/claim"
         self.authorities = f"{self.prefix}/authorities"
         """The authorities that devices shall trust, retained."""

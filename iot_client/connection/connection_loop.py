@@ -26,6 +26,7 @@ from midge.iot_client.connection.duplicates import DuplicateCheck, DuplicateDevi
 from midge.iot_client.connection.hello import hello_frame
 from midge.iot_client.connection.model_fetcher import Fetcher
 from midge.iot_client.connection.publisher import Publisher
+from midge.iot_client.connection.site_channel import SiteChannel
 from midge.iot_client.connection.survey_channel import SurveyChannel
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
@@ -116,6 +117,7 @@ class ConnectionLoop:
         """The status with which to end the current connection."""
         self._watch = AggregatorWatch(parts.topics, parts.tell)
         self._surveys = SurveyChannel(parts, publisher)
+        self._sites = SiteChannel(parts)
         self._duplicates = DuplicateCheck(parts, publisher, self._hello, self._count)
         self._aggregator_online = False
         """Whether the aggregator is online, as reported over this connection: then its announcements are current."""
@@ -249,7 +251,7 @@ class ConnectionLoop:
         serving = self._parts.serving
         self._parting, self._aggregator_online = asyncio.get_running_loop().create_future(), False
         reading = asyncio.create_task(self._read(connection))
-        beside = [asyncio.create_task(each.follow(connection)) for each in (self._watch, self._surveys)]
+        beside = [asyncio.create_task(each.follow(connection)) for each in (self._watch, self._surveys, self._sites)]
         beside += [asyncio.create_task(serving.follow(connection))] if serving.wanted else []
         beside += [asyncio.create_task(self._parts.aliases.follow(connection))] if self._parts.aliases.wanted else []
         if (renewal := self._parts.renewal) is not None:
@@ -338,6 +340,8 @@ class ConnectionLoop:
             pass  # a retained message was cleared
         elif self._surveys.expects(topic):
             self._surveys.deliver(payload)
+        elif self._sites.expects(topic):
+            self._sites.deliver(payload)
         elif topic == topics.announcement():
             announcement = self._announcement(payload, "train")
             parts.aliases.announced(announcement.lineage)
@@ -358,6 +362,7 @@ class ConnectionLoop:
             status = parts.identity.status(payload, time.monotonic())
             self._aggregator_online = status.state.serves
             parts.aliases.seen(status.boot)
+            self._sites.seen(status)
             self._put(ev.AggregatorSeen(status))
             self._watch.seen(status)
         elif topic == topics.status(name):

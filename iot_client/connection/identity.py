@@ -20,6 +20,7 @@ from midge.wire.messages import (
     Answer,
     Hello,
     ModelAlias,
+    SiteValues,
     Statistics,
     Surveyed,
     SurveyRequest,
@@ -172,6 +173,14 @@ class Identity:
         status = self._trusts["train"].status(payload)
         self._remember("train", now)
         return status
+
+    def site_values(self, payload: bytes) -> tuple[SiteValues, bytes]:
+        """Read the values of the site's tensors; with a pinned key, only those that the site's gateway signed.
+
+        Raises:
+            WireError: they must be ignored.
+        """
+        return self._trusts["train"].site_values(payload)
 
     def _remember(self, channel: Channel, now: float) -> None:
         """Store what was verified, now or with the next update."""

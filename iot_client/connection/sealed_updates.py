@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from midge.iot_client.connection.identity import Identity
 from midge.iot_client.state.memory_outbox import AnyOutbox
-from midge.iot_client.training.update_encoder import EncodedUpdate
+from midge.iot_client.state.outbox import OutboxFull
+from midge.iot_client.state.site_tensors import SiteTensors
+from midge.iot_client.training.update_encoder import EncodedUpdate, cut
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Update
 
@@ -35,6 +37,8 @@ class SealedUpdates:
         outbox: holds the updates as they were trained.
         announcement: the newest announcement.
         made: updates that are about to be stored.
+        site: says which values of a site's tensors are taken here. An update that was never sent may have been trained
+            at another site: what is not taken here is cut off.
     """
 
     def __init__(
@@ -43,7 +47,9 @@ class SealedUpdates:
         outbox: AnyOutbox,
         announcement: Callable[[], Announcement | None],
         made: Mapping[int, EncodedUpdate],
+        site: SiteTensors | None = None,
     ) -> None:
+        self._site = site or SiteTensors(None)
         self._identity, self._outbox, self._announcement = identity, outbox, announcement
         self._made = made
         self._forms: dict[int, SealedForm] = {}
@@ -52,8 +58,9 @@ class SealedUpdates:
 
     def outgoing(self, update: Update) -> Update | None:
         """The header of an update as it is sent now; None while it must wait for a key to seal it to."""
+        foreign = update.site_size not in {0, self._site.taken}
         if not update.awaits_seal:
-            return update
+            return self._shortened(update) if foreign and not update.sealed else update
         key = self._identity.key_for_updates(self._announcement())
         if key is None:
             return None
@@ -61,8 +68,12 @@ class SealedUpdates:
         if form is None or form.to != key.public:
             unstored = next((made.body for made in self._made.values() if made.update.number == update.number), None)
             plain = self._outbox.body(update.seq) if unstored is None else unstored
+            header = update
+            if foreign:
+                plain = plain[: len(plain) - update.site_size]
+                header = cut(update, plain, 0)
             try:
-                header, body = self._identity.sealed(update, plain, key)
+                header, body = self._identity.sealed(header, plain, key)
             except (WireError, ModuleNotFoundError) as error:
                 if str(error) != self._told:
                     self._told = str(error)
@@ -72,6 +83,18 @@ class SealedUpdates:
             if not key.daily and unstored is None:
                 self._outbox.replace(header, body)
         return form.header.model_copy(update={"outbox": update.outbox, "seq": update.seq, "first": update.first})
+
+    def _shortened(self, update: Update) -> Update | None:
+        """An update that is not sealed, in the outbox without the values of another site's tensors."""
+        if any(made.update.sha256 == update.sha256 for made in self._made.values()):
+            return update  # it is about to be stored, and its site has changed this moment
+        body = self._outbox.body(update.seq)[: update.size - update.site_size]
+        shorter = cut(update, body, 0)
+        try:
+            self._outbox.replace(shorter, body)
+        except OutboxFull:
+            return None
+        return shorter
 
     def stored(self, update: Update, body: bytes) -> tuple[Update, bytes]:
         """Header and body of a new update as the outbox keeps it: sealed only if it was sealed once and for all."""

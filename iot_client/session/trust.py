@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 
-from midge.wire import clocks, envelopes, frames, messages, signing
+from midge.wire import chunks, clocks, envelopes, frames, messages, signing
 from midge.wire.errors import WireError
 from midge.wire.lineage import logged
 from midge.wire.messages import (
@@ -24,6 +24,7 @@ from midge.wire.messages import (
     Envelope,
     ModelAlias,
     SiteCertificate,
+    SiteValues,
     SurveyRequest,
     Trouble,
 )
@@ -324,11 +325,32 @@ class Trust:
                 raise Untrusted(f"the certificate of the site {certificate.name} has expired: midge gateway certify")
             keys = [signing.read_public(certificate.key)]
         if not signing.signs_for_federation(keys, self._federation, payload):
-            return status.model_copy(update={"token": 0, "name": self.newest.site, "vouch": b"", "seal_key": b""})
+            nothing = {"token": 0, "vouch": b"", "seal_key": b"", "site_size": 0}
+            return status.model_copy(update={**nothing, "name": self.newest.site})
         self._move(certificate, keys)
         self._take_key(status)
         self._fence(status.token)
         return status.model_copy(update={"name": self.newest.site})
+
+    def site_values(self, payload: bytes) -> tuple[SiteValues, bytes]:
+        """Read the values of the site's tensors.
+
+        Raises:
+            BadSignature: the site's certified gateway has not signed them.
+            Untrusted: they are of an earlier start of it, which this one has replaced.
+            WireError: they are none, or were changed.
+        """
+        header, body = messages.decode(SiteValues, payload)
+        own, signature = signing.split(header, body)
+        if self.pinned:
+            head = signing.head_of(payload, body)
+            if not any(key.verifies(signature, signing.SITE_VALUES, self._federation, head) for key in self._site_keys):
+                raise BadSignature("the values of the site's tensors are not signed by its certified gateway")
+            if header.token < self.newest.token:
+                raise Untrusted("the values of the site's tensors are of an earlier start of its gateway")
+        if len(own) != header.size or not chunks.fits(own, header.sha256):
+            raise WireError("the values of the site's tensors are not those of their header")
+        return header, bytes(own)
 
     def _move(self, certificate: SiteCertificate | None, keys: list[PublicKey]) -> None:
         """Take receipts from another aggregator from here on: a site's gateway, or the federation's own."""

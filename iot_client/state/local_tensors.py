@@ -1,4 +1,7 @@
-"""Local tensors: they stay on the device, such as a head of its own. The federation knows only names and shapes."""
+"""Local tensors, such as a head of its own: they stay on the device. The federation knows only names and shapes.
+
+Tensors of a site are kept here too: the device's own last values, which stand where its site has published none.
+"""
 
 import io
 import logging
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from midge.iot_client.state.site_tensors import SiteTensors
 from midge.storage.checked import Rotten, content, with_checksum
 from midge.storage.files import atomic_write
 from midge.wire.schema import Parameters, Schema
@@ -20,7 +24,7 @@ _SAVE_EVERY = 60.0
 
 
 class Missing(ValueError):
-    """The model has local tensors of which this device has no values."""
+    """The model has tensors of a device or of a site of which this device has no values."""
 
 
 class LocalTensors:
@@ -29,28 +33,33 @@ class LocalTensors:
     Args:
         path: the file; None keeps them in memory.
         initial: their initial values by name, or a function that makes them.
+        site: values that the device's site has published.
     """
 
-    def __init__(self, path: Path | None, initial: Values | None) -> None:
+    def __init__(self, path: Path | None, initial: Values | None, site: SiteTensors | None = None) -> None:
         self.path = path
+        self.site = site or SiteTensors(None)
         self._initial = initial
         self._tensors: dict[str, np.ndarray] | None = None
         self._saved_at: float | None = None
         self._unsaved = False
 
     def join(self, parameters: dict[str, np.ndarray], schema: Schema) -> dict[str, np.ndarray]:
-        """All tensors of the model: those of the federation, and our local ones.
+        """All tensors of the model: those of the federation, our local ones, and the newest of our site.
 
         Raises:
             Missing: one of them has no value, or one of another shape.
         """
-        private = [tensor for tensor in schema.tensors if tensor.role == "local"]
+        private = [tensor for tensor in schema.tensors if tensor.personal]
         if not private:
             return parameters
+        published = self.site.values(schema)
         if self._tensors is None:
             self._tensors = self._load()
         first: Mapping[str, np.ndarray] | None = None
         for tensor in private:
+            if tensor.name in published:
+                continue
             known = self._tensors.get(tensor.name)
             if known is None or known.shape != tensor.shape:
                 first = self._first() if first is None else first
@@ -62,7 +71,8 @@ class LocalTensors:
                         f"{tensor.name} in its shape: {names}. Give them as Device(local={{name: array}})."
                     )
                 self._tensors[tensor.name] = np.array(value, dtype=tensor.dtype)
-        own = {tensor.name: self._tensors[tensor.name].copy() for tensor in private}
+        values = {**self._tensors, **published}
+        own = {tensor.name: values[tensor.name].copy() for tensor in private}
         return {
             tensor.name: own[tensor.name] if tensor.name in own else parameters[tensor.name]
             for tensor in schema.tensors
@@ -71,7 +81,7 @@ class LocalTensors:
     def keep(self, parameters: Parameters, schema: Schema, now: float) -> None:
         """Keep their values after a training."""
         for tensor in schema.tensors:
-            if tensor.role == "local" and tensor.name in parameters and self._tensors is not None:
+            if tensor.personal and tensor.name in parameters and self._tensors is not None:
                 self._tensors[tensor.name] = np.array(parameters[tensor.name], dtype=tensor.dtype)
                 self._unsaved = True
         if self._unsaved and (self._saved_at is None or now - self._saved_at >= _SAVE_EVERY):
@@ -80,6 +90,7 @@ class LocalTensors:
 
     def save(self) -> None:
         """Write them if they changed; if that fails they stay in memory."""
+        self.site.save()
         if self.path is None or not self._unsaved or self._tensors is None:
             return
         data = io.BytesIO()

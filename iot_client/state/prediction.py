@@ -166,7 +166,7 @@ class Predicting:
     def refresh(self) -> None:
         """Use the device's changed local tensors."""
         with self._lock:
-            if self.model is not None and any(tensor.role == "local" for tensor in self.model.state.schema.tensors):
+            if self.model is not None and any(tensor.personal for tensor in self.model.state.schema.tensors):
                 self._parameters = self.joined(self.model)
 
     def close(self) -> None:

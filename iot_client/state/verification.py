@@ -15,6 +15,7 @@ from midge.iot_client.state.local_tensors import read_tensors
 from midge.iot_client.state.model_keeper import read_kept
 from midge.iot_client.state.outbox_files import OutboxFiles, examine, residual_path, strangers
 from midge.iot_client.state.outbox_state import FORMAT, Strangers
+from midge.iot_client.state.site_tensors import read_site
 from midge.storage.checked import Rotten
 from midge.wire.errors import WireError
 from midge.wire.topics import ALIASES
@@ -44,6 +45,7 @@ def verify(path: Path) -> list[CheckedFile]:
     parts = [_outbox(found), _witness(found), _residual(found)]
     beside: dict[str, Callable[[Path], object]] = {
         "local.npz": read_tensors,
+        "site": read_site,
         "usage.json": read_usage,
         "model": prediction.read,
         "kept": read_kept,

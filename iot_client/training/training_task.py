@@ -25,6 +25,7 @@ from midge.iot_client.training.update_encoder import (
     Unfit,
     checked,
     make_update,
+    with_site,
 )
 from midge.storage.daemon_thread import DaemonThreads
 from midge.wire.inert import inert
@@ -130,6 +131,9 @@ class TrainingTask:
                 micro=parts.config.micro,
                 mask=None if parts.masker is None else parts.masker.mask,
             )
+            # Not of a masked update: the gateway would read what the mask hides.
+            if parts.masker is None and parts.personal.site.taken == state.schema.site_size > 0:
+                made = with_site(made, fit.parameters, state.schema)
             made = replace(made, update=parts.identity.to_be_sealed(made.update, announcement))
         except TrainerError as error:
             raise TrainerError(f"Device {name!r}: {error}") from error
@@ -155,7 +159,7 @@ class TrainingTask:
             self._unevaluated(error, announcement.version)
             return
         if report is not None:
-            self._publish(report, announcement)
+            self.publish(report, announcement)
 
     def _unevaluated(self, error: Exception, version: int) -> None:
         """Report an evaluation that failed: the device trains on."""
@@ -181,7 +185,8 @@ class TrainingTask:
         status = parts.topics.status(parts.config.name)
         self._publisher.send(status, hello_frame(parts, self._session, DeviceState.READY), retain=True)
 
-    def _publish(self, report: Report, announcement: Announcement | None) -> None:
+    def publish(self, report: Report, announcement: Announcement | None) -> None:
+        """Publish results on the device's own data."""
         parts = self._parts
         if parts.consent.withheld() is not None:
             return
@@ -203,7 +208,7 @@ class TrainingTask:
         except Exception as error:  # noqa: BLE001 - it trains on, and reports on what it trains from
             self._unevaluated(error, kept.alias.version)
             return True
-        self._publish(report, announcement)
+        self.publish(report, announcement)
         return True
 
 

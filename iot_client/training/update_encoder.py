@@ -12,7 +12,7 @@ from midge.wire import chunks, codecs
 from midge.wire.errors import WireError
 from midge.wire.lineage import State
 from midge.wire.messages import Announcement, Plan, Update
-from midge.wire.schema import Schema, Vector, Vectors
+from midge.wire.schema import Parameters, Schema, Vector, Vectors, is_sane
 
 
 class Unfit(Exception):
@@ -144,6 +144,31 @@ def make_update(
         feedback=feedback or not codecs.parse(codec).feedback,
     )
     return EncodedUpdate(update, body, after)
+
+
+def with_site(made: EncodedUpdate, parameters: Parameters, schema: Schema) -> EncodedUpdate:
+    """An encoded update, with the trained values of the site's tensors after the delta.
+
+    Raises:
+        Unfit: a value is not finite, or too large.
+        TrainerError: the trainer returned other tensors than it was given.
+    """
+    wrong = [tensor.name for tensor in schema.site if _shape(parameters.get(tensor.name)) != tensor.shape]
+    if wrong:
+        raise TrainerError(f"the trainer returned what it was not given: {', '.join(wrong)} missing, or reshaped.")
+    values = schema.pack_site(parameters)
+    if not is_sane(values):
+        raise Unfit("the training of the site's tensors did not stay finite: its learning rate may be too high")
+    return replace(made, update=cut(made.update, body := made.body + values, len(values)), body=body)
+
+
+def cut(update: Update, body: bytes, site_size: int) -> Update:
+    """The header of an update whose body now ends with this number of bytes of a site's tensors."""
+    return update.model_copy(update={"size": len(body), "sha256": chunks.checksum(body), "site_size": site_size})
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return None if value is None else tuple(np.shape(value))
 
 
 def update_of(announcement: Announcement, codec: str, body: bytes, **about: Any) -> Update:

@@ -44,6 +44,7 @@ from midge.wire.messages.fields import (
     possible,
 )
 from midge.wire.messages.model_alias import ModelAlias
+from midge.wire.messages.site_values import SiteValues
 from midge.wire.messages.status import AggregatorState, AggregatorStatus, Claim, Health, HealthState
 from midge.wire.messages.survey import Surveyed, SurveyRequest
 
@@ -80,6 +81,7 @@ __all__ = [
     "Report",
     "Settled",
     "SiteCertificate",
+    "SiteValues",
     "Statistics",
     "StrictPlan",
     "Succession",

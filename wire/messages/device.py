@@ -82,6 +82,9 @@ class Update(Outgoing):
     key, and a broker cannot confirm a guess of its content. 0 if it was sealed once, or not at all."""
     key: Annotated[bytes, Field(max_length=8)] = b""
     """Which of the aggregator's keys of the day it is sealed to (`wire.sealing.key_id`); empty: the announced key."""
+    site_size: U32 = 0
+    """To a gateway: bytes of the device's values of the site's tensors, which follow the encoded delta; 0 if none do.
+    `size` and `sha256` are those of both."""
 
     @property
     def digest(self) -> bytes:
@@ -141,6 +144,8 @@ class Report(Message):
     examples: U63
     metrics: Metrics
     hidden: Hidden = b""
+    devices: U32 = 0
+    """Of a gateway: the number of its devices of whose results these are the means; 0 is a device's own report."""
 
 
 class DeviceState(StrEnum):

@@ -89,6 +89,8 @@ class AggregatorStatus(Message):
     """The public key of the day that devices seal to; trusted only if the status is signed."""
     number: U63 = 0
     """Counts these keys: within one `token`, a lower one is older."""
+    site_size: U32 = 0
+    """Of a gateway: bytes of a site's tensors that it takes after the delta of an update; 0 if it takes none."""
 
 
 class Claim(Message):

@@ -92,7 +92,7 @@ class Model:
             size = 2 if dtype == "complex64" and role != "frozen" else 1
             for side in sides:
                 size *= side
-            if tied or role == "local":
+            if tied or role in ("local", "site"):
                 continue
             if role == "frozen":
                 size *= _DTYPES[dtype]
