@@ -128,6 +128,8 @@ class DeliveryReader:
             if self._core.strategy.privacy is not None:
                 self._outlet.meters.dropped["private"] += 1  # no budget pays for showing it, or deciding by it
                 return
+            if report.devices and not self._core.bounds.is_site(device):
+                report = report.model_copy(update={"devices": 0})
             self._observed.heard(device, report)
             self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
         elif report is not None and report.lineage != NO_LINEAGE:

@@ -103,8 +103,8 @@ class VersionEvaluator:
             self._combined_at = now
             self.federated = reports.combined()
             found = {name: spread.packed() for name, spread in self.federated.items()}
-            federation.history.combined(self.federated, len(reports))
-            self._tell("federated_evaluation", version=federation.core.version, devices=len(reports), metrics=found)
+            federation.history.combined(self.federated, reports.devices)
+            self._tell("federated_evaluation", version=federation.core.version, devices=reports.devices, metrics=found)
 
 
 async def _evaluated(evaluate: Evaluate, parameters: Mapping[str, Any]) -> dict[str, float]:

@@ -167,6 +167,7 @@ class HealthReporter:
             wakes=self._wakes(name, now),
             metrics={} if report is None else dict(report.metrics),
             metrics_version=0 if report is None else report.version,
+            reported=0 if report is None else report.devices,
             keeps=0 if hello is None else hello.keeps,
             epsilon=core.spent_of(name),
         )

@@ -51,7 +51,8 @@ class Observations:
     def heard(self, device: str, report: Report) -> None:
         """Record a device's result on its own data."""
         self.reports.take(device, report)
-        if self.followed is None or report.version in self.followed:
+        # A site's mean is no device's comparison of two versions.
+        if not report.devices and (self.followed is None or report.version in self.followed):
             self.measured.append((device, report))
 
     def forget(self, device: str) -> None:

@@ -49,7 +49,11 @@ def new_core(store: Store, config: AggregatorConfig) -> AggregatorCore:
         statistics_devices=config.statistics_devices,
         statistics_deadline=config.statistics_deadline,
         statistics_factor=config.statistics_factor,
-        bounds=replace(Bounds.of(config.schema), sites=tuple(config.sites)),
+        bounds=replace(
+            Bounds.of(config.schema),
+            sites=tuple(config.sites),
+            site_size=config.schema.site_size if config.strategy.relays else 0,
+        ),
     )
 
 

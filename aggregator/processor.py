@@ -179,7 +179,7 @@ class Processor:
     def commit(self, entries: Sequence[ev.Journal]) -> None:
         """Write records to the journal."""
         began = time.perf_counter()
-        self._engine.store.commit([Entry(entry.record, self._body(entry)) for entry in entries])
+        self._engine.store.commit([Entry(entry.record, self._body(entry), self._site(entry)) for entry in entries])
         self._outlet.meters.commit_seconds.observe(time.perf_counter() - began)
 
     def _body(self, entry: ev.Journal) -> bytes | memoryview | None:
@@ -191,6 +191,9 @@ class Processor:
                 .tobytes()
             )
         return None if entry.key is None else self._bodies[entry.key].raw
+
+    def _site(self, entry: ev.Journal) -> memoryview | None:
+        return None if entry.key is None else self._bodies[entry.key].site
 
     def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
         """Count and report an update, and hold it for its step if it was accepted."""

@@ -45,6 +45,7 @@ class StatusPublisher:
             token=issuer.token,
             name=issuer.site,
             vouch=issuer.certificate,
+            site_size=core.bounds.site_size,
         )
 
     def post(self, state: AggregatorState | None = None) -> Post:

@@ -35,9 +35,11 @@ class SitePace:
     def due(self, core: AggregatorCore) -> float:
         """When a sum is due, by the core's clock; infinity if nothing waits."""
         waiting, since = core.site.waiting, core.site.since
-        if not waiting or since is None:
-            return math.inf
-        enough = waiting >= self.share * max(core.steering.live, core.site.known)
+        return math.inf if not waiting or since is None else self.ripe(core, waiting, since)
+
+    def ripe(self, core: AggregatorCore, devices: int, since: float) -> float:
+        """When what this number of the site's devices gave, the first at `since`, is passed on."""
+        enough = devices >= self.share * max(core.steering.live, core.site.known)
         return -math.inf if enough else since + self.waits(core)
 
     def next_version(self, core: AggregatorCore, passed: float, *, gave: bool) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core import records as rec
+from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.update_admission import MOST
 from midge.aggregator.engine import Engine
 from midge.aggregator.model.model import Model
@@ -64,6 +65,8 @@ class Gateway:
         self._full_until = -math.inf
         self._caught_up = False
         self._greeted_at, self._online = -math.inf, 0
+        self._reported = 0
+        """Results of devices that the mean which was passed on last is of."""
 
     def run(self) -> None:
         """Serve until interrupted."""
@@ -210,6 +213,10 @@ class Gateway:
             due = min(due, self.config.pace.next_version(site.core, self._passed_at, gave=self._gave))
         return max(due, self._full_until)
 
+    def ripe(self, core: AggregatorCore, devices: int, since: float) -> float:
+        """When values of the site's tensors are published, with or without a line."""
+        return self.config.pace.ripe(core, devices, since)
+
     def look(self, site: SiteFederation, now: float) -> None:
         """Send the sums that are due, if the line is free, and take the next version."""
         above = self._above.runtime
@@ -226,7 +233,15 @@ class Gateway:
         self._say_caught_up(site, above)
         collecting = above.session.work is Work.TRAINING and above.session.link is Link.UP
         if collecting and now >= pace.next_version(site.core, self._passed_at, gave=self._gave):
+            self._report(site, above)
             above.collected(now)
+
+    def _report(self, site: SiteFederation, above: UplinkRuntime) -> None:
+        """Pass on the mean of the devices' results on their own data, if there is a new one."""
+        reports = site.reports
+        if reports.taken != self._reported and (merged := reports.merged(site.core.lineage)) is not None:
+            self._reported = reports.taken
+            above.report(merged)
 
     def _say_caught_up(self, site: SiteFederation, above: UplinkRuntime) -> None:
         """Say once that everything that the devices gave is with the federation."""

@@ -1,8 +1,10 @@
 """The lower side of a gateway: an aggregator to the site's devices that passes versions on and makes sums."""
 
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Protocol
 
 from midge.aggregator.config import AggregatorConfig
@@ -14,12 +16,14 @@ from midge.aggregator.ingress.authentication import Credentials
 from midge.aggregator.model.model import Frame
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.service import Aggregator
 from midge.aggregator.store.put_back import unmark
 from midge.aggregator.store.store import StoreFull
 from midge.broker.mqtt.connection import Connection
 from midge.broker.mqtt.retained import read_retained
 from midge.gateway.relay_publisher import RelayPublisher
+from midge.gateway.site_values import SiteValuesPublisher
 from midge.storage.failpoints import failpoint
 from midge.wire.messages import Announcement, FrameInfo
 
@@ -37,6 +41,9 @@ class SiteLine(Protocol):
 
     def want(self, frame: FrameInfo) -> None:
         """Fetch a frame of the version that is passed on."""
+
+    def ripe(self, core: AggregatorCore, devices: int, since: float) -> float:
+        """When what this number of devices gave, the first at `since`, is passed on."""
 
 
 class SiteFederation(FederationRuntime):
@@ -65,6 +72,9 @@ class SiteFederation(FederationRuntime):
     ) -> None:
         self._line = line
         super().__init__(config, outlet, now, issuer=issuer, credentials=credentials)
+        robust = config.strategy.robust
+        self.values = SiteValuesPublisher(self.store, issuer, config.topics, robust=robust, tell=outlet.tell)
+        self.more_alarms.append(lambda: self.values.alarms)
 
     def _publisher(self, engine: Engine, core: AggregatorCore) -> RelayPublisher:
         shelf = RelayPublisher(engine, core, self.config.topics, chunk=self._chunk, stepping_back=False)
@@ -110,10 +120,29 @@ class SiteFederation(FederationRuntime):
         for post in self.shelf.passed_on((info,), now):
             self._outlet.put(post)
 
+    def fit_chunks(self, largest: int | None) -> None:
+        super().fit_chunks(largest)
+        self.values.largest = largest
+
+    def everything(self) -> Iterator[Post]:
+        """All messages that must be retained at the broker."""
+        yield from super().everything()
+        if self.config.schema.site and (post := self.values.post()) is not None:
+            yield post
+
+    @property
+    def values_due(self) -> float:
+        """When the values of the site's tensors are published next, by a monotonic clock; infinity if none wait."""
+        since = self.values.since
+        return math.inf if since is None else self._line.ripe(self.core, self.values.given, since)
+
     def _housekeeping(self, now: float) -> None:
         super()._housekeeping(now)
         if self.core.full is None:
             try:
+                due = partial(self._line.ripe, self.core)
+                if (post := self.values.look(now, due)) is not None:
+                    self._outlet.put(post)
                 self._line.look(self, now)
             except StoreFull as error:
                 self._handle_full_disk(str(error), now)
@@ -162,7 +191,8 @@ class SiteAggregator(Aggregator):
         await self._contention.contend(connection, found)
 
     def _patience(self) -> float:
-        return max(0.0, min(super()._patience(), self._line.due(self.site) - time.monotonic()))
+        due = min(self._line.due(self.site), self.site.values_due)
+        return max(0.0, min(super()._patience(), due - time.monotonic()))
 
     def look(self) -> None:
         """Look now whether something is to be sent. In the loop of `serve`."""

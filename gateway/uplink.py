@@ -17,7 +17,7 @@ from midge.iot_client.training.update_encoder import EncodedUpdate
 from midge.storage.failpoints import failpoint
 from midge.wire.errors import WireError
 from midge.wire.lineage import State
-from midge.wire.messages import Announcement, FrameInfo, Participation, Plan, Update
+from midge.wire.messages import Announcement, FrameInfo, Participation, Plan, Report, Update
 from midge.wire.topics import Channel, Topics
 
 log = logging.getLogger("gateway")
@@ -130,6 +130,10 @@ class UplinkRuntime(DeviceRuntime):
     def forget(self, through: int) -> None:
         super().forget(through)
         self._site.settled()
+
+    def report(self, report: Report) -> None:
+        """Publish the mean of the devices' results on their own data."""
+        self._training_task.publish(report, self.session.announcement)
 
     def collected(self, now: float) -> None:
         """The site has given what it could on this version: take the next one."""

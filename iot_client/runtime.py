@@ -95,9 +95,7 @@ class DeviceRuntime:
         self._statistics = StatisticsSource(parts)
         self._made: dict[int, EncodedUpdate] = {}
         """Encoded updates that are not stored yet, by key."""
-        self.sealed = SealedUpdates(
-            parts.identity, parts.outbox, lambda: self.session.announcement, self._made, parts.personal.site
-        )
+        self.sealed = SealedUpdates(parts.identity, parts.outbox, lambda: self.session.announcement, self._made)
         self.session = DeviceSession(
             config.name,
             parts.outbox.identity,

@@ -269,6 +269,7 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
             "the owner's `losses` raised: new models are used untried",
         ),
         ("moved", "info", "site", "another aggregator settles its updates now: a gateway, or the federation's own"),
+        ("site_values", "info", "site devices", "the site's values of its own tensors are here"),
         ("muted", "info", "why", "sending and fetching wait for a condition or a budget"),
         ("on_model_failed", "error", "why version", "the owner's `on_model` raised"),
         ("expired", "info", "rows", "rows were removed because of their age"),
@@ -330,6 +331,7 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("foreign", "error", "lineage", "the federation has another store than the one that this site took part in"),
         ("given_up", "warning", "updates why", "waiting updates were dropped, because they may have been sent before"),
         ("passed_on", "info", "version step", "a version of the federation is on its way to the site's devices"),
+        ("site_averaged", "info", "devices size", "the mean of the site's own tensors is on its way to its devices"),
         ("sum", "info", "number base updates devices", "a sum of the devices' updates is on its way to the federation"),
     ),
     "authority": _kinds(

@@ -61,6 +61,8 @@ class Bounds:
     """L2 norm of a delta that moves every value by 1; 0 if unknown."""
     sites: tuple[str, ...] = ()
     """Names of gateways, which alone may send sums; `*` stands for any characters."""
+    site_size: int = 0
+    """Of a gateway: bytes of the values of the site's tensors that may follow a delta; 0 takes none."""
 
     def is_site(self, device: str) -> bool:
         """Whether a name is that of a gateway."""
@@ -228,7 +230,9 @@ class UpdateAdmission:
         if privacy is not None and not state.ledger.affords(privacy, device, update.outbox):
             spent = privacy.epsilon_of(state.ledger.spent(device, update.outbox))
             return Verdict.QUOTA, f"this device has spent ε = {spent:.3g}, all that ε = {privacy.epsilon:g} allows"
-        largest = self.bounds.update + (sealing.LONGEST if update.confided else 0)
+        if update.site_size not in {0, self.bounds.site_size} or (update.site_size and update.entry):
+            return Verdict.BAD_ENCODING, self._foreign_tensors(update)
+        largest = self.bounds.update + update.site_size + (sealing.LONGEST if update.confided else 0)
         if update.size > largest:
             return Verdict.TOO_LARGE, f"{update.size} bytes; at most {largest} are allowed"
         if (why := self._unlike_plan(update)) is not None:
@@ -255,6 +259,12 @@ class UpdateAdmission:
         if not 0 < update.weight <= most or not 0 < update.devices <= update.accepted:
             return f"{update.accepted} updates of {update.devices} devices cannot weigh {update.weight:g}"
         return ""
+
+    def _foreign_tensors(self, update: Update) -> str:
+        """Why the values of a site's tensors in an update are not taken."""
+        if not self.bounds.site_size:
+            return "it has values of a site's tensors, which only the site's gateway may read"
+        return f"its site's tensors have {update.site_size} bytes, not {self.bounds.site_size}, or it is masked"
 
     def _unlike_plan(self, update: Update) -> str | None:
         """Why an update that is masked, or is not, cannot be summed with the others; None if it can."""

@@ -17,11 +17,11 @@ from midge.aggregator.ingress.rate_limits import OFFENCES, Admission, Refusal
 from midge.aggregator.ingress.reassembly import DISPLACED, UpdateReassembler, Whole
 from midge.aggregator.ingress.troubles import Encode, Troubles
 from midge.aggregator.publish.outlet import Outlet
-from midge.wire import chunks, messages, sealing
+from midge.wire import chunks, codecs, messages, sealing
 from midge.wire.errors import WireError
 from midge.wire.messages import Chunk, Fetch, Hello, Report, Settled, Statistics, Update, Verdict
 from midge.wire.messages.proofs import Prove
-from midge.wire.schema import Vector
+from midge.wire.schema import Vector, is_sane
 from midge.wire.signing import BadSignature
 
 HighWater = Callable[[str, int], int]
@@ -50,6 +50,8 @@ class Body:
     """The decoded delta, once it is decoded."""
     direction: Vector | None = None
     """The sketch of the delta, if the strategy needs it."""
+    site: memoryview | None = None
+    """The device's values of its site's tensors, which followed the delta."""
 
 
 class Bodies:
@@ -226,16 +228,17 @@ class IngressFilter:
         """Open an update's seal in place: the journal keeps what can be decoded again without a key.
 
         Raises:
-            WireError: it is not sealed as required, cannot be opened, or does not match the header's checksum.
+            WireError: it is not sealed as required, cannot be opened, or does not match the header's checksum; or its
+                values of a site's tensors are cut short or, as `codecs.NonFinite`, not finite.
         """
         if (why := self.credentials.must_be_sealed(update)) is not None:
             raise WireError(why)
         if not update.sealed:
             if not chunks.fits(body.raw, update.sha256):
                 raise WireError("the delta's checksum is not that of its header")
-            return update
+            return _without_site(update, body)
         update, body.raw = sealing.revealed(update, self.credentials.opened(device, update, body.raw))
-        return plain(update, body.raw)
+        return _without_site(plain(update, body.raw), body)
 
     # ------------------------------------------------------------------ consequences
 
@@ -325,6 +328,19 @@ class IngressFilter:
         self._dropped["bad signature"] += 1
         settled = Settled(seq=message.seq, verdict=Verdict.BAD_SIGNATURE, why=why, retry_after=_KEY_REPAIR)
         return ev.Reply(device, message.outbox, hi(device, message.outbox), (settled,))
+
+
+def _without_site(update: Update, body: Body) -> Update:
+    """Split the values of a site's tensors from the delta, which alone is journaled."""
+    if not update.site_size:
+        return update
+    left = len(body.raw) - update.site_size
+    if left < 0:
+        raise WireError("the values of the site's tensors are cut short")
+    body.raw, body.site = body.raw[:left], body.raw[left:]
+    if not is_sane(body.site):
+        raise codecs.NonFinite("a value of the site's tensors is not finite, or beyond 2^80")
+    return update.model_copy(update={"size": left})
 
 
 def _other_key(device: str, message: Update, hi: HighWater) -> ev.Reply:

@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from midge.wire.messages import Report
+from midge.wire.overview import spread_of_sites
 
 CLASSES = ("fast", "middle", "slow")
+_METRICS = 32
+"""Most metrics of a report."""
 _MOST = 100_000
 """Devices whose newest report is kept."""
 
@@ -52,9 +55,16 @@ class Reports:
         self._seconds: dict[str, float] = {}
         self.new = 0
         """Reports since the last combination."""
+        self.taken = 0
+        """All reports so far."""
 
     def __len__(self) -> int:
         return len(self._newest)
+
+    @property
+    def devices(self) -> int:
+        """The number of devices of which there are results; a site's are as many as its gateway says."""
+        return sum(max(1, report.devices) for report in self._newest.values())
 
     def newest(self, device: str) -> Report | None:
         """The newest report of a device."""
@@ -66,6 +76,7 @@ class Reports:
         if (before is None or before.version <= report.version) and (before is not None or len(self._newest) < _MOST):
             self._newest[device] = report
             self.new += 1
+            self.taken += 1
 
     def trained(self, device: str, seconds: float) -> None:
         """Record the duration of a device's training."""
@@ -87,6 +98,27 @@ class Reports:
             for name, value in report.metrics.items():
                 values.setdefault(name, []).append((value, report.examples, classes.get(device, "")))
         return {name: _spread(found) for name, found in sorted(values.items())}
+
+    def merged(self, lineage: bytes) -> Report | None:
+        """The results of all devices as one report, a gateway's: means over rows, as in `combined`; None if none."""
+        if not self._newest:
+            return None
+        every = list(self._newest.values())
+        names = sorted({name for report in every for name in report.metrics})[:_METRICS]
+        found = {
+            name: [(each.metrics[name], each.examples, "") for each in every if name in each.metrics] for name in names
+        }
+        return Report(
+            lineage=lineage,
+            version=max(report.version for report in every),
+            examples=sum(report.examples for report in every),
+            metrics={name: _spread(values).mean for name, values in found.items()},
+            devices=len(every),
+        )
+
+    def sites(self) -> dict[str, dict[str, float]]:
+        """Each metric by name: the spread of the sites' means."""
+        return spread_of_sites(report.metrics for report in self._newest.values() if report.devices)
 
     def _classes(self) -> dict[str, str]:
         order = sorted(self._seconds, key=lambda device: (self._seconds[device], device))

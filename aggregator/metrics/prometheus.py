@@ -71,6 +71,11 @@ class Exposition:
             for of, value in values.items():
                 found.add_metric([inert(name), inert(of)], value)
         yield found
+        sites = GaugeMetricFamily("midge_sites", "Spread of the sites' metrics", labels=["metric", "of"])
+        for name, numbers in aggregator.federation.reports.sites().items():
+            for of, value in numbers.items():
+                sites.add_metric([inert(name), of], value)
+        yield sites
         yield from self._health()
         yield from self._durability()
         yield from self._privacy()

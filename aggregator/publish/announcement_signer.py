@@ -23,6 +23,7 @@ from midge.wire.messages import (
     Envelope,
     ModelAlias,
     Receipt,
+    SiteValues,
     Succession,
     Trouble,
     Vouch,
@@ -291,6 +292,14 @@ class AnnouncementSigner:
         assert self._keys is not None
         key = self._signer or self._keys.at(self.dating.now())
         return signing.sign_frame(key, signing.DEPOSIT, self._topics.federation, head, body)
+
+    def site_values(self, message: SiteValues, values: bytes) -> bytes:
+        """The values of the site's tensors, as published."""
+        head = frames.encode(message)
+        if self._keys is None:
+            return head + values
+        key = self._signer or self._keys.at(self.dating.now())
+        return signing.sign_frame(key, signing.SITE_VALUES, self._topics.federation, head, values)
 
     def own_message(self, message: AggregatorStatus | Claim) -> bytes:
         """A message of the aggregator about itself, as published; a status names the key of the day."""

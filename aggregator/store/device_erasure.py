@@ -153,6 +153,7 @@ class Names:
         name = keyed_hash(device, self._key)
         with self._store.transaction() as db:
             db.execute("INSERT OR IGNORE INTO forgotten VALUES (?)", (_checked(name),))
+            self._store.site.remove(db, (device,))
         self._hashes.add(name)
         return True
 
@@ -180,6 +181,7 @@ class Names:
                     other = replace(other, outbox=self._other_number(other.outbox), ticket=b"")
                 counted["bodies"] += self._store.rewrite(db, other)
             db.executemany("DELETE FROM seen WHERE device = ?", [(device,) for device in devices])
+            self._store.site.remove(db, devices)
         self._heard.difference_update(devices)
         counted["checkpoints"] = self._store.keep_newest_checkpoint()
         self._store.vacuum()

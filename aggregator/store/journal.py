@@ -30,6 +30,8 @@ class Entry:
 
     record: rec.Record
     body: bytes | memoryview | None
+    site: bytes | memoryview | None = None
+    """With an accepted update at a gateway, its device's values of the site's tensors."""
 
 
 class JournalTable:

@@ -38,6 +38,7 @@ from midge.aggregator.store.journal import Entry, JournalTable, decided_before
 from midge.aggregator.store.ledger import TABLE as LEDGER
 from midge.aggregator.store.ledger import LedgerTable
 from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME, MIDGE_NAME, migrate, version
+from midge.aggregator.store.site_table import SITE, SiteTable
 from midge.aggregator.store.store_database import StoreDatabase
 from midge.storage.database import ReservedSpace, free_bytes, no_room
 from midge.storage.failpoints import failpoint
@@ -67,6 +68,7 @@ CREATE TABLE IF NOT EXISTS journal (
 {FRAMES}
 {HISTORY}
 {LEDGER}
+{SITE}
 """
 
 
@@ -81,6 +83,7 @@ class Store(StoreDatabase):
         self._checkpoints = CheckpointTable(self.directory, self.query)
         self.history = HistoryTable(self.query)
         self.ledger = LedgerTable(self.query, self.constant)
+        self.site = SiteTable(self.query)
         self._witness = CommitWitness(self.directory / WITNESS)
         self._noted = Note(b"", 0, 0, 0, 0)
         """The newest commit; recorded in the witness before anything is sent."""
@@ -258,6 +261,9 @@ class Store(StoreDatabase):
         try:
             with self._writing() as db:
                 crc = self._journal.insert(db, entries)
+                for entry in entries:
+                    if entry.site is not None and isinstance(entry.record, rec.UpdateRecord):
+                        self.site.write(db, entry.record.device, entry.site)
                 failpoint("commit.within")
         except BaseException:
             self._journal.cut(mark)

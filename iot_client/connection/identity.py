@@ -73,6 +73,8 @@ class Identity:
         self._trusts: dict[Channel, Trust] = {}
         self.owes_details = False
         """Whether the newest status left details out because no announcement was known."""
+        self.site_size = 0
+        """Bytes of a site's tensors that the aggregator takes after a delta; 0 but at a gateway."""
 
     def begin(self, name: str, outbox: AnyOutbox) -> None:
         """Restore what this device verified before a restart. The outbox is open.
@@ -171,6 +173,7 @@ class Identity:
             WireError: it is none.
         """
         status = self._trusts["train"].status(payload)
+        self.site_size = status.site_size if status.name else 0
         self._remember("train", now)
         return status
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from midge.iot_client.connection.identity import Identity
 from midge.iot_client.state.memory_outbox import AnyOutbox
 from midge.iot_client.state.outbox import OutboxFull
-from midge.iot_client.state.site_tensors import SiteTensors
 from midge.iot_client.training.update_encoder import EncodedUpdate, cut
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Update
@@ -32,13 +31,14 @@ class SealedUpdates:
     key of the day, which is of an earlier version, an update is sealed once, in the outbox: its receipt names those
     bytes.
 
+    An update that was never sent may have been trained at another site. The values of that site's tensors, if they are
+    not taken here, are cut off.
+
     Args:
         identity: of the device.
         outbox: holds the updates as they were trained.
         announcement: the newest announcement.
         made: updates that are about to be stored.
-        site: says which values of a site's tensors are taken here. An update that was never sent may have been trained
-            at another site: what is not taken here is cut off.
     """
 
     def __init__(
@@ -47,9 +47,7 @@ class SealedUpdates:
         outbox: AnyOutbox,
         announcement: Callable[[], Announcement | None],
         made: Mapping[int, EncodedUpdate],
-        site: SiteTensors | None = None,
     ) -> None:
-        self._site = site or SiteTensors(None)
         self._identity, self._outbox, self._announcement = identity, outbox, announcement
         self._made = made
         self._forms: dict[int, SealedForm] = {}
@@ -58,7 +56,7 @@ class SealedUpdates:
 
     def outgoing(self, update: Update) -> Update | None:
         """The header of an update as it is sent now; None while it must wait for a key to seal it to."""
-        foreign = update.site_size not in {0, self._site.taken}
+        foreign = update.site_size not in {0, self._identity.site_size}
         if not update.awaits_seal:
             return self._shortened(update) if foreign and not update.sealed else update
         key = self._identity.key_for_updates(self._announcement())

@@ -24,7 +24,7 @@ class SiteChannel:
     def seen(self, status: AggregatorStatus) -> None:
         """Follow the aggregator, by its verified status."""
         self._site.seen(status)
-        if self._site.taken:
+        if self._parts.identity.site_size:
             self._news.set()
 
     def expects(self, topic: str) -> bool:

@@ -31,15 +31,12 @@ class SiteTensors:
         self._values = b""
         self.site: str | None = None
         """The site whose gateway settles our updates; empty is the root, None if it is not known yet."""
-        self.taken = 0
-        """Bytes of such values that it takes after a delta."""
         self._lineage = b""
         self._restore()
 
     def seen(self, status: AggregatorStatus) -> None:
         """Follow the aggregator, by its verified status."""
         self.site, self._lineage = status.name, status.lineage
-        self.taken = status.site_size if status.name else 0
 
     def take(self, header: SiteValues, values: bytes) -> bool:
         """Take verified values; return whether they are new.

@@ -132,7 +132,7 @@ class TrainingTask:
                 mask=None if parts.masker is None else parts.masker.mask,
             )
             # Not of a masked update: the gateway would read what the mask hides.
-            if parts.masker is None and parts.personal.site.taken == state.schema.site_size > 0:
+            if parts.masker is None and parts.identity.site_size == state.schema.site_size > 0:
                 made = with_site(made, fit.parameters, state.schema)
             made = replace(made, update=parts.identity.to_be_sealed(made.update, announcement))
         except TrainerError as error:

@@ -92,7 +92,7 @@ def _unseen(federation: str | None, root: str, why: str) -> dict[str, Any]:
     """What is known of a federation that cannot be looked at, with the fields of one that can."""
     from midge.broker.mqtt.federation_view import nothing_known  # noqa: PLC0415
 
-    return {**nothing_known(federation, root), "keeping": 0, "alarm": why}
+    return {**nothing_known(federation, root), "keeping": 0, "sites": {}, "alarm": why}
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -155,12 +155,15 @@ def _check_all(connect: Connector, federations: Sequence[Topics], args: argparse
 async def _described(connect: Connector, topics: Topics, args: argparse.Namespace) -> dict[str, Any]:
     """What is known of a federation, with the reason for an alarm."""
     from midge.broker.mqtt.federation_view import describe_federation, explain_missing  # noqa: PLC0415
+    from midge.wire.overview import spread_of_sites  # noqa: PLC0415
 
     left = None if args.until is None else args.until - time.monotonic() - _REST
     until = None if left is None else asyncio.get_running_loop().time() + left
     found = await describe_federation(connect, topics, until=until)
     absent = found["aggregator"] is None
     found["keeping"] = sum(bool(device.get("keeps")) for device in found["devices"].values())
+    sites = [device["metrics"] for device in found["devices"].values() if device.get("reported")]
+    found["sites"] = spread_of_sites(sites)
     found["alarm"] = await explain_missing(connect, topics) if absent else alarm_of(found)
     return found
 
@@ -221,6 +224,9 @@ def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:
         note = [f"({some}as they said when they connected or left last)"] if old else []
         keeping = [f"keeping {found['keeping']}"] if found.get("keeping") else []
         yield "  ".join([f"devices     {len(devices)}", *told, *keeping, *note])
+    for metric, of in found.get("sites", {}).items():
+        spread = f"least {of['least']:.4g}, median {of['median']:.4g}, largest {of['largest']:.4g}"
+        yield f"sites       {metric}: {spread}, over {counted(of['sites'], 'site')}"
     for name, device in sorted(devices.items()):
         yield _device_line(name, device, now)
 
@@ -295,7 +301,8 @@ def _device_line(name: str, device: Mapping[str, Any], now: float) -> str:
         said.append(f"ε = {device['epsilon']:.3g} spent")
     if device.get("metrics"):
         scores = ", ".join(f"{metric} {value:.4g}" for metric, value in device["metrics"].items())
-        said.append(f"{scores} at version {device['metrics_version']}")
+        over = f" over {counted(device['reported'], 'device')}" if device.get("reported") else ""
+        said.append(f"{scores}{over} at version {device['metrics_version']}")
     if device.get("keeps"):
         said.append(f"KEEPS version {device['keeps']}")
     if device.get("why") or device.get("waits"):

@@ -119,6 +119,10 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"The aggregator has a problem with what this device sends: {why}"
         case {"event": "moved", "site": site}:
             return f"Updates are settled by {f'the site {site}' if site else 'the federation'} from now on."
+        case {"event": "site_values", "site": site, "devices": devices}:
+            return f"The tensors of the site {site} are here, the mean of {counted(devices, 'device')}."
+        case {"event": "site_averaged", "devices": devices}:
+            return f"The mean of the site's own tensors of {counted(devices, 'device')} passed on."
         case {"event": "passed_on", "version": version}:
             return f"Version {version} passed on to the site's devices."
         case {"event": "sum", "updates": updates, "devices": devices, "base": base}:
