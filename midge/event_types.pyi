@@ -477,6 +477,11 @@ class MovedEvent(_DeviceEvent, total=False):
     event: Required[Literal["moved"]]
     site: str
 
+class SiteValuesEvent(_DeviceEvent, total=False):
+    event: Required[Literal["site_values"]]
+    site: str
+    devices: int
+
 class MutedEvent(_DeviceEvent, total=False):
     event: Required[Literal["muted"]]
     why: str
@@ -659,6 +664,7 @@ DeviceEvent: TypeAlias = (
     | KilledTrainingEvent
     | LossesFailedEvent
     | MovedEvent
+    | SiteValuesEvent
     | MutedEvent
     | OnModelFailedEvent
     | ExpiredEvent

@@ -263,7 +263,7 @@ def _look_into_body(found: Dissection, message: Message | None, body: memoryview
                 found.body["coded"] = bytes(body[:1]) == b"\1"
         case messages.SiteValues():
             if len(body) != message.size or not chunks.fits(body, message.sha256):
-                found.wrong.append("the body is not the one of the header")
+                found.wrong.append("size or sha256 is not that of the body")
         case messages.Statistics() if not message.sealed:
             _look_into_moments(found, message, body)
         case messages.Surveyed():

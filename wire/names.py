@@ -29,9 +29,9 @@ NAMES = (
     *("where", "where_share"),
     *("weigh_examples",),
     *("ledger",),
-    *("site_size", "site_values"),
 )
-"""Append only; never remove, reorder or insert. The first 128 travel in one byte.
+"""Append only; never remove, reorder or insert. The first 128 travel in one byte and are all given: later ones, such as
+`site_size`, travel as text.
 
 Keys of users' maps (capabilities, metrics, `where`) are numbered too. A device with a shorter list skips a number that
 it does not know, so never append a word that is a likely label, such as "site" or "room".

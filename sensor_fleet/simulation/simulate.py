@@ -136,6 +136,10 @@ def simulate(
         raise ValueError(f"workers={workers}: give at least 1 process.")
     first, known = _initial(train, initial, data)
     schema = Schema.of(first, {**known, **(roles or {})})
+    if schema.site:
+        raise ValueError(
+            f"roles: {schema.site[0].name} is a tensor of a site, which no simulation averages: leave it out."
+        )
     frozen = schema.thaw(schema.freeze(first))
     if recipe is None and isinstance(train, FleetModel):
         recipe = train.recipe

@@ -38,6 +38,7 @@ from midge.wire.messages import (
     Receipt,
     Report,
     Settled,
+    SiteValues,
     Statistics,
     Surveyed,
     SurveyRequest,
@@ -227,6 +228,21 @@ VECTORS: dict[str, Vector] = {
             sha256=SHA,
         )
     ),
+    "update-site": to_aggregator(
+        Update(
+            outbox=1,
+            first=1,
+            seq=2,
+            lineage=ID,
+            generation=0,
+            base=3,
+            codec="float32",
+            size=24,
+            sha256=SHA[:16],
+            site_size=8,
+        ),
+        bytes(range(24)),
+    ),
     "offer": to_aggregator(
         Update(
             kind="offer",
@@ -247,6 +263,7 @@ VECTORS: dict[str, Vector] = {
     "fetch": to_aggregator(Fetch(lineage=ID, version=12, span=4, parts=(0, 3, 2**32 - 1))),
     "statistics": to_aggregator(Statistics(lineage=ID, names=(("inputs", 1), ("outputs", 0)), missing=3), bytes(24)),
     "report": message(Report(lineage=ID, version=20, examples=50, metrics={"accuracy": 0.75})),
+    "report-site": message(Report(lineage=ID, version=20, examples=500, metrics={"accuracy": 0.75}, devices=12)),
     "hello": message(
         Hello(
             state=DeviceState.READY,
@@ -283,6 +300,13 @@ VECTORS: dict[str, Vector] = {
     ),
     "aggregator-token": message(
         AggregatorStatus(state=AggregatorState.READY, boot=77, lineage=ID, version=20, token=1_800_000_000_000)
+    ),
+    "aggregator-site": message(
+        AggregatorStatus(state=AggregatorState.READY, boot=77, lineage=ID, name="north", site_size=136)
+    ),
+    "site-values": message(
+        SiteValues(lineage=ID, name="north", size=8, sha256=SHA[:16], token=1_800_000_000_000, number=7, devices=12),
+        b"8 values",
     ),
     "claim": message(Claim(boot=77, lineage=ID, token=1_800_000_000_000, number=2**62)),
     "claim-answer": message(Claim(boot=78, lineage=ID, token=1_800_000_000_001, to=2**62)),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from midge.wire import codecs, frames, lineage, messages
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, Envelope, Hello, Part, Receipt, Report
+from midge.wire.messages import AggregatorStatus, Announcement, Envelope, Hello, Part, Receipt, Report, SiteValues
 from midge.wire.moments import Moments
 from midge.wire.schema import Schema, Tensor
 from midge.wire.steps import BLOCK, SECTION
@@ -73,7 +73,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "schema": schema,
     **{
         model.__name__.lower(): partial(messages.decode, model)
-        for model in (Report, Hello, Receipt, AggregatorStatus, Announcement, Part, Envelope)
+        for model in (Report, Hello, Receipt, AggregatorStatus, Announcement, Part, SiteValues, Envelope)
     },
 }
 

@@ -30,6 +30,7 @@ from midge.wire.messages import (
     Report,
     Settled,
     SiteCertificate,
+    SiteValues,
     Statistics,
     Succession,
     Surveyed,
@@ -48,6 +49,7 @@ OTHERS: list[type[BaseModel]] = [
     Surveyed,
     Succession,
     SiteCertificate,
+    SiteValues,
 ]
 MOST = 4
 """Items of a generated collection; the limits themselves have tests of their own."""

@@ -27,6 +27,10 @@ PLAIN: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+AS_TEXT = {"site_size"}
+"""Fields that are younger than the last number."""
+
+
 def frame(header: object) -> bytes:
     packed: bytes = msgpack.packb(header)
     return len(packed).to_bytes(2, "little") + packed
@@ -34,7 +38,8 @@ def frame(header: object) -> bytes:
 
 def test_every_field_has_a_number() -> None:
     fields = {field.alias or name for model in MODELS for name, field in model.model_fields.items()}
-    assert fields <= set(NAMES), "append them to wire.names.NAMES"
+    assert fields - AS_TEXT <= set(NAMES), "the numbers of one byte are all given: add them here, to travel as text"
+    assert not AS_TEXT & set(NAMES)
     assert len(set(NAMES)) == len(NAMES) <= 128
 
 

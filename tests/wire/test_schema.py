@@ -22,7 +22,7 @@ def tensors(draw: st.DrawFn) -> list[Tensor]:
     drawn = []
     for name in names:
         role = draw(st.sampled_from(ROLES))
-        dtype = "float32" if role in ("trained", "averaged") else draw(st.sampled_from(DTYPES))
+        dtype = "float32" if role in ("trained", "averaged", "site") else draw(st.sampled_from(DTYPES))
         drawn.append(Tensor(name, draw(SHAPES), dtype, role))
     return drawn
 
