@@ -52,7 +52,8 @@ class AggregatorConfig:
         store: a directory of this aggregator's own.
         strategy: when and how updates become the next model; `balanced()` by default.
         root: the topic root.
-        roles: which tensors are not trained: name to "averaged", "local" or "frozen"; "=other" ties it to that one.
+        roles: which tensors are not trained: name to "averaged", "local", "site" or "frozen"; "=other" ties it to that
+            one.
         moments: federated statistics to request before training: name to number of channels. They are pooled and
             frozen into the tensors `{name}_mean` and `{name}_scale`.
         statistics_devices: number of devices whose statistics are pooled, 2 or more; fewer after `statistics_deadline`

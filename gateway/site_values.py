@@ -17,6 +17,8 @@ log = logging.getLogger("gateway")
 
 _FEWEST = 3
 """Devices from which on values are trimmed. Of two that differ, no rule can tell which one is wrong."""
+_AT_ONCE = 2**18
+"""Values of all devices that are averaged at once: two megabytes."""
 _TRIMMED = 5
 """One of this number of devices is left out at each end, and always at least one."""
 
@@ -31,10 +33,14 @@ def mean_of(values: Sequence[Vector], *, robust: bool) -> Vector:
             their median. So each value of the result lies within those of the honest devices, as long as at most a
             fifth of them, or one, is not.
     """
-    stacked = np.sort(np.stack(values).astype(np.float64), axis=0)  # sorted: the sum does not depend on the order
     count = len(values)
     left_out = max(1, count // _TRIMMED) if robust and count >= _FEWEST else 0
-    mean: Vector = stacked[left_out : count - left_out].mean(axis=0).astype(np.float32)
+    mean = np.empty_like(values[0], np.float32)
+    width = max(1, _AT_ONCE // count)
+    for start in range(0, len(mean), width):
+        part = np.stack([each[start : start + width] for each in values]).astype(np.float64)
+        part.sort(axis=0)  # so that the sum does not depend on the order of the devices
+        mean[start : start + width] = part[left_out : count - left_out].mean(axis=0)
     return mean
 
 

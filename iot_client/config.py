@@ -67,7 +67,7 @@ class DeviceConfig:
     on_model: OnModel | None = None
     """Called with each served model, all tensors by name and its version, in a thread."""
     local: Values | None = None
-    """Initial values of local tensors, or a function that makes them."""
+    """Initial values of local tensors and of those of a site, or a function that makes them."""
     predict: Predict | None = None
     """Called by `predict` with all tensors of the newest verified model by name, and with its argument."""
     losses: Losses | None = None

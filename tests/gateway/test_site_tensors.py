@@ -187,6 +187,14 @@ def test_one_liar_turns_no_value(each: list[list[float]], lie: list[float]) -> N
     assert (found >= np.min(honest, axis=0)).all() and (found <= np.max(honest, axis=0)).all()
 
 
+def test_a_large_mean_is_that_of_its_parts() -> None:
+    heads = list(np.random.default_rng(0).normal(size=(5, 200_000)).astype(np.float32))
+    np.testing.assert_array_equal(
+        mean_of(heads, robust=True)[150_000:150_010], mean_of([each[150_000:150_010] for each in heads], robust=True)
+    )
+    np.testing.assert_allclose(mean_of(heads, robust=False), np.mean(heads, axis=0), atol=1e-6)
+
+
 @given(st.integers(10, 30), st.data())
 def test_a_fifth_of_liars_turns_no_value(count: int, data: st.DataObject) -> None:
     honest = [np.full(2, data.draw(st.floats(-1, 1, width=32)), np.float32) for _ in range(count - count // 5)]
@@ -322,6 +330,16 @@ def test_values_are_kept_with_their_update_or_not_at_all(
     assert kept(life) == {"a": [1, 2]}
     assert given_values(life, "a", 2, 3, 4) is Verdict.ACCEPTED
     assert kept(life) == {"a": [3, 4]}
+    life.close()
+
+
+def test_names_cannot_fill_the_disk(tmp_path: Path, root: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail: with a row for each name for ever."""
+    monkeypatch.setattr("midge.aggregator.store.site_table.MOST_BYTES", 3 * SCHEMA.site_size)
+    life = at_site(tmp_path / "site", root)
+    for seq, name in enumerate(["a", "b", "c", "a", "d"]):
+        assert given_values(life, name, 2 if seq == 3 else 1, seq, seq) is Verdict.ACCEPTED
+    assert kept(life) == {"a": [3, 3], "c": [2, 2], "d": [4, 4]}
     life.close()
 
 

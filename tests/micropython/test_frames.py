@@ -20,6 +20,7 @@ WIDE = Schema(
         Tensor("input_mean", (60,), "float32", "frozen"),
         Tensor("layers.0.bias", (70,), "float32", "trained"),
         Tensor("own", (3,), "float32", "local"),
+        Tensor("plant", (5,), "float32", "site"),
     ]
 )
 FROZEN = np.arange(60, dtype="<f4").tobytes()

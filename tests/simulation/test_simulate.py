@@ -123,5 +123,7 @@ def test_wrong_calls_say_what_to_do() -> None:
         simulate(add_one, devices=3)
     with pytest.raises(ValueError, match="devices="):
         simulate(add_one, initial=START)
+    with pytest.raises(ValueError, match="is a tensor of a site, which no simulation averages"):
+        simulate(add_one, devices=3, initial=START, roles={next(iter(START)): "site"})
     with pytest.raises(ValueError, match="speeds has 2 numbers for 3"):
         simulate(add_one, devices=3, initial=START, speeds=[1.0, 2.0])
