@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from midge.iot_client.training import update_encoder
-from midge.wire import codecs, frames, messages, offers, steps, topics
+from midge.wire import codecs, frames, lineage, messages, offers, steps, topics
 from midge.wire.participation import takes_part
 from midge.wire.schema import Schema, Tensor
 from tests.c_client.compiled import HERE, SANITIZED, Runner, compiled
@@ -111,6 +112,15 @@ def test_states_and_steps_are_taken_in(runner: Runner) -> None:
     for name in ("step", "step-named"):
         found = json.loads(runner.ask("step", golden.STEP.size, vector(name)))
         assert found["integers"] == golden.STEP.tolist()
+
+
+def test_tensors_of_a_site_are_not_the_clients(runner: Runner) -> None:
+    """As local ones: it takes the model without them."""
+    schema = Schema([Tensor("plant", (5,), "float32", "site"), *golden.SCHEMA.tensors])
+    state = replace(golden.STATE, schema=schema)
+    found = json.loads(runner.ask("snapshot", lineage.encode_snapshot(state)))
+    assert found["integers"] == golden.STATE.integers.tolist()
+    assert found["digest"] == state.digest().hex()
 
 
 @pytest.mark.parametrize("name", ["float32", "int8", "int8-partial", "uq"])
