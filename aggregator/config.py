@@ -25,12 +25,13 @@ from midge.wire.messages import MICRO, Moment
 from midge.wire.schema import Parameters, Schema
 from midge.wire.signing import PublicKey
 from midge.wire.steps import LARGEST_VALUE
-from midge.wire.topics import DEFAULT_ROOT, Topics
+from midge.wire.topics import DEFAULT_ROOT, SLOTS, Topics
 
 Evaluate = Callable[[dict[str, Any]], Mapping[str, float]]
 Listener = Callable[[dict[str, Any]], None]
 Rules = Annotated[Strategy, ", such as midge.balanced()"]
 Factor = Annotated[float, Range(gt=1)]
+Processes = Annotated[int, Range(ge=0, le=SLOTS)]
 SmallestChunk = Annotated[int, Range(ge=64, le=PART)]
 
 CHUNK = 256 * 1024
@@ -96,6 +97,8 @@ class AggregatorConfig:
         standby: how this aggregator and another one work together, one of which serves.
         sites: names of gateways (`midge gateway`), which may send sums of their devices' updates; `*` stands for any
             characters.
+        shards: number of processes that take updates in, at most 64, each those of a part of the devices, and give
+            their sums to this one (`midge aggregate --shards`); 0 takes them in here.
 
     Raises:
         ValueError: a value is invalid, or contradicts another one.
@@ -135,6 +138,7 @@ class AggregatorConfig:
     helper_key: bytes | str | Path | None = None
     sites: Sequence[str] = ()
     standby: StandbyPolicy = field(default_factory=StandbyPolicy)
+    shards: Processes = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -151,6 +155,7 @@ class AggregatorConfig:
                 "encrypted on its way. Make one with midge release-key new FILE."
             )
         self._check_features()
+        self._check_shards()
 
     def _check_values(self) -> None:
         """Check that all tensors can be published: no mask of minus infinity, for example."""
@@ -226,6 +231,24 @@ class AggregatorConfig:
                 "Secure aggregation takes no moments=: statistics of one device's data would be read by the "
                 "aggregator. Freeze the constants yourself in initial=, or normalise on the devices."
             )
+
+    def _check_shards(self) -> None:
+        if not self.shards:
+            return
+        strategy = self.strategy
+        obstacles = {
+            "secure aggregation and differential privacy need single updates": strategy.masked
+            or strategy.privacy is not None,
+            "form='mixing', calibration and combine other than 'mean' compare the updates of single devices": (
+                not strategy.sums
+            ),
+            "count_rows counts the single updates that changed a row": bool(strategy.count_rows),
+            "sums of gateways (sites) cannot be summed again": bool(self.sites),
+            "a standby copies one store, and each shard has its own": self.standby.follow or self.standby.sync,
+        }
+        for why, is_so in obstacles.items():
+            if is_so:
+                raise ValueError(f"shards={self.shards} gives the aggregator sums, but {why}: leave one of them out.")
 
     def _check_statistics(self) -> None:
         if self.moments and self.strategy.privacy is not None:

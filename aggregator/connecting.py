@@ -7,6 +7,7 @@ from midge.aggregator.chunk_fitting import OVERHEAD
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner, load_release_keys
+from midge.aggregator.shards import ShardKeys, Shards
 from midge.broker.mqtt.connection import Connection, ConnectionLost, Options, SubscribeRefused, Will
 from midge.wire import frames
 from midge.wire.topics import Topics
@@ -28,9 +29,12 @@ def authorities(config: AggregatorConfig) -> tuple[AnnouncementSigner, Credentia
     """
     keys = None if config.release_key is None else load_release_keys(Path(config.release_key))
     issuer = AnnouncementSigner(config.topics, keys, lifetime=config.announcement_lifetime)
+    devices = None if config.device_keys is None else DeviceKeys(config.device_keys)
+    if config.shards and (devices or config.release_key):
+        devices = ShardKeys(devices, Shards(config.shards), config.directory)
     credentials = Credentials(
         config.topics,
-        device_keys=None if config.device_keys is None else DeviceKeys(config.device_keys),
+        device_keys=devices,
         require_signed=config.require_signed,
         require_sealed=config.require_sealed,
         seal_keys=issuer.seal_keys,

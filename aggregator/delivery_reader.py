@@ -150,8 +150,8 @@ class DeliveryReader:
             return None
         if not delivery.retain and hello.state is not DeviceState.LOST:  # the broker speaks for a lost one
             self._observed.activity.heard(device, now)
-        # A retained status may be old, and its device waits for no answer.
-        greets = hello.state is DeviceState.READY and not delivery.retain
+        # A retained status may be old, and its device waits for no answer, unless it missed ours.
+        greets = hello.state is DeviceState.READY and (not delivery.retain or self._ingress.answers_retained)
         answer = self._ingress.greeting(device, hello, now) if greets else None
         if not hello.state.live and hello.state is not DeviceState.SLEEPING:
             self._observed.activity.leave(device)

@@ -44,6 +44,7 @@ from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.publish.vouching import AnnouncementVouching
 from midge.aggregator.registry.keeper import RegistryKeeper
 from midge.aggregator.revocations import Revocations
+from midge.aggregator.shards import Shards
 from midge.aggregator.store.device_erasure import Names
 from midge.aggregator.store.put_back import marked, unmark
 from midge.aggregator.store.store import Store, StoreError, StoreFull
@@ -113,6 +114,8 @@ class FederationRuntime:
                 inputs, outlet, Bounds().devices, PartSizes(config.smallest_chunk, config.largest_part)
             )
             self._roster.is_site = Bounds(sites=tuple(config.sites)).is_site
+            self.shards = Shards(config.shards)
+            self._roster.is_shard = self.shards.is_shard
             self._observed = Observations(outlet.tell, Bounds().devices)
             self.presence = DevicePresence(self._roster.devices, self._observed.activity)
             self._pace = UsualPace(self.store)
@@ -131,6 +134,7 @@ class FederationRuntime:
                 encode_trouble=self.issuer.trouble,
             )
             self._ingress.credentials.daily = self.issuer.daily
+            self._ingress.answers, self.admission.exempt = self.shards.answers, self.shards.is_shard
             self.registry = RegistryKeeper(
                 config.registry,
                 self._observed,
@@ -254,6 +258,7 @@ class FederationRuntime:
 
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Process a batch. When this returns it is durable, or has been refused for now."""
+        deliveries = self.shards.sift(deliveries, self.config.topics)
         helpers = [] if self.helper is None else [each for each in deliveries if self.helper.hears(each)]
         deliveries = [each for each in deliveries if each not in helpers] if helpers else deliveries
         try:
@@ -369,7 +374,8 @@ class FederationRuntime:
     @property
     def filters(self) -> tuple[str, ...]:
         """The topics to subscribe to."""
-        return self.config.topics.from_devices + (() if self.helper is None else self.helper.filters)
+        topics, helpers = self.config.topics, () if self.helper is None else self.helper.filters
+        return (*self.shards.updates(topics, frozen=self.core.frozen), *topics.from_devices[1:], *helpers)
 
     @property
     def reports(self) -> Reports:
@@ -402,11 +408,13 @@ def _situation(
     core: AggregatorCore, roster: Roster, own: Sequence[str], absent: Collection[str] = ()
 ) -> FleetSituation:
     waits = roster.waits
-    there = [name for name, hello in roster.devices.items() if hello.state.live and name not in absent]
+    devices = {name: hello for name, hello in roster.devices.items() if not roster.is_shard(name)}
+    shards = [name for name in roster.devices if name not in devices]
+    there = [name for name, hello in devices.items() if hello.state.live and name not in absent]
     able = [name for name in there if name not in waits]
     obstacle = core.obstacle
     given = core.settled if obstacle is not None and obstacle.updates else set(able)
-    present = [hello for hello in roster.devices.values() if hello.state.live or hello.state is DeviceState.SLEEPING]
+    present = [hello for hello in devices.values() if hello.state.live or hello.state is DeviceState.SLEEPING]
     return FleetSituation(
         full=core.full,
         paused=core.paused,
@@ -415,11 +423,11 @@ def _situation(
         able=len(able),
         waiting=next(iter(waits.values()), ""),
         there=len(there),
-        interval=core.interval(able),
+        interval=core.interval([*able, *shards]),
         training=core.usual_training,
         version=core.version,
         scheduled=core.scheduled,
-        idle=[name for name in able if name not in given],
+        idle=[name for name in able if name not in given and not shards],  # a shard does not say whose updates it sums
         rest=core.steering.rest,
         unlike=core.unlike,
         own=own,

@@ -6,6 +6,7 @@ from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.core import AggregatorCore, Bounds
 from midge.aggregator.engine import Engine
 from midge.aggregator.model.model import Model
+from midge.aggregator.shards import Shards
 from midge.aggregator.store.store import Store, StoreError, StoreFull
 from midge.storage.failpoints import failpoint
 from midge.wire.schema import Schema, Tensor
@@ -32,11 +33,27 @@ def begin_or_resume(store: Store, config: AggregatorConfig) -> AggregatorConfig:
             f"The store {store.directory} holds another model: {_difference(store.schema, schema)}. Name another "
             "store, or give the model that it was made with."
         )
+    _check_shards(store, config, fresh=fresh)
     if fresh:
         Engine(Model.of(config.initial, schema), store).checkpoint(new_core(store, config))
     if not store.reserve():
         raise StoreFull(f"The disk of the store {store.directory} is full: make room and start again.")
     return config
+
+
+def _check_shards(store: Store, config: AggregatorConfig, *, fresh: bool) -> None:
+    """Refuse another number of shards: what a device sent may be settled in the store of its earlier shard alone.
+
+    Raises:
+        StoreError: the store has been served with another number.
+    """
+    known = int(store.constant("shards", lambda: config.shards if fresh else 0))
+    if known != config.shards:
+        before = f"--shards {known}" if known else "no --shards"
+        raise StoreError(
+            f"The store {store.directory} was begun with {before}, and a device that changes its shard could count "
+            "twice: start it so, or begin another store from its model (model.safetensors in it)."
+        )
 
 
 def new_core(store: Store, config: AggregatorConfig) -> AggregatorCore:
@@ -52,6 +69,7 @@ def new_core(store: Store, config: AggregatorConfig) -> AggregatorCore:
         bounds=replace(
             Bounds.of(config.schema),
             sites=tuple(config.sites),
+            shards=Shards(config.shards).names,
             site_size=config.schema.site_size if config.strategy.relays else 0,
         ),
     )

@@ -40,6 +40,7 @@ from midge.broker.mqtt.connection import (
     BrokerRefused,
     Connection,
     Delivery,
+    Options,
 )
 from midge.broker.mqtt.message_size import TriedTooMuch
 from midge.broker.mqtt.retained import read_retained
@@ -90,7 +91,7 @@ class Aggregator:
         self._federation: FederationRuntime | None = None
         self._serving = self._connected = False
         self._boot = secrets.randbits(62)
-        self._stop = asyncio.Event()
+        self._stop, self.begun = asyncio.Event(), asyncio.Event()
         self._paused: str | None = None
         self._pause_seen = float("-inf")
         self.evaluation = VersionEvaluator(config.evaluate, self.tell)
@@ -144,6 +145,11 @@ class Aggregator:
         if self._federation is None:
             raise NotOpen("This aggregator has not opened its store yet: call serve() or open() first.")
         return self._federation
+
+    @property
+    def boot(self) -> int:
+        """Random bits of the current start, which its status has."""
+        return self._boot
 
     @property
     def devices(self) -> Mapping[str, Hello]:
@@ -237,9 +243,7 @@ class Aggregator:
         while not self._stop.is_set():
             since = math.inf
             try:
-                async with self._config.connector(
-                    connection_options(self._config, self._boot, self._status.post(AggregatorState.LOST).payload)
-                ) as connection:
+                async with self._config.connector(self._options()) as connection:
                     if not await done_before(self._stop, self._look_around(connection, begun=begun)):
                         if begun:  # the broker may have kept an earlier status, which says that we serve
                             await self._send_last_status(connection)
@@ -264,6 +268,10 @@ class Aggregator:
                 await happened(self._stop, pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
                 pause = min(2 * pause, self.feed.longest_pause)
 
+    def _options(self) -> Options:
+        """The options of the next connection."""
+        return connection_options(self._config, self._boot, self._status.post(AggregatorState.LOST).payload)
+
     async def _look_around(self, connection: Connection, *, begun: bool) -> None:
         """Check who uses our topics, before anything is published."""
         await self._fitting.fit(connection, self.federation)
@@ -278,6 +286,7 @@ class Aggregator:
     def _begin(self) -> None:
         """Do what is due at the start of the process: the first release, an overdue step."""
         self._contention.serving = True
+        self.begun.set()
         self.federation.begin(time.monotonic())
         self.evaluation.released()
 
@@ -296,12 +305,15 @@ class Aggregator:
                 watching = tasks.create_task(self._standstill.watch(), name="clock")
                 sending = tasks.create_task(self._outgoing.send(connection), name="send")
                 await connection.subscribe(*self.federation.filters)
-                feeding = tasks.create_task(self.feed.send(connection), name="feed")
+                beside = [tasks.create_task(self.feed.send(connection), name="feed")]
+                if self.federation.shards.number and not self.core.frozen:
+                    shards, topics = self.federation.shards, self._config.topics
+                    beside.append(tasks.create_task(shards.narrow(connection, topics, lambda: self.core.frozen)))
                 self.federation.connected(time.monotonic(), forgotten=self._forgotten)
                 await listen_to_operators(connection, self._config.topics)
                 await self._read(connection)
                 await self._drain(connection)
-                for task in (feeding, sending, watching):
+                for task in (*beside, sending, watching):
                     task.cancel()
         except BaseExceptionGroup as group:
             raise sole(group) from None

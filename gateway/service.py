@@ -51,7 +51,7 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
-        self._above = UplinkDevice(_device(config), self)
+        self._above = self._uplink()
         self._below: SiteAggregator | None = None
         self._first: asyncio.Future[tuple[Announcement, bytes, State]] | None = None
         """The first version ever, from which the store is made."""
@@ -67,6 +67,10 @@ class Gateway:
         self._greeted_at, self._online = -math.inf, 0
         self._reported = 0
         """Results of devices that the mean which was passed on last is of."""
+
+    def _uplink(self) -> UplinkDevice:
+        """The device that it is above."""
+        return UplinkDevice(_device(self.config), self)
 
     def run(self) -> None:
         """Serve until interrupted."""
@@ -302,7 +306,8 @@ class Gateway:
             return False
         total = site.engine.total(record) if total is None else total
         plan = announcement.plan
-        codec, feedback = self.config.codec or chosen(plan), plan.feedback
+        codec = self.config.codec or chosen(plan)
+        feedback = plan.feedback and codecs.parse(codec).feedback  # without an error there is nothing to keep
         coded, (after,) = encode(
             np.asarray(total)[None],
             codec,
@@ -324,6 +329,7 @@ class Gateway:
             accepted=len(record.updates),
             devices=record.devices,
             weight=record.mass,
+            who=self._who(site, record),
         ).model_copy(update={"generation": record.generation, "base": record.base, "base_digest": record.base_digest})
         made = EncodedUpdate(above.parts.identity.to_be_sealed(update, announcement), body, after)
         if not above.give(made, record.number, now):
@@ -331,6 +337,10 @@ class Gateway:
             return False
         self._tell("sum", number=record.number, base=record.base, updates=len(record.updates), devices=record.devices)
         return True
+
+    def _who(self, site: SiteFederation, record: rec.SumRecord) -> bytes:  # noqa: ARG002 - a shard says it
+        """What the federation learns of the devices in a sum."""
+        return b""
 
     def _say_online(self, above: UplinkRuntime, online: int, now: float) -> None:
         """Say how many devices are online, if that has changed by a tenth."""
@@ -344,12 +354,13 @@ class Gateway:
             self.config.on_event({"event": event, "time": time.time(), "site": self.config.name, **fields})
 
 
-def _beside(listener: Listener | None, side: str) -> Listener | None:
+def beside(listener: Listener | None, side: str) -> Listener | None:
     """A listener that also says which side of the gateway an event is of."""
     return None if listener is None else lambda event: listener({**event, "side": side})
 
 
-def _untrained(_parameters: Parameters, _plan: TrainingPlan) -> Fit:
+def untrained(_parameters: Parameters, _plan: TrainingPlan) -> Fit:
+    """Stand for a trainer, which is never called."""
     raise AssertionError("a gateway does not train")
 
 
@@ -360,11 +371,11 @@ def _device(config: GatewayConfig) -> DeviceConfig:
         federation=config.federation,
         root=config.root,
         name=config.name,
-        train=_untrained,
+        train=untrained,
         outbox=config.directory / "outbox.db",
         release_key=config.release_key,
         signing_key=config.signing_key,
-        on_event=_beside(config.on_event, "above"),
+        on_event=beside(config.on_event, "above"),
         features=(),
         wait=True,
     )
@@ -385,7 +396,7 @@ def _aggregator(config: GatewayConfig, schema: Schema, announcement: Announcemen
         release_key=config.signing_key,
         device_keys=config.device_keys,
         require_signed=config.require_signed,
-        on_event=_beside(config.on_event, "below"),
+        on_event=beside(config.on_event, "below"),
     )
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -106,7 +106,10 @@ class SiteFederation(FederationRuntime):
         except StoreFull as error:
             self._handle_full_disk(str(error), now)
             return
-        for post in self.shelf.passed_on(tuple(frames), now):
+        self._pass_on(announcement, tuple(frames), now)
+
+    def _pass_on(self, announcement: Announcement, frames: Sequence[FrameInfo], now: float) -> None:
+        for post in self.shelf.passed_on(frames, now):
             self._outlet.put(post)
         self._outlet.tell("passed_on", version=announcement.version, step=announcement.step)
 

@@ -13,6 +13,7 @@ from midge.aggregator.config import (
     Evaluate,
     Factor,
     Listener,
+    Processes,
     Rules,
     SmallestChunk,
 )
@@ -106,6 +107,7 @@ class Aggregator(AggregatorService):
         helper_key: bytes | str | Path | None = None,
         sites: Sequence[str] = (),
         standby: StandbyPolicy | None = None,
+        shards: Processes = 0,
     ) -> None:
         check_arguments(Aggregator.__init__, locals())
         self.endpoint = endpoint_of(
@@ -150,8 +152,19 @@ class Aggregator(AggregatorService):
                 helper_key=helper_key,
                 sites=sites,
                 standby=standby or StandbyPolicy(),
+                shards=shards,
             )
         )
 
     def run(self) -> None:
+        """Serve until interrupted.
+
+        Raises:
+            RuntimeError: it has shards, which are processes of their own.
+        """
+        if self.config.shards:
+            raise RuntimeError(
+                f"shards={self.config.shards} are processes, which `midge aggregate MODULE:ATTRIBUTE` starts: use it "
+                "in place of run()."
+            )
         run_script(self)

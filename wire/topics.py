@@ -154,6 +154,10 @@ class Topics:
     def update(self, device: str) -> str:
         return f"{self.prefix}/update/{slot(device)}/{device}"
 
+    def updates_in(self, number: int) -> str:
+        """The filter of all devices' updates in one slot."""
+        return f"{self.prefix}/update/{number}/+"
+
     def receipt(self, device: str) -> str:
         return f"{self.prefix}/receipt/{device}"
 
@@ -195,6 +199,10 @@ class Topics:
             case [("status" | "report") as sort, device] if _NAME.fullmatch(device):
                 return Origin("status" if sort == "status" else "report", device)
         raise WireError(f"{topic!r} is no topic of a device")
+
+    def sender_of_update(self, topic: str) -> str | None:
+        """The last level of an update topic; None if it is another topic."""
+        return topic.rpartition("/")[2] if topic.startswith(f"{self.prefix}/update/") else None
 
     def named(self, topic: str) -> str:
         """The device that a topic names, in whatever slot; empty if it names none."""

@@ -1,19 +1,32 @@
 """An accepted update that waits for its step."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from midge.aggregator.core import records as rec
 
-_ADDED: list[Any] = [0.0, 0.0, 0, False, False, 0, 0, 0, 1.0, 0, None]
+_ADDED: list[Any] = [0.0, 0.0, 0, False, False, 0, 0, 0, 1.0, 0, None, b""]
 """Values of a waiting update that checkpoints of earlier versions of Midge do not have."""
+HASH = 4
+"""Bytes that stand for a device's name in a shard's sum: two that are equal count as one, which is the safe side."""
 _COUNTED = 64
 """Most devices of one sum that count for the floor of a release, and for the fleet's delays."""
 
 
-def names_of(device: str, devices: int) -> list[str]:
-    """A name for each device of a sum, or the device's own; no device has one with a slash."""
+def hash_of(device: str) -> bytes:
+    """The 4 bytes that stand for a device's name in a shard's sum."""
+    return hashlib.sha256(device.encode()).digest()[:HASH]
+
+
+def names_of(device: str, devices: int, who: bytes = b"") -> list[str]:
+    """A name for each device of a sum, or the device's own; no device has one with a slash.
+
+    Two sums of a gateway have the same names, because it does not say which devices they are of; a shard does.
+    """
+    if who:
+        return [f"/{who[place : place + HASH].hex()}" for place in range(0, len(who), HASH)]
     return [device, *(f"{device}/{number}" for number in range(1, min(devices, _COUNTED)))]
 
 
@@ -45,6 +58,8 @@ class Buffered:
     base: int = 0
     tensors: tuple[int, ...] | None = None
     """Indices of the tensors that it covers; None is all."""
+    who: bytes = b""
+    """Of a shard's sum: 4 bytes for each of these devices."""
 
     @property
     def summed(self) -> bool:
@@ -59,13 +74,13 @@ class Buffered:
     @property
     def names(self) -> set[str]:
         """As many names as devices whose work it hides in a release."""
-        return set(names_of(self.device, self.devices))
+        return set(names_of(self.device, self.devices, self.who))
 
     def dump(self) -> list[Any]:
         """Plain values for `load`."""
         first = [self.lsn, self.device, self.staleness, self.weight, self.scale]
         told = [self.norm, self.agreement, self.outbox, self.trivial, self.masked, self.group]
-        return [*first, *told, self.accepted, self.devices, self.mass, self.base, self.tensors]
+        return [*first, *told, self.accepted, self.devices, self.mass, self.base, self.tensors, self.who]
 
     @classmethod
     def of(cls, record: rec.UpdateRecord) -> "Buffered":
@@ -86,6 +101,7 @@ class Buffered:
             mass=record.mass,
             base=record.base,
             tensors=record.tensors,
+            who=record.who,
         )
 
     @classmethod
@@ -93,7 +109,7 @@ class Buffered:
         """Restore from the result of `dump`; a checkpoint of an earlier Midge has fewer values."""
         lsn, device, staleness, weight, scale, *later = values
         norm, agreement, outbox, trivial, masked, *later = [*later, *_ADDED[len(later) :]]
-        group, accepted, devices, mass, base, tensors = later
+        group, accepted, devices, mass, base, tensors, who = later
         return cls(
             device,
             staleness,
@@ -111,4 +127,5 @@ class Buffered:
             mass=mass,
             base=base,
             tensors=None if tensors is None else tuple(tensors),
+            who=who,
         )

@@ -58,6 +58,18 @@ class Inputs:
             del self._claims[next(iter(self._claims))]
         return False
 
+    def adopt(self, names: Sequence[str]) -> None:
+        """Take the names that the federation's aggregator announces.
+
+        Raises:
+            StoreFull: there is no room to store them.
+        """
+        self._learning = False
+        self._claims.clear()
+        if self.names != tuple(names):
+            self.names = tuple(names)
+            self._keep(self.names)
+
     def forget(self, device: str) -> None:
         """Drop a device's names."""
         self._claims.pop(device, None)

@@ -52,6 +52,8 @@ class UpdateRecord:
     """The number of distinct devices that they are of."""
     mass: float = 1.0
     """The sum of their weights in it: the body is the weighted sum, not the mean."""
+    who: bytes = b""
+    """Of a shard's sum: 4 bytes for each of these devices."""
 
     def settled(self, weight: float = 0.0) -> Settled:
         """The verdict as reported to its device, with the update's weight in its step."""

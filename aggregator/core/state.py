@@ -168,7 +168,7 @@ class CoreState:
             self.heard.take(record.device)
             # Delays count by effect: updates that hardly move the model must not hide the delays of those that do.
             weight = record.weight * self.standings.share(record.device)
-            names = names_of(record.device, record.devices)
+            names = names_of(record.device, record.devices, record.who)
             for name in names:  # a site's delays are those of as many devices
                 self.margin.record(name, record.staleness, weight, record.base, len(self.heard) * len(names))
             self.fleet.take(record, self.step)

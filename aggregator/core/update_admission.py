@@ -39,6 +39,8 @@ _REMEMBERED = 4096
 _NO_ROOM, _HELD, _CROWDED = 300, 30, 5
 """Seconds until a device retries: until other outboxes may have been forgotten; until the operator or the disk may have
 recovered; until the next step may have been made, if training takes as long."""
+_SOON = 2.0
+"""Seconds until a device retries an update of a version that a gateway does not know yet."""
 _SOONEST = 0.5
 """Least seconds of the last one."""
 
@@ -63,10 +65,12 @@ class Bounds:
     """Names of gateways, which alone may send sums; `*` stands for any characters."""
     site_size: int = 0
     """Of a gateway: bytes of the values of the site's tensors that may follow a delta; 0 takes none."""
+    shards: tuple[str, ...] = ()
+    """Names of shards, which may send sums too."""
 
     def is_site(self, device: str) -> bool:
         """Whether a name is that of a gateway."""
-        return any(fnmatchcase(device, pattern) for pattern in self.sites)
+        return device in self.shards or any(fnmatchcase(device, pattern) for pattern in self.sites)
 
     @classmethod
     def of(cls, schema: Schema) -> "Bounds":
@@ -147,6 +151,9 @@ class UpdateAdmission:
         if update.seq <= outbox.hi:
             return None
         state, conditions, strategy = self._state, self._conditions, self._strategy
+        ahead = (update.generation, update.base) > (state.generation, state.version)
+        if strategy.relays and ahead and update.lineage == self._lineage:
+            return _busy(update, "its version is on its way here from the federation's aggregator", _SOON)
         if conditions.full is not None:
             return _busy(update, conditions.full[:400], _HELD)
         if conditions.paused is not None:
@@ -155,7 +162,7 @@ class UpdateAdmission:
             why = "sums with this device's updates lay far from the others, time after time: is its data broken?"
             return Settled(seq=update.seq, verdict=Verdict.QUARANTINED, why=why, retry_after=_HELD)
         # At most one of a device in a step: the noise is scaled to hide one contribution, not two.
-        waiting = state.waiting(device)
+        waiting = 0 if device in self.bounds.shards else state.waiting(device)
         if strategy.privacy is not None and self._account_gave(device, update.outbox):
             why = "an update of this device waits for its step or release, and differential privacy allows one in each"
             return _busy(update, why, self._until_step)
@@ -214,7 +221,7 @@ class UpdateAdmission:
         if update.base_digest and state.releases.differs(update.base, update.base_digest):
             return Verdict.STALE, OTHER_BASE
         # The newest version is never too old, even if there was no release for long: there is no other to train from.
-        newest = update.base == state.version
+        newest = update.base == state.version or device in self.bounds.shards  # which has judged the updates in it
         if (tau := state.staleness(update.base)) > strategy.max_staleness and not newest:
             return (
                 Verdict.STALE,
@@ -306,6 +313,7 @@ class UpdateAdmission:
             accepted=update.accepted,
             devices=update.devices,
             mass=update.weight if update.accepted else 1.0,
+            who=update.who if update.accepted and device in self.bounds.shards else b"",
         )
 
     def refused(self, device: str, update: Update, verdict: Verdict, why: str) -> rec.UpdateRecord:

@@ -120,6 +120,10 @@ class IngressFilter:
         self._outlet, self._dropped = outlet, outlet.meters.dropped
         self.on_drop: Callable[[str, str, float], None] = lambda _device, _why, _now: None
         """Takes each message that is dropped without an answer, as a flood or for its signature: device, why, time."""
+        self.answers: Callable[[str], bool] = lambda _device: True
+        """Whether we answer a device's greeting; with shards, one process does."""
+        self.answers_retained = False
+        """Whether a retained greeting is answered too: of a shard, whose start no device notices."""
 
     def update(
         self, device: str, payload: bytes, now: float, hi: HighWater
@@ -214,6 +218,8 @@ class IngressFilter:
 
     def greeting(self, device: str, hello: Hello, now: float) -> ev.Greeted | ev.Reply | None:
         """Process a READY status: return an event, a refusal, or None if the device will repeat it."""
+        if not self.answers(device):
+            return None
         refusal = self.admission.refuses(device, now)
         # A quarantined device is answered: it must learn what is settled, or it could not forget what was accepted.
         if refusal is not None and refusal.verdict is not Verdict.QUARANTINED:

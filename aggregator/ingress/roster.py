@@ -48,6 +48,8 @@ class Roster:
         """Called with one of these when it sends its status."""
         self.is_site: Callable[[str], bool] = lambda _device: False
         """Whether a name is that of a gateway."""
+        self.is_shard: Callable[[str], bool] = lambda _device: False
+        """Whether a name is that of a shard, whose devices are here themselves."""
         self._online = self._idle = 0
         self._unlike: Mapping[str, str] = {}
 
@@ -122,7 +124,7 @@ class Roster:
 
     def _count(self, device: str, hello: Hello | None) -> int:
         """The number of online devices that a status stands for: those of its site, if it is a gateway's."""
-        if hello is None or not hello.state.live:
+        if hello is None or not hello.state.live or self.is_shard(device):
             return 0
         return max(1, hello.devices) if self.is_site(device) else 1
 
@@ -144,6 +146,13 @@ class Roster:
             log.warning("Nothing is taken from %s: %s.", other, self._unlike[other])
             self._outlet.tell("unlike", device=other, why=self._unlike[other])
         return found
+
+    def adopt(self, names: Sequence[str]) -> list[ev.Event]:
+        """Compare with the names of inputs that the federation's aggregator announces."""
+        if self._inputs is None or self._inputs.names == tuple(names):
+            return []
+        self._inputs.adopt(names)
+        return self._compared()
 
     def _compared(self) -> list[ev.Event]:
         if self._inputs is None:

@@ -7,6 +7,7 @@ which seals it again to the newest one.
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,6 +96,11 @@ class SealingKeys:
         if kept != self._keys:
             self._write(kept, self.number + fresh)
 
+    def _follow(self) -> None:
+        """Read the file again, which another process writes."""
+        if self._path.exists():
+            self._read()
+
     def _write(self, keys: list[DailyKey], number: int) -> None:
         try:
             replace_secret(
@@ -106,3 +112,24 @@ class SealingKeys:
             self._failed = True
             return
         self._keys, self.number, self._failed = keys, number, False
+
+
+class FollowedSealingKeys(SealingKeys):
+    """The keys of another process, which makes and erases them: of a federation's aggregator, for its shards."""
+
+    _stamp = 0
+
+    def of(self, name: bytes) -> bytes | None:
+        found = super().of(name)
+        if found is None:
+            self.roll()
+            found = super().of(name)
+        return found
+
+    def roll(self) -> None:
+        """Follow the file."""
+        with suppress(FileNotFoundError):
+            stamp = self._path.stat().st_mtime_ns
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._follow()

@@ -79,7 +79,7 @@ class _Hiding:
         self._working, self._idle = set[str](), set[str]()
 
     def add(self, update: rec.UpdateRecord) -> None:
-        (self._idle if update.trivial else self._working).update(names_of(update.device, update.devices))
+        (self._idle if update.trivial else self._working).update(names_of(update.device, update.devices, update.who))
 
     @property
     def count(self) -> int:

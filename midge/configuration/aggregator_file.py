@@ -39,6 +39,7 @@ FIELDS: Final[Mapping[str, Sequence[str]]] = {
     "federation": (
         *("root", "features", "roles", "moments"),
         *("statistics_devices", "statistics_deadline", "statistics_factor", "sites"),
+        "shards",
     ),
     "broker": ("keepalive", "chunk", "smallest_chunk", "memory"),
     "store": ("checkpoint_records", "retention"),

@@ -77,6 +77,8 @@ class Update(Outgoing):
     """The number of distinct devices that they are of."""
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """The sum of their weights in it."""
+    who: Annotated[bytes, Field(max_length=4 * 4096)] = b""
+    """Of a shard: 4 bytes of a hash of each of these devices' names, so that two sums do not count one device twice."""
     number: U63 = 0
     """Random bits, drawn when the update was stored: they name it in a receipt. It can then be sealed again, to another
     key, and a broker cannot confirm a guess of its content. 0 if it was sealed once, or not at all."""
