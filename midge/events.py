@@ -52,6 +52,7 @@ FIELDS: Mapping[str, EventField] = {
     "checkpoints": EventField("int", "checkpoints that were removed"),
     "chunk": EventField("int", "bytes of a chunk from now on"),
     "class": EventField("str", "the predicted class"),
+    "code": EventField("int", "exit code of a process, or minus the signal that ended it"),
     "codec": EventField("str", "of its updates"),
     "commands": EventField("list[str]", "commands for the operator to run"),
     "damping": EventField("float", "factor on the server's rate"),
@@ -209,6 +210,7 @@ EVENTS: Mapping[Service, Mapping[str, EventKind]] = {
         ("serve", "info", "version step", "a version was released for use"),
         ("silent", "info", "devices records bodies checkpoints", "devices were erased after the retention period"),
         ("standby", "warning", "state why", "the standby follows, copies, is away, waits or takes over"),
+        ("shard_ended", "warning", "site code", "the process of a shard has ended, and is started again"),
         ("start", "info", "lineage version step", "the store is open"),
         ("statistics_constant", "warning", "channels", "inputs that never changed are not scaled"),
         (

@@ -14,6 +14,7 @@ from midge.commands.page import add_live_page, live_page
 from midge.commands.parts import Parser, Problem, Subparsers, read_config, server_side, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.settings import settings_file
+from midge.commands.sharding import ShardProcesses, place_here, run_shard
 from midge.commands.telling import add_log, in_words, printer
 from midge.running import Service, run_until_interrupted
 from midge.wire.messages import MICRO
@@ -62,6 +63,13 @@ def register(subparsers: Subparsers) -> None:
         action="append",
         help="a gateway that may send sums of its devices' updates (midge gateway); * stands for any characters; "
         "may be given again",
+    )
+    parser.add_argument(
+        "--shards",
+        metavar="N",
+        type=int,
+        help="take updates in by N processes beside this one, each with a part of the devices, to use more than one "
+        "processor; a store keeps its number (default: the app's, or 0, which takes them in here)",
     )
     parser.add_argument("--model", metavar="FILE", help="write the model to this file at the end (safetensors)")
     parser.add_argument(
@@ -136,6 +144,8 @@ def run(args: argparse.Namespace) -> int:
         fields["raise_epoch"] = True
     if args.site:
         fields["sites"] = args.site
+    if args.shards is not None:
+        fields["shards"] = args.shards
     if args.replace:
         fields["replace"] = True
     if args.features is not None:
@@ -145,13 +155,18 @@ def run(args: argparse.Namespace) -> int:
     with user_errors():
         config = replace(app.config, **fields)
         app.config = replace(config, on_event=printer(args, "aggregator", config.federation))
+    if (place := place_here()) is not None:  # one of its shards, which prints no sentences of its own
+        return run_shard(replace(app.config, on_event=None) if in_words(args) else app.config, place)
     if args.metrics is not None:
         _serve_metrics(app, args.metrics)
     with ExitStack() as stack:
         if args.page is not None:
             page = stack.enter_context(live_page(args, app.config.topics, app.config.directory))
             page.observe(app.config.connector)
-        run_until_interrupted(_service(app, args), reload)
+        service = _service(app, args)
+        if app.config.shards:
+            service, reload = _with_shards(app, service, reload)
+        run_until_interrupted(service, reload)
     if not app.open_now:
         return 0  # a standby that has not served has no model of its own
     path = Path(args.model) if args.model else app.config.directory / "model.safetensors"
@@ -219,6 +234,20 @@ def _service(app: Any, args: argparse.Namespace) -> Service:
         with user_errors():
             service = ShownAggregator(app, HomeTopics(app.config.topics, args.home_assistant))
     return service
+
+
+def _with_shards(
+    app: Any, service: Service, reload: Callable[[], None] | None
+) -> tuple[Service, Callable[[], None] | None]:
+    """A service with its shards, and what SIGHUP calls: it also has them read the settings again."""
+    processes = ShardProcesses(app, service)
+
+    def everywhere() -> None:
+        if reload is not None:
+            reload()
+            processes.restart()
+
+    return processes, None if reload is None else everywhere
 
 
 def _serve_metrics(app: Any, place: str) -> None:

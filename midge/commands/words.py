@@ -127,6 +127,8 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Version {version} passed on to the site's devices."
         case {"event": "sum", "updates": updates, "devices": devices, "base": base}:
             return f"Sent the sum of {counted(updates, 'update')} of {counted(devices, 'device')} from version {base}."
+        case {"event": "shard_ended", "site": shard, "code": code}:
+            return f"The process of {shard} ended with {code}; it is started again."
         case {"event": "given_up", "updates": updates, "why": why}:
             return f"Dropped {counted(updates, 'update')} that may have been sent before: {why}."
         case {"event": "helper_away", "waiting": waiting}:

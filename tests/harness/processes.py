@@ -41,6 +41,11 @@ class Actor:
     def running(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self, crash_at: str = "") -> None:
         """Start it; with a failpoint at which it is to be killed."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **self._environment, CRASH_AT: crash_at}
