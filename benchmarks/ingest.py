@@ -121,6 +121,7 @@ class Ground:
             "warm": self.warm,
             "counter": str(self.directory / "counter"),
             "release_interval": max(1.0, params / 1e5),
+            "shards": row.get("shards", 0),
             **more,
         }
 
@@ -139,7 +140,7 @@ class Ground:
                 watching.cancel()
             found = await publishers.line(200)
             done = await server.last()
-        if found["verdicts"] != {"accepted": found["sent"]} or done["counts"].get("accepted") != found["sent"]:
+        if found["verdicts"] != {"accepted": found["sent"]} or done["applied"] != found["sent"]:
             raise RuntimeError(f"not all were accepted: {found} {done}")
         rate = found["updates_per_s"]
         return {

@@ -163,6 +163,7 @@ class Publishers:
         self.poll = select.epoll()
         self.announced: Announcement | None = None
         self.verdicts: Counter[str] = Counter()
+        self.answered: set[str] = set()
         self.sent = self.settled = 0
         self.parts = 1
         self.latencies: list[float] = []
@@ -201,7 +202,9 @@ class Publishers:
     def greet(self) -> None:
         """Publish statuses, so that the federation knows the number of devices."""
         for device in self.devices:
-            hello = Hello(state=DeviceState.TRAINING, outbox=device.outbox)
+            # Shards start after the announcement: their answers to greetings show that they are there.
+            state = DeviceState.READY if self.what.get("shards") else DeviceState.TRAINING
+            hello = Hello(state=state, outbox=device.outbox)
             device.link.publish(text(self.topics.status(device.name)), frames.encode(hello), retain=True)
         self.flush()
 
@@ -259,6 +262,7 @@ class Publishers:
         receipt, _ = frames.decode(payload)
         if receipt["outbox"] != device.outbox:
             return None
+        self.answered.add(device.name)
         device.hi = max(device.hi, receipt["hi"])
         for item in receipt.get("settled", ()):
             since = device.since.pop(item["seq"], None)
@@ -292,6 +296,10 @@ class Publishers:
                     sys.exit("no version is announced")
                 self.look(0.1)
             self.greet()
+            while self.what.get("shards") and len(self.answered) < len(self.devices):
+                if time.monotonic() > deadline:
+                    sys.exit("not all greetings are answered")
+                self.look(0.1)
         began = time.perf_counter() + self.what["warm"]
         ended, done = began + self.what["seconds"], 0
         marks = [0.0, 0.0]

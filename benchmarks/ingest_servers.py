@@ -22,8 +22,8 @@ async def ended() -> None:
     await reader.read()
 
 
-async def aggregate(what: dict[str, Any]) -> dict[str, Any]:
-    """The aggregator as users run it, with the default strategy.
+def settings(what: dict[str, Any]) -> Any:
+    """The config of the aggregator as users run it, with the default strategy.
 
     Two settings differ from the defaults: releases are spaced, as in a busy federation, and rate limits, which are far
     below the rates of this benchmark, are raised.
@@ -33,28 +33,37 @@ async def aggregate(what: dict[str, Any]) -> dict[str, Any]:
     from midge.aggregator.config import AggregatorConfig  # noqa: PLC0415
     from midge.aggregator.core.presets import balanced  # noqa: PLC0415
     from midge.aggregator.ingress.rate_limits import IngressLimits  # noqa: PLC0415
-    from midge.aggregator.service import Aggregator  # noqa: PLC0415
     from midge.wire.messages import Plan  # noqa: PLC0415
 
     strategy = balanced(
         release_interval=what["release_interval"], max_staleness=10**6, plan=Plan(codec=what["codec"], feedback=False)
     )
-    server = Aggregator(
-        AggregatorConfig(
-            connector=connector(Endpoint.parse(what["url"])),
-            federation=what["federation"],
-            initial={"w": np.random.default_rng(0).normal(size=what["params"]).astype(np.float32)},
-            store=what["store"],
-            strategy=strategy,
-            limits=IngressLimits(rate=1e6, burst=1e6, fleet_rate=1e6, fleet_burst=1e6),
-        )
+    return AggregatorConfig(
+        connector=connector(Endpoint.parse(what["url"])),
+        federation=what["federation"],
+        initial={"w": np.random.default_rng(0).normal(size=what["params"]).astype(np.float32)},
+        store=what["store"],
+        strategy=strategy,
+        limits=IngressLimits(rate=1e6, burst=1e6, fleet_rate=1e6, fleet_burst=1e6, bytes_in=None, work=None),
+        shards=what.get("shards", 0),
     )
-    serving = asyncio.create_task(server.serve())
+
+
+async def aggregate(what: dict[str, Any]) -> dict[str, Any]:
+    """Serve until the input ends."""
+    from midge.aggregator.service import Aggregator  # noqa: PLC0415
+    from midge.commands.sharding import ShardProcesses  # noqa: PLC0415
+
+    server = Aggregator(settings(what))
+    service = ShardProcesses(server, server) if what.get("shards") else server
+    serving = asyncio.create_task(service.serve())
     stopping = asyncio.create_task(ended())
     await asyncio.wait({serving, stopping}, return_when="FIRST_COMPLETED")
-    server.stop()
+    service.stop()
     await serving
-    return {"counts": dict(server.core.counts), "version": server.core.version, "step": server.core.step}
+    core = server.core
+    applied = core.applied + core.buffered
+    return {"counts": dict(core.counts), "version": core.version, "step": core.step, "applied": applied}
 
 
 class Seen:
@@ -107,6 +116,10 @@ def main() -> None:
     what = json.loads(sys.argv[1])
     topic = Topics(what["federation"]).from_devices[0]
     match what["role"]:
+        case "aggregator" if (place := os.environ.get("MIDGE_SHARD")) is not None:
+            from midge.commands.sharding import run_shard  # noqa: PLC0415
+
+            run_shard(settings(what), json.loads(place))
         case "aggregator":
             print(json.dumps(asyncio.run(aggregate(what))), flush=True)
         case "paho":
