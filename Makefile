@@ -5,7 +5,8 @@
 #   make test            all tests
 #   make lint            ruff, mypy, import-linter
 #   make chaos           kill everything, fill disks, set clocks and copy stores for SECONDS=60 from SEED=1: is any
-#                        update lost or doubled? GATEWAYS=2 kills the parts of two sites and cuts their lines
+#                        update lost or doubled? GATEWAYS=2 kills the parts of two sites and cuts their lines;
+#                        SHARDS=2 kills the processes of an aggregator with two shards
 #   make rot             kill processes and have their files rot for SECONDS=60 from SEED=1: does anything change unseen?
 #   make fuzz            give every decoder bytes that nobody thought of, for SECONDS=60
 #   make bench           measure all that docs/performance.md tells, in under 20 minutes, and write the page anew
@@ -65,8 +66,9 @@ lint: install
 SECONDS ?= 60
 SEED ?= 1
 GATEWAYS ?= 0
+SHARDS ?= 0
 chaos: $(VENV)/.demo
-	@$(BIN)/python -m tests.harness --seconds $(SECONDS) --seed $(SEED) --gateways $(GATEWAYS)
+	@$(BIN)/python -m tests.harness --seconds $(SECONDS) --seed $(SEED) --gateways $(GATEWAYS) --shards $(SHARDS)
 
 rot: $(VENV)/.demo
 	@$(BIN)/python -m tests.harness.rot --seconds $(SECONDS) --seed $(SEED)

@@ -9,20 +9,19 @@ messages of devices each kind has one process that answers:
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from midge.aggregator.ingress.authentication import DeviceKey, DeviceKeys
+from midge.aggregator.store.device_erasure import SHARDS
 from midge.broker.mqtt.connection import Connection, Delivery
 from midge.storage.files import PUBLIC, atomic_write, make_folder
 from midge.wire import messages, signing
 from midge.wire.errors import WireError
 from midge.wire.topics import SLOTS, Topics, slot
 
-FOLDER = "shards"
-"""The folder in a store that has a folder for each shard."""
 _LOOK = 0.5
 """Seconds between two checks whether the model trains by now."""
 
@@ -79,7 +78,7 @@ class Shards:
     @staticmethod
     def directory(store: Path, name: str) -> Path:
         """The store of a shard."""
-        return store / FOLDER / name
+        return store / SHARDS / name
 
 
 def is_statistics(delivery: Delivery) -> bool:
@@ -87,12 +86,6 @@ def is_statistics(delivery: Delivery) -> bool:
     with suppress(WireError):
         return messages.is_kind("statistics", delivery.payload)
     return False
-
-
-def stores_of(store: Path) -> Iterable[Path]:
-    """The stores of the shards of a store; none if it has no shards."""
-    folder = store / FOLDER
-    return sorted(each for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else ()
 
 
 def own_key(directory: Path) -> Path:

@@ -44,8 +44,8 @@ def work(what: dict[str, Any]) -> None:
     place = ShardPlace(what["index"], what["shards"], lineage)
     shard = Shard(config, place)
     shard.config.directory.mkdir(parents=True)
-    shard._begin_store()
-    lower = shard._lower
+    shard.begin_store()
+    lower = shard.lower
     lower.open()
     site, topics = lower.site, config.topics
     plan = config.strategy.plan
@@ -109,9 +109,9 @@ def work(what: dict[str, Any]) -> None:
     for start in range(0, len(deliveries), _BATCH):
         site.process(deliveries[start : start + _BATCH], time.monotonic())
         if site.core.buffered >= share:
-            while shard._send(site, above, time.monotonic()):
+            while shard._send(site, above, time.monotonic()):  # noqa: SLF001
                 above.sums += 1
-    while shard._send(site, above, time.monotonic()):
+    while shard._send(site, above, time.monotonic()):  # noqa: SLF001
         above.sums += 1
     seconds = time.perf_counter() - began
     accepted = site.core.counts["accepted"]
@@ -140,7 +140,7 @@ async def decode_and_sum(row: dict[str, Any], shards: int, directory: Path) -> d
         for worker in workers:
             assert await worker.line(200) == "ready"
         for worker in workers:
-            child = worker._child
+            child = worker._child  # noqa: SLF001
             assert child.stdin is not None
             child.stdin.write(b"\n")
         found = [await worker.line(200) for worker in workers]

@@ -72,7 +72,7 @@ class ShardIdentity(UplinkIdentity):
             WireError: it must be ignored.
         """
         found = super().announcement(payload, channel, wall, now)
-        alone = {"participation": Participation().model_copy(update={"share": 0.0}), "byte_rate": 0.0}
+        alone = {"participation": Participation().model_copy(update={"share": 0.0}), "byte_rate": 0.0, "moments": ()}
         return found.model_copy(update=alone)
 
 
@@ -118,7 +118,8 @@ class Shard(Gateway):
                 on_event=root.on_event,
             )
         )
-        self._lower = ShardAggregator(shard_config(root, self.config), self, self.place)
+        self.lower = ShardAggregator(shard_config(root, self.config), self, self.place)
+        """The aggregator to its devices."""
 
     def _uplink(self) -> ShardUplink:
         root, config = self._root, self.config
@@ -157,21 +158,21 @@ class Shard(Gateway):
         super().stop()
 
     async def _serve(self) -> None:
-        self._begin_store()
+        self.begin_store()
         async with asyncio.TaskGroup() as tasks:
-            self._below = self._lower
+            self._below = self.lower
             tasks.create_task(self._above.serve())
-            tasks.create_task(self._serve_below(self._lower, None))
+            tasks.create_task(self._serve_below(self.lower, None))
             if self._stopped:
-                self._lower.stop()
+                self.lower.stop()
 
-    def _begin_store(self) -> None:
+    def begin_store(self) -> None:
         """Begin the store with the root's lineage.
 
         Raises:
             StoreError: it is of another store's shard.
         """
-        config = self._lower.config
+        config = self.lower.config
         with Store(self._directory) as store:
             if store.schema is not None and store.lineage != self.place.lineage:
                 raise StoreError(
@@ -195,10 +196,10 @@ class Shard(Gateway):
         """Nothing: the request goes to the root as it is."""
 
     def due(self, site: SiteFederation) -> float:
-        return float("inf") if not self._lower.follows else super().due(site)
+        return float("inf") if not self.lower.follows else super().due(site)
 
     def look(self, site: SiteFederation, now: float) -> None:
-        if self._lower.follows:
+        if self.lower.follows:
             super().look(site, now)
 
     def _say_caught_up(self, site: SiteFederation, above: UplinkRuntime) -> None:

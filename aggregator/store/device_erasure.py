@@ -37,6 +37,8 @@ log = logging.getLogger("aggregator")
 
 FOLDER = "forget"
 """Folder in a store: a file for each device to be forgotten, by its name, until that is done."""
+SHARDS = "shards"
+"""Folder in a store with the stores of its shards."""
 RETENTION = 180 * 86_400.0
 """Seconds of silence after which a device's names are erased, if they cannot be needed any more."""
 
@@ -70,10 +72,12 @@ def ask(directory: Path, device: str, *, readmit: bool = False) -> Path:
         ValueError: that is no valid device name.
         OSError: it cannot be written.
     """
-    folder = directory / FOLDER
-    make_folder(folder, 0o700)
-    path = folder / check_name(device, "device name")
-    atomic_write(path, json.dumps({"by": operator_name(), "at": time.time(), "readmit": readmit}).encode())
+    request = json.dumps({"by": operator_name(), "at": time.time(), "readmit": readmit}).encode()
+    for store in (*sorted(directory.glob(f"{SHARDS}/*/")), directory):  # each carries it out on its own
+        folder = store / FOLDER
+        make_folder(folder, 0o700)
+        path = folder / check_name(device, "device name")
+        atomic_write(path, request)
     return path
 
 

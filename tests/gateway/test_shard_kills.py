@@ -14,9 +14,10 @@ import pytest
 
 from midge.broker.local.local_broker import LocalBroker, local_broker
 from tests import needs
+from tests.harness.chaos import Play as Plan
 from tests.harness.ledger import Audit, Books, audit
 from tests.harness.processes import Actor, aggregator, fleet
-from tests.harness.shards import shards_of
+from tests.harness.shards import ShardChaos, shards_of
 from tests.waiting import LAST_RESORT, eventually
 
 pytestmark = [pytest.mark.mosquitto, needs.mosquitto]
@@ -104,3 +105,11 @@ async def test_shards_root_broker_and_devices_are_killed_in_turn(tmp_path: Path)
     assert (found.lost, found.doubled) == (0, 0), found
     assert found.accepted == found.applied == DEVICES * 40
     assert kills >= 10
+
+
+async def test_two_shards_whose_processes_are_killed_and_stopped_lose_nothing(tmp_path: Path) -> None:
+    """`make chaos SHARDS=2`, for as long as a test may take."""
+    outcome = await ShardChaos(Plan(seconds=12.0, seed=3, devices=4, drain=LAST_RESORT), 2, tmp_path).run()
+    assert not outcome.crashes, "\n".join(outcome.crashes)
+    assert outcome.good, outcome
+    assert outcome.kills and outcome.accepted >= outcome.updates > 0, outcome

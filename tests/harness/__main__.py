@@ -5,12 +5,14 @@ import asyncio
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from tests.harness.chaos import Chaos, Outcome, Play
 from tests.harness.disk import apart
 from tests.harness.gateways import GatewayChaos
+from tests.harness.shards import ShardChaos
 
 
 def main() -> int:
@@ -23,27 +25,33 @@ def main() -> int:
     parser.add_argument(
         "--gateways", type=int, default=0, metavar="N", help="sites with a gateway, instead of copies and disks"
     )
+    parser.add_argument(
+        "--shards", type=int, default=0, metavar="N", help="processes that take updates in, instead of copies and disks"
+    )
     parser.add_argument("--broker", choices=["auto", "mosquitto", "embedded"], default="auto")
     parser.add_argument("--keep", metavar="DIR", help="where to leave logs, store and ledger; default: nowhere")
     args = parser.parse_args()
-    if not 0 < args.seconds < 1e6 or args.devices < 1 or args.processes < 1 or args.gateways < 0:
-        parser.error("--seconds must be above 0, --devices and --processes at least 1, --gateways at least 0")
+    if not 0 < args.seconds < 1e6 or args.devices < 1 or args.processes < 1 or min(args.gateways, args.shards) < 0:
+        parser.error(
+            "--seconds must be above 0, --devices and --processes at least 1, --gateways and --shards at least 0"
+        )
     play = Play(args.seconds, args.seed, args.devices, args.processes, args.broker, disk=apart())
-    outcome = _run(play, args.gateways, args.keep)
+    if args.shards:
+        outcome = _run(lambda directory: ShardChaos(play, args.shards, directory), args.keep)
+    elif args.gateways:
+        outcome = _run(lambda directory: GatewayChaos(play, args.gateways, directory), args.keep)
+    else:
+        outcome = _run(lambda directory: Chaos(play, directory), args.keep)
     sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
     return 0 if outcome.good else 1
 
 
-def _run(play: Play, gateways: int, keep: str | None) -> Outcome:
+def _run(play: Callable[[Path], Chaos | GatewayChaos | ShardChaos], keep: str | None) -> Outcome:
     if keep is not None:
         Path(keep).mkdir(parents=True, exist_ok=True)
-        return asyncio.run(_play(play, gateways, Path(keep)))
+        return asyncio.run(play(Path(keep)).run())
     with tempfile.TemporaryDirectory(prefix="midge-chaos-") as directory:
-        return asyncio.run(_play(play, gateways, Path(directory)))
-
-
-async def _play(play: Play, gateways: int, directory: Path) -> Outcome:
-    return await (GatewayChaos(play, gateways, directory) if gateways else Chaos(play, directory)).run()
+        return asyncio.run(play(Path(directory)).run())
 
 
 if __name__ == "__main__":
