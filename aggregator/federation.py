@@ -115,7 +115,8 @@ class FederationRuntime:
             )
             self._roster.is_site = Bounds(sites=tuple(config.sites)).is_site
             self.shards = Shards(config.shards)
-            self._roster.is_shard = self.shards.is_shard
+            if self.shards.number:
+                self._roster.is_shard = self.shards.is_shard
             self._observed = Observations(outlet.tell, Bounds().devices)
             self.presence = DevicePresence(self._roster.devices, self._observed.activity)
             self._pace = UsualPace(self.store)
@@ -134,7 +135,8 @@ class FederationRuntime:
                 encode_trouble=self.issuer.trouble,
             )
             self._ingress.credentials.daily = self.issuer.daily
-            self._ingress.answers, self.admission.exempt = self.shards.answers, self.shards.is_shard
+            if self.shards.number:
+                self._ingress.answers = self.admission.exempt = self.shards.is_shard
             self.registry = RegistryKeeper(
                 config.registry,
                 self._observed,
@@ -258,7 +260,8 @@ class FederationRuntime:
 
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Process a batch. When this returns it is durable, or has been refused for now."""
-        deliveries = self.shards.sift(deliveries, self.config.topics)
+        if self.shards.number:
+            deliveries = self.shards.sift(deliveries, self.config.topics)
         helpers = [] if self.helper is None else [each for each in deliveries if self.helper.hears(each)]
         deliveries = [each for each in deliveries if each not in helpers] if helpers else deliveries
         try:

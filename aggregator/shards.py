@@ -9,6 +9,7 @@ messages of devices each kind has one process that answers:
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from midge.storage.files import PUBLIC, atomic_write, make_folder
 from midge.wire import messages, signing
 from midge.wire.errors import WireError
 from midge.wire.topics import SLOTS, Topics, slot
+
+log = logging.getLogger("aggregator")
 
 _LOOK = 0.5
 """Seconds between two checks whether the model trains by now."""
@@ -50,10 +53,6 @@ class Shards:
         """Whether a name is that of a shard."""
         return device in self.names
 
-    def answers(self, device: str) -> bool:
-        """Whether the root answers a device's greeting: a shard answers those of its devices."""
-        return self.number == 0 or device in self.names
-
     def updates(self, topics: Topics, *, frozen: bool) -> tuple[str, ...]:
         """The filters of the updates that the root reads; those of all devices while it asks for statistics."""
         if self.number and frozen:
@@ -62,7 +61,7 @@ class Shards:
 
     def sift(self, deliveries: Sequence[Delivery], topics: Topics) -> Sequence[Delivery]:
         """What the root processes: of a device's update topic only statistics, as its shard takes the rest."""
-        return [each for each in deliveries if self._for_root(each, topics)] if self.number else deliveries
+        return [each for each in deliveries if self._for_root(each, topics)]
 
     def _for_root(self, delivery: Delivery, topics: Topics) -> bool:
         sender = topics.sender_of_update(delivery.topic)
@@ -74,6 +73,11 @@ class Shards:
             await asyncio.sleep(_LOOK)
         await connection.subscribe(*self.updates(topics, frozen=True))
         await connection.unsubscribe(*self.updates(topics, frozen=False))
+
+    def ended(self, index: int, code: int, tell: Callable[..., None]) -> None:
+        """Report that the process of a shard has ended, with this exit code."""
+        log.warning("%s ended with %d. It is started again.", self.names[index], code)
+        tell("shard_ended", site=self.names[index], code=code)
 
     @staticmethod
     def directory(store: Path, name: str) -> Path:

@@ -212,7 +212,7 @@ class Gateway:
         above = self._above.runtime
         if above is None or above.session.link is not Link.UP or above.session.holding:
             return math.inf
-        due = self.config.pace.due(site.core)
+        due = self._sum_due(site)
         if above.session.work is Work.TRAINING:
             due = min(due, self.config.pace.next_version(site.core, self._passed_at, gave=self._gave))
         return max(due, self._full_until)
@@ -231,7 +231,7 @@ class Gateway:
             return
         free = above.session.link is Link.UP and not above.session.holding
         pace = self.config.pace
-        if free and now >= pace.due(site.core):
+        if free and now >= self._sum_due(site):
             while self._send(site, above, now):
                 self._gave = True
         self._say_caught_up(site, above)
@@ -246,6 +246,10 @@ class Gateway:
         if reports.taken != self._reported and (merged := reports.merged(site.core.lineage)) is not None:
             self._reported = reports.taken
             above.report(merged)
+
+    def _sum_due(self, site: SiteFederation) -> float:
+        """When a sum is due; infinity if nothing waits."""
+        return self.config.pace.due(site.core)
 
     def _say_caught_up(self, site: SiteFederation, above: UplinkRuntime) -> None:
         """Say once that everything that the devices gave is with the federation."""

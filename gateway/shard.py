@@ -202,6 +202,10 @@ class Shard(Gateway):
         if self.lower.follows:
             super().look(site, now)
 
+    def _sum_due(self, site: SiteFederation) -> float:
+        ending = self._draining is not None and site.core.buffered
+        return -float("inf") if ending else super()._sum_due(site)
+
     def _say_caught_up(self, site: SiteFederation, above: UplinkRuntime) -> None:
         super()._say_caught_up(site, above)
         if self._caught_up and self._draining is not None:

@@ -255,6 +255,11 @@ class StandbyEvent(_Event, total=False):
     state: str
     why: str
 
+class ShardEndedEvent(_Event, total=False):
+    event: Required[Literal["shard_ended"]]
+    site: str
+    code: int
+
 class StartEvent(_Event, total=False):
     event: Required[Literal["start"]]
     lineage: str
@@ -374,6 +379,7 @@ AggregatorEvent: TypeAlias = (
     | ServeEvent
     | SilentEvent
     | StandbyEvent
+    | ShardEndedEvent
     | StartEvent
     | StatisticsConstantEvent
     | StatisticsLimitedEvent

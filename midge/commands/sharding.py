@@ -152,8 +152,7 @@ class ShardProcesses:
                 self._asked.discard(index)
                 continue
             pause = _SHORTEST if time.monotonic() >= began + _LASTING else pause
-            log.warning("shard-%d ended with %d. It is started again in about %.1f s.", index, code, pause)
-            self._aggregator.tell("shard_ended", site=f"shard-{index}", code=code)
+            self._aggregator.federation.shards.ended(index, code, self._aggregator.tell)
             await happened(self._stopping, pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
             pause = min(2 * pause, _LONGEST)
 

@@ -133,7 +133,7 @@ KINDS: Mapping[str, str] = {
     "AggregatorConfig": "connector: connector; elsewhere: federation root initial; text: store;"
     "function: evaluate on_event;"
     "value: strategy limits registry standby; dict: roles moments; texts: features sites credential_files;"
-    "count: statistics_devices chunk smallest_chunk memory keepalive checkpoint_records;"
+    "count: statistics_devices chunk smallest_chunk memory keepalive checkpoint_records shards;"
     "number: statistics_deadline statistics_factor announcement_lifetime retention; text: release_key helper_key;"
     "flag: replace raise_epoch require_signed require_sealed post_quantum; text: device_keys",
     "IngressLimits": "number: rate burst fleet_rate fleet_burst bytes_in bytes_in_burst bytes_out bytes_out_burst work"

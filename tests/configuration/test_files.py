@@ -144,7 +144,7 @@ def test_every_field_of_the_config_is_a_key_or_left_out_with_a_reason() -> None:
             aggregator_file.OPTIONS,
             {
                 *("help", "app", "set", "replace", "raise_epoch"),
-                *("release_key", "features", "site", "plan"),  # keys of [security], [federation] and [plan]
+                *("release_key", "features", "site", "shards", "plan"),  # keys of [security], [federation] and [plan]
             },
         ),
     ],

@@ -61,7 +61,7 @@ async def play(directory: Path, updates: int) -> AsyncIterator[Play]:
 
 
 async def test_nothing_is_lost_in_an_orderly_end(tmp_path: Path) -> None:
-    """The shards end before the root, and give it what they have: seen to fail with a root that ended first."""
+    """The shards end before the root, and give it what they have (`test_shards`: seen to fail without)."""
     async with play(tmp_path, 20) as scene:
         await scene.root.start()
         await scene.devices.start()
