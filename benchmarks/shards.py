@@ -4,8 +4,10 @@
 
 `decode_and_sum`: prepared updates go through the production ingress of one shard with all slots, and of two shards with
 half of them each: header, decoding, journal on disk, and the sums that the root would get. There is no broker, and all
-processes begin at the same moment. `end_to_end`: as `benchmarks.ingest`, with `--shards 2`, beside the broker and the
-publishers on the same processors. Ratios are medians of alternating runs. One JSON line.
+processes begin at the same moment. `cpu_ratio` compares the processor time of one process with that of the busier of
+two: on a machine that is busy with other things it shows what free processors would do, but for the disk. `end_to_end`:
+as `benchmarks.ingest`, with `--shards 2`, beside the broker and the publishers on the same processors. Ratios are the
+medians of alternating runs. One JSON line.
 """
 
 import argparse
@@ -105,7 +107,7 @@ def work(what: dict[str, Any]) -> None:
     share = max(1, config.strategy.size(what["devices"]) // what["shards"])
     print('"ready"', flush=True)
     sys.stdin.readline()
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     for start in range(0, len(deliveries), _BATCH):
         site.process(deliveries[start : start + _BATCH], time.monotonic())
         if site.core.buffered >= share:
@@ -113,11 +115,11 @@ def work(what: dict[str, Any]) -> None:
                 above.sums += 1
     while shard._send(site, above, time.monotonic()):  # noqa: SLF001
         above.sums += 1
-    seconds = time.perf_counter() - began
+    seconds, busy = time.perf_counter() - began, time.process_time() - busy
     accepted = site.core.counts["accepted"]
     assert accepted == len(deliveries), (dict(site.core.counts), len(deliveries))
     lower.close()
-    print(json.dumps({"seconds": seconds, "updates": accepted, "sums": above.sums}), flush=True)
+    print(json.dumps({"seconds": seconds, "cpu": busy, "updates": accepted, "sums": above.sums}), flush=True)
 
 
 async def decode_and_sum(row: dict[str, Any], shards: int, directory: Path) -> dict[str, Any]:
@@ -149,7 +151,8 @@ async def decode_and_sum(row: dict[str, Any], shards: int, directory: Path) -> d
             await worker.end()
     updates = sum(each["updates"] for each in found)
     seconds = max(each["seconds"] for each in found)
-    return {"per_s": updates / seconds, "sums": sum(each["sums"] for each in found)}
+    cpu = max(each["cpu"] for each in found)
+    return {"per_s": updates / seconds, "per_cpu_s": updates / cpu, "sums": sum(each["sums"] for each in found)}
 
 
 async def measured(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -164,6 +167,7 @@ async def measured(arguments: argparse.Namespace) -> dict[str, Any]:
                     found.append(await decode_and_sum(row, shards, Path(name)))
         one, two = (statistics.median(each["per_s"] for each in runs[shards]) for shards in (1, 2))
         ratios = [b["per_s"] / a["per_s"] for a, b in zip(runs[1], runs[2], strict=True)]
+        by_cpu = [b["per_cpu_s"] / a["per_cpu_s"] for a, b in zip(runs[1], runs[2], strict=True)]
         rows.append(
             {
                 "measure": "decode_and_sum",
@@ -172,6 +176,8 @@ async def measured(arguments: argparse.Namespace) -> dict[str, Any]:
                 "two_per_s": round(two, 1),
                 "ratio": round(statistics.median(ratios), 3),
                 "ratios": [round(ratio, 2) for ratio in ratios],
+                "cpu_ms_per_update": round(1000 / statistics.median(each["per_cpu_s"] for each in runs[1]), 3),
+                "cpu_ratio": round(statistics.median(by_cpu), 3),
                 "sums": runs[2][-1]["sums"],
             }
         )
