@@ -9,7 +9,6 @@ messages of devices each kind has one process that answers:
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,8 +21,6 @@ from midge.storage.files import PUBLIC, atomic_write, make_folder
 from midge.wire import messages, signing
 from midge.wire.errors import WireError
 from midge.wire.topics import SLOTS, Topics, slot
-
-log = logging.getLogger("aggregator")
 
 _LOOK = 0.5
 """Seconds between two checks whether the model trains by now."""
@@ -76,7 +73,6 @@ class Shards:
 
     def ended(self, index: int, code: int, tell: Callable[..., None]) -> None:
         """Report that the process of a shard has ended, with this exit code."""
-        log.warning("%s ended with %d. It is started again.", self.names[index], code)
         tell("shard_ended", site=self.names[index], code=code)
 
     @staticmethod

@@ -31,8 +31,9 @@ log = logging.getLogger("midge")
 
 PLACE = "MIDGE_SHARD"
 """The environment variable with a shard's place, as JSON."""
-_USER_ERROR, _AWAY = 2, 75
-"""Exit codes of a shard: of what the user can correct; and of a broker that is away (EX_TEMPFAIL of sysexits.h)."""
+_BUG, _USER_ERROR, _AWAY = 1, 2, 75
+"""Exit codes of a shard: of an exception; of what the user can correct; and of a broker that is away (EX_TEMPFAIL of
+sysexits.h)."""
 _SHORTEST, _LONGEST, _LASTING = 0.3, 30.0, 10.0
 """Seconds before a shard is started again, at first and at most; and of a life after which it begins with the first."""
 _END = 20.0
@@ -140,13 +141,14 @@ class ShardProcesses:
 
     async def _keep(self, index: int) -> None:
         """Start one shard again whenever it has ended."""
-        pause = _SHORTEST
+        pause, served = _SHORTEST, False
         while not self._stopping.is_set():
             began = time.monotonic()
             code = await self._life(index)
             if self._stopping.is_set():
                 return
-            if code == _USER_ERROR:
+            served |= time.monotonic() >= began + _LASTING
+            if code == _USER_ERROR or (code == _BUG and not served):
                 raise Problem(f"shard-{index} cannot serve: its message is above.")
             if index in self._asked:
                 self._asked.discard(index)
