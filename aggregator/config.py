@@ -244,6 +244,7 @@ class AggregatorConfig:
             ),
             "count_rows counts the single updates that changed a row": bool(strategy.count_rows),
             "sums of gateways (sites) cannot be summed again": bool(self.sites),
+            "tensors in the role site need gateways, whose sums cannot be summed again": bool(self.schema.site),
             "a standby copies one store, and each shard has its own": self.standby.follow or self.standby.sync,
         }
         for why, is_so in obstacles.items():

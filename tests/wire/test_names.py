@@ -27,7 +27,7 @@ PLAIN: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-AS_TEXT = {"site_size"}
+AS_TEXT = {"site_size", "who"}
 """Fields that are younger than the last number."""
 
 
