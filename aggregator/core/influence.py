@@ -5,9 +5,8 @@ devices filled moves the model as far as any other, although each of their weigh
 had a third of all movement: enough to push the model steadily in a direction that the data of the others hardly resist.
 
 So a device contributes at most an eighth of the movement, or 1.25 times its fair share if that is more. The rest of its
-deltas is left out of the steps, and the rate is raised by the mean of what is left out: otherwise a fleet of which some
-devices are always bounded would learn more slowly. Two devices are not bounded: neither is a majority, and one may have
-most to learn, as where each trains its own tensors.
+deltas is left out of the steps; devices below the bound are not changed. Two devices are not bounded: neither is a
+majority, and one may have most to learn, as where each trains its own tensors.
 """
 
 from collections.abc import Sequence
@@ -21,8 +20,6 @@ SLACK = 1.25
 """Multiple of the fair share that is allowed in any case: in a fleet of equal devices the shares fluctuate."""
 LEAST = 0.25
 """Least factor of a delta: if one device is a hundred times as fast as the others, their pace would be the model's."""
-MOST_GAIN = 1.5
-"""Largest factor of the rate: where most of the movement is left out, what remains is not the fleet's direction."""
 _HALF_LIFE = 10
 """Updates of each device, in the mean, over which movement counts half."""
 _GONE = 1e-6
@@ -48,14 +45,7 @@ class Influence:
     def __init__(self) -> None:
         self._moved: dict[str, float] = {}
         self._total = 0.0
-        self._unbounded = 0.0
-        """The movement without the bound."""
         self._updates = 0.0
-
-    @property
-    def gain(self) -> float:
-        """The factor of a step's rate that makes up for what the bound leaves out."""
-        return min(self._unbounded / self._total, MOST_GAIN) if self._total > 0 else 1.0
 
     def bound(self, pushes: Sequence[Push], devices: int) -> list[float]:
         """Record a step of these updates in a fleet of `devices`; return the factor of each, at most 1."""
@@ -70,7 +60,6 @@ class Influence:
             factor = min(max(room / push.length, LEAST), 1.0) if known and push.length > 0 else 1.0
             self._moved[push.device] = moved + factor * push.length
             self._total += factor * push.length
-            self._unbounded += push.length
             factors.append(factor)
         self._updates += len(pushes)
         return factors
@@ -78,5 +67,4 @@ class Influence:
     def _decay(self, factor: float) -> None:
         self._moved = {device: factor * moved for device, moved in self._moved.items() if moved > _GONE * self._total}
         self._total *= factor
-        self._unbounded *= factor
         self._updates *= factor

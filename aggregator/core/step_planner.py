@@ -241,7 +241,6 @@ class StepPlanner:
         rate = strategy.step_rate(stalest, live, margin.rate(size), margin.early_rate(size), size)
         rate *= self.growth.damping
         if strategy.equal_influence:
-            rate = min(rate * self._influence.gain, max(rate, 1.0))
             scales = self._evened(scales, weights, updates, rate)
         return rec.StepRecord(
             lsn=self._state.next,

@@ -42,7 +42,7 @@ class Life:
         """As plain values."""
         update = asdict(self.update)
         update["outbox"] = f"{self.update.outbox:016x}"
-        update |= {"body": self.update.body.hex(), "ticket": self.update.ticket.hex()}
+        update |= {name: update[name].hex() for name in ("body", "ticket", "who")}
         ended, undone = self.ended, self.undone
         return {
             **update,
