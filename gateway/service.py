@@ -70,7 +70,7 @@ class Gateway:
 
     def _uplink(self) -> UplinkDevice:
         """The device that it is above."""
-        return UplinkDevice(_device(self.config), self)
+        return UplinkDevice(device_config(self.config), self)
 
     def run(self) -> None:
         """Serve until interrupted."""
@@ -363,19 +363,18 @@ def beside(listener: Listener | None, side: str) -> Listener | None:
     return None if listener is None else lambda event: listener({**event, "side": side})
 
 
-def untrained(_parameters: Parameters, _plan: TrainingPlan) -> Fit:
-    """Stand for a trainer, which is never called."""
+def _untrained(_parameters: Parameters, _plan: TrainingPlan) -> Fit:
     raise AssertionError("a gateway does not train")
 
 
-def _device(config: GatewayConfig) -> DeviceConfig:
+def device_config(config: GatewayConfig) -> DeviceConfig:
     """The gateway as a device of the federation above."""
     return DeviceConfig(
         connector=config.above,
         federation=config.federation,
         root=config.root,
         name=config.name,
-        train=untrained,
+        train=_untrained,
         outbox=config.directory / "outbox.db",
         release_key=config.release_key,
         signing_key=config.signing_key,

@@ -24,7 +24,7 @@ from midge.aggregator.store.store import Store, StoreError
 from midge.broker.mqtt.waiting import happened
 from midge.gateway.config import GatewayConfig, site_strategy
 from midge.gateway.pace import SitePace
-from midge.gateway.service import Gateway, beside, untrained
+from midge.gateway.service import Gateway, beside, device_config
 from midge.gateway.shard_aggregator import ShardAggregator, ShardPlace
 from midge.gateway.site_aggregator import SiteFederation
 from midge.gateway.uplink import UplinkDevice, UplinkIdentity, UplinkRuntime
@@ -103,7 +103,7 @@ class Shard(Gateway):
         self.place = replace(place, root=root.directory)
         self._directory = place.shards.directory(root.directory, place.name)
         self._root = root
-        self._draining: asyncio.Event | None = None
+        self._draining = False
         self._drained = asyncio.Event()
         super().__init__(
             GatewayConfig(
@@ -122,22 +122,14 @@ class Shard(Gateway):
         """The aggregator to its devices."""
 
     def _uplink(self) -> ShardUplink:
-        root, config = self._root, self.config
+        root = self._root
         keys = None if root.release_key is None else load_release_keys(Path(root.release_key)).keys
         signs = root.release_key is not None or root.device_keys is not None
         return ShardUplink(
-            DeviceConfig(
-                connector=root.connector,
-                federation=root.federation,
-                root=root.root,
-                name=config.name,
-                train=untrained,
-                outbox=self._directory / "outbox.db",
+            replace(
+                device_config(self.config),
                 release_key=None if keys is None else [key.public_pem() for _, key in keys],
                 signing_key=own_key(self._directory) if signs else None,
-                on_event=beside(config.on_event, "above"),
-                features=(),
-                wait=True,
             ),
             self,
         )
@@ -147,8 +139,8 @@ class Shard(Gateway):
         if self._below is None or not self._below.open_now or self._stopped:
             super().stop()
             return
-        if self._draining is None:
-            self._draining = asyncio.Event()
+        if not self._draining:
+            self._draining = True
             self._below.pause("the aggregator stops")
             self._ending = asyncio.get_running_loop().create_task(self._end())
             self._below.look()
@@ -193,7 +185,7 @@ class Shard(Gateway):
         return []
 
     def want(self, frame: FrameInfo) -> None:
-        """Nothing: the request goes to the root as it is."""
+        """Nothing: the root answers the request itself."""
 
     def due(self, site: SiteFederation) -> float:
         return float("inf") if not self.lower.follows else super().due(site)
@@ -203,12 +195,12 @@ class Shard(Gateway):
             super().look(site, now)
 
     def _sum_due(self, site: SiteFederation) -> float:
-        ending = self._draining is not None and site.core.buffered
+        ending = self._draining and site.core.buffered
         return -float("inf") if ending else super()._sum_due(site)
 
     def _say_caught_up(self, site: SiteFederation, above: UplinkRuntime) -> None:
         super()._say_caught_up(site, above)
-        if self._caught_up and self._draining is not None:
+        if self._caught_up and self._draining:
             self._drained.set()
 
     def _say_online(self, above: UplinkRuntime, online: int, now: float) -> None:

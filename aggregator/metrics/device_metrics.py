@@ -92,7 +92,9 @@ class Reports:
     def combined(self) -> dict[str, Spread]:
         """Each metric by name, over the newest reports of all devices."""
         self.new = 0
-        classes = self._classes()
+        return self._spreads(self._classes())
+
+    def _spreads(self, classes: Mapping[str, str]) -> dict[str, Spread]:
         values: dict[str, list[tuple[float, int, str]]] = {}
         for device, report in self._newest.items():
             for name, value in report.metrics.items():
@@ -104,15 +106,11 @@ class Reports:
         if not self._newest:
             return None
         every = list(self._newest.values())
-        names = sorted({name for report in every for name in report.metrics})[:_METRICS]
-        found = {
-            name: [(each.metrics[name], each.examples, "") for each in every if name in each.metrics] for name in names
-        }
         return Report(
             lineage=lineage,
             version=max(report.version for report in every),
             examples=sum(report.examples for report in every),
-            metrics={name: _spread(values).mean for name, values in found.items()},
+            metrics={name: spread.mean for name, spread in list(self._spreads({}).items())[:_METRICS]},
             devices=len(every),
         )
 

@@ -37,7 +37,7 @@ sysexits.h)."""
 _SHORTEST, _LONGEST, _LASTING = 0.3, 30.0, 10.0
 """Seconds before a shard is started again, at first and at most; and of a life after which it begins with the first."""
 _END = 20.0
-"""Seconds in which a shard that is told to end must: it sends what waits in half of that."""
+"""Seconds after which a shard that was asked to end is killed: it sends what waits in half of that."""
 
 
 def place_here() -> Mapping[str, Any] | None:

@@ -18,7 +18,7 @@ from random import Random
 from midge.broker.local.local_broker import LocalBroker, local_broker
 from tests.harness.chaos import AGAIN, PATIENCE, PAUSE, PER_SECOND, QUICK, STARTING, Outcome, Play, start_again
 from tests.harness.ledger import Books
-from tests.harness.processes import USER_ERROR, Actor, address, aggregator, fleet
+from tests.harness.processes import Actor, address, aggregator, fleet, keep_running
 from tests.harness.proxy import Proxy, Weather
 
 HAPPENINGS = {
@@ -34,10 +34,6 @@ HAPPENINGS = {
 """What happens, and how often compared to the others."""
 PLACES = 40_000
 """In the model at most: a long run makes updates less often."""
-_ENDED = (0, 130)
-"""Exit codes of what was told to end: 130 as after Ctrl-C."""
-_AGAIN = (-signal.SIGKILL, -signal.SIGTERM, USER_ERROR)
-"""Exit codes after which it is started again; by SIGTERM if it was told to end before it could listen to that."""
 CUT = 5.0
 """Seconds for which a line is cut, at most: the site's devices go on, and its gateway sums up what they give."""
 
@@ -163,15 +159,7 @@ class GatewayChaos:
         return time.monotonic() - began
 
     async def _keep(self, actor: Actor) -> None:
-        """Start it again whenever it has ended, but at the end of its part."""
-        while True:
-            await actor.start()
-            code = await actor.ended()
-            if code in _ENDED:
-                return
-            if code not in _AGAIN:
-                self.outcome.crashes.append(f"{actor.name} ended with {code}: {actor.tail()}")
-            await asyncio.sleep(0.3 * self._random.random())
+        await keep_running(actor, self.outcome.crashes, self._random)
 
     # ------------------------------------------------------------------ misfortunes
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from midge.broker import Endpoint
@@ -139,3 +140,21 @@ def fleet(
     command += ["--devices", str(books.devices), "--updates", str(books.updates), "--only", only]
     command += ["--directory", str(pages or directory / "devices"), *options]
     return Actor(f"devices {only}", command, directory / f"devices-{only}.log", environment or {})
+
+
+_ENDED = (0, 130)
+"""Exit codes of what was told to end: 130 as after Ctrl-C."""
+_AGAIN = (-signal.SIGKILL, -signal.SIGTERM, USER_ERROR)
+"""Exit codes after which it is started again; by SIGTERM if it was told to end before it could listen to that."""
+
+
+async def keep_running(actor: Actor, crashes: list[str], random: Random) -> None:
+    """Start a process again whenever it has ended, but at the end of its part; note other exits as crashes."""
+    while True:
+        await actor.start()
+        code = await actor.ended()
+        if code in _ENDED:
+            return
+        if code not in _AGAIN:
+            crashes.append(f"{actor.name} ended with {code}: {actor.tail()}")
+        await asyncio.sleep(0.3 * random.random())

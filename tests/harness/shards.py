@@ -14,15 +14,12 @@ from random import Random
 from midge.broker.local.local_broker import LocalBroker, local_broker
 from tests.harness.chaos import AGAIN, PATIENCE, PAUSE, PER_SECOND, PLACES, QUICK, STARTING, Outcome, Play, start_again
 from tests.harness.ledger import Books
-from tests.harness.processes import USER_ERROR, Actor, address, aggregator, fleet
+from tests.harness.processes import Actor, address, aggregator, fleet, keep_running
 
 HAPPENINGS = {"kill devices": 6, "kill shard": 10, "stop shard": 3, "kill root": 2, "kill broker": 1}
 """What happens, and how often compared to the others."""
 _LONGEST = 1.0
 """Most seconds between two misfortunes, on average: a shard starts within about that."""
-_ENDED = (0, 130)
-_AGAIN = (-signal.SIGKILL, -signal.SIGTERM, USER_ERROR)
-"""Exit codes of what was told to end, and after which it is started again."""
 
 
 def shards_of(root: Actor) -> list[int]:
@@ -86,15 +83,7 @@ class ShardChaos:
         return self.outcome
 
     async def _keep(self, actor: Actor) -> None:
-        """Start it again whenever it has ended, but at the end of its part."""
-        while True:
-            await actor.start()
-            code = await actor.ended()
-            if code in _ENDED:
-                return
-            if code not in _AGAIN:
-                self.outcome.crashes.append(f"{actor.name} ended with {code}: {actor.tail()}")
-            await asyncio.sleep(0.3 * self._random.random())
+        await keep_running(actor, self.outcome.crashes, self._random)
 
     async def _started(self, root: Actor) -> float:
         """Wait until all shards serve; return how many seconds that took."""
