@@ -2,7 +2,8 @@
 #
 #   make demo            a federation on this machine, on real data (NumPy only)
 #   make demo TORCH=1    the same with a mixed fleet: half torch, half NumPy
-#   make test            all tests
+#   make test            the tests, but for those of minutes
+#   make test-slow       kills, partitions and audits that take minutes
 #   make lint            ruff, mypy, import-linter
 #   make chaos           kill everything, fill disks, set clocks and copy stores for SECONDS=60 from SEED=1: is any
 #                        update lost or doubled? GATEWAYS=2 kills the parts of two sites and cuts their lines;
@@ -37,7 +38,7 @@ WORKERS ?= 3
 CHROMIUM ?= chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
   --disable-component-update --disable-sync --user-data-dir=$(CURDIR)/runs/.chromium --hide-scrollbars
 
-.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench nightly micro brokers home-assistant upgrade release docs
+.PHONY: pictures demo test test-slow lint format install clean chaos rot fuzz mutants bench nightly micro brokers home-assistant upgrade release docs
 .DELETE_ON_ERROR:
 
 ifdef TORCH
@@ -49,12 +50,15 @@ demo: $(VENV)/.demo
 endif
 
 LEFT_OUT := $(VENV)/.left-out
+PYTEST = $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --left-out=$(LEFT_OUT) $(PYTEST_ARGS)
 
-test: install
+# Tests with processes that mostly wait run after all that compute.
+test: MARKED := not slow and not nightly
+test-slow: MARKED := slow and not nightly
+test test-slow: install
 	@rm -f $(LEFT_OUT)
 	@code=0; set -x; \
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not alone and not nightly' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) && \
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'alone and not nightly' --left-out=$(LEFT_OUT) $(PYTEST_ARGS) || code=$$?; \
+	$(PYTEST) -m '$(MARKED) and not alone' && $(PYTEST) -m '$(MARKED) and alone' || code=$$?; \
 	{ set +x; } 2>/dev/null; $(BIN)/python -m tests.left_out $(LEFT_OUT); exit $$code
 
 lint: install

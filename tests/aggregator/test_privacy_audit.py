@@ -9,6 +9,7 @@ from benchmarks.privacy_noise import DELTA, RUNS, audit, clopper_pearson, epsilo
 from midge.aggregator.core.privacy import Privacy
 
 
+@pytest.mark.slow
 def test_an_attacker_shows_less_than_the_accounted_epsilon_and_more_without_noise() -> None:
     """200 runs with the victim's canaries and 200 with zeros; it gives four updates in each.
 

@@ -64,6 +64,7 @@ def test_homes_forecast_better_together() -> None:
     assert errors["federated"] < min(errors["same hour yesterday"], errors["same hour last week"])
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @needs.torch
 def test_a_plant_goes_on_after_one_of_its_processes_was_killed() -> None:

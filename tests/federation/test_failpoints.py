@@ -193,6 +193,7 @@ def test_every_failpoint_has_its_scene() -> None:
     assert {wish.partition(":")[0] for scene in SCENES for wish in scene.lives} == set(POINTS) - ELSEWHERE
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("of_device", [False, True], ids=["aggregator", "device"])
 async def test_killed_at_every_failpoint(tmp_path: Path, of_device: bool) -> None:

@@ -216,6 +216,7 @@ async def test_a_restart_remembers_and_a_good_version_is_used_again(tmp_path: Pa
             assert all(board._parts.predicting.keeps == 0 for board in fleet.boards)
 
 
+@pytest.mark.slow
 @needs.mosquitto
 @pytest.mark.mosquitto
 async def test_the_operator_sees_how_many_keep_their_model_over_mosquitto(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ async def midge(*words: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @needs.mosquitto
 @pytest.mark.mosquitto
 @pytest.mark.alone

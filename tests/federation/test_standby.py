@@ -86,6 +86,7 @@ async def play_all(directory: Path, points: Sequence[str], scene: Callable[[Path
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("points", [SERVING[2:8], pytest.param(SERVING[:2] + SERVING[8:], marks=pytest.mark.nightly)])
 async def test_nothing_is_lost_wherever_the_one_that_serves_is_killed(tmp_path: Path, points: Sequence[str]) -> None:
@@ -100,6 +101,7 @@ async def test_nothing_is_lost_wherever_the_standby_is_killed(tmp_path: Path) ->
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_without_sync_only_what_was_not_copied_is_lost(tmp_path: Path) -> None:
     async with pair(tmp_path / "f", sync=False, devices=DEVICES, updates=UPDATES) as cast:
@@ -128,6 +130,7 @@ async def tokens_at(cast: Pair) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("returns", "how"),
@@ -217,6 +220,7 @@ async def test_a_restarted_broker_moves_nothing(tmp_path: Path) -> None:
     assert found == Audit(DEVICES * MANY, 0, 0, DEVICES * MANY)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.mosquitto
 @needs.mosquitto

@@ -19,7 +19,7 @@ from tests.harness.ledger import Audit, Books, audit
 from tests.harness.processes import Actor, aggregator, fleet
 from tests.waiting import LAST_RESORT, eventually
 
-pytestmark = [pytest.mark.mosquitto, needs.mosquitto]
+pytestmark = [pytest.mark.slow, pytest.mark.mosquitto, needs.mosquitto]
 
 DEVICES = 4
 UPDATES = 12

@@ -20,7 +20,7 @@ from tests.harness.processes import Actor, aggregator, fleet
 from tests.harness.shards import ShardChaos, shards_of
 from tests.waiting import LAST_RESORT, eventually
 
-pytestmark = [pytest.mark.mosquitto, needs.mosquitto]
+pytestmark = [pytest.mark.slow, pytest.mark.mosquitto, needs.mosquitto]
 
 DEVICES = 6
 

@@ -81,6 +81,7 @@ class Broken:
         await self.until(lambda: self.demo.progress.step >= wanted)
 
 
+@pytest.mark.slow
 @needs.mosquitto
 @pytest.mark.alone
 @pytest.mark.mosquitto

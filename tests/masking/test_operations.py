@@ -86,6 +86,7 @@ def _signed_by(record: rec.UpdateRecord, name: str, key: signing.PublicKey, line
 # -------------------------------------------------------------------------------- kills
 
 
+@pytest.mark.slow
 @needs.mosquitto
 @pytest.mark.alone
 @pytest.mark.mosquitto

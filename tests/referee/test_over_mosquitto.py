@@ -29,7 +29,7 @@ from tests.ports import free_port
 from tests.referee.test_referee import approach
 from tests.referee.wrong_devices import FAULTS, faulty
 
-pytestmark = [pytest.mark.alone, pytest.mark.mosquitto, needs.mosquitto, needs.micropython]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.mosquitto, needs.mosquitto, needs.micropython]
 UPDATES = "1000"
 """More than a referee takes."""
 PERCEPTRON = ("layers.0.weight=16x12", "layers.0.bias=16", "layers.2.weight=4x16", "layers.2.bias=4")

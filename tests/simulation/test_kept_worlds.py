@@ -361,6 +361,7 @@ WORLDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
 def test_it_learns_in_a_world_that_once_stopped_it(name: str) -> None:
     found = verdict(WORLDS[name])
