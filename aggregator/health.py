@@ -8,7 +8,7 @@ from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.metrics.watchdog import HealthFinding, stretched
 from midge.aggregator.publish.publish_queue import Post
 from midge.wire import overview
-from midge.wire.messages import Health, Hello
+from midge.wire.messages import Health, HealthState, Hello
 from midge.wire.overview import DeviceRow, Overview
 
 log = logging.getLogger("aggregator")
@@ -193,10 +193,17 @@ class HealthReporter:
         if hello.state.live and federation.presence.unconfirmed(name):
             return "unconfirmed"
         gap = federation.core.interval([name])
-        if gap is None or not hello.state.live or name in federation.waits:
+        if gap is None or not hello.state.live or name in federation.waits or self._owes_nothing(name):
             return hello.state.value
         usual = stretched(gap, federation.core.steering.rest)
         return "silent" if federation.presence.silent(name, usual, now) else hello.state.value
+
+    def _owes_nothing(self, name: str) -> bool:
+        """Whether nothing comes because of the aggregator: it is paused, or holds a release that the device gave to."""
+        state, known = self._federation.watchdog.finding.state, self._federation.activity[name]
+        if state is HealthState.HELD:
+            return known is not None and known.version >= self._federation.core.version
+        return state in (HealthState.PAUSED, HealthState.FULL)
 
 
 def _trouble(hello: Hello | None) -> str:
