@@ -193,12 +193,9 @@ def test_a_page_without_the_token_does_nothing_and_with_it_pauses_resumes_and_ex
         expect(page.locator("#health-word")).to_have_text("learning", timeout=LONG)
         page.locator('.head button[data-key="updates"]').click()
         # Rows have no order in the document, and the first may be of a device without a receipt.
-        page.wait_for_function("""() => {
-            const place = [...document.querySelectorAll(".head button")].findIndex((b) => b.dataset.key === "updates");
-            const top = (row) => row.getBoundingClientRect().top;
-            const [most] = [...document.querySelectorAll(".row")].sort((a, b) => top(a) - top(b));
-            return Number(most.children[place].textContent) > 0;
-        }""")
+        columns = """[...document.querySelectorAll(".head button")].map((button) => button.dataset.key)"""
+        updates = f"""(row) => row.children[{columns}.indexOf("updates")].textContent"""
+        until("a device with updates is on top", lambda: int(in_order(page, updates)[0]) > 0)
         page.locator(".row a").get_by_text(names(page)[0], exact=True).click()
         page.locator("#device button", has_text="Explain").first.click(timeout=LONG)
         expect(page.locator("#told-text")).to_contain_text("trained from version", timeout=LONG)
