@@ -4,9 +4,10 @@ Weights alone do not give devices equal influence. A step divides by the sum of 
 devices filled moves the model as far as any other, although each of their weights is low. The fastest of ten devices
 had a third of all movement: enough to push the model steadily in a direction that the data of the others hardly resist.
 
-So a device contributes at most an eighth of the movement, or 1.25 times its fair share if that is more. The rest of its
-deltas is left out of the steps; devices below the bound are not changed. Two devices are not bounded: neither is a
-majority, and one may have most to learn, as where each trains its own tensors.
+So a device contributes at most 1.5 times its fair share of the movement; in a fleet of fewer than twelve an eighth, or
+1.25 times its fair share if that is more. The rest of its deltas is left out of the steps; devices below the bound are
+not changed. Two devices are not bounded: neither is a majority, and one may have most to learn, as where each trains
+its own tensors.
 """
 
 from collections.abc import Sequence
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from midge.aggregator.core.fleet_statistics import FEWEST
 
 LARGEST = 1 / 8
-"""Largest share of one device."""
+"""Largest share of one device in a small fleet."""
+LEEWAY = 1.5
+"""Most fair shares of one device: attackers that are a tenth of the fleet have 15 % of the movement."""
 SLACK = 1.25
-"""Multiple of the fair share that is allowed in any case: in a fleet of equal devices the shares fluctuate."""
+"""Fair shares that are allowed in any case: in a fleet of equal devices the shares fluctuate."""
 LEAST = 0.25
 """Least factor of a delta: if one device is a hundred times as fast as the others, their pace would be the model's."""
 _HALF_LIFE = 10
@@ -39,6 +42,11 @@ class Push:
     """Number of devices whose work it is: above 1 for a gateway's sum."""
 
 
+def largest_share(devices: int) -> float:
+    """The largest share of recent movement that one of these devices may have."""
+    return min(max(LARGEST, SLACK / devices), LEEWAY / devices)
+
+
 class Influence:
     """The movement of the model by device, with exponential decay. It restarts with the process."""
 
@@ -52,7 +60,8 @@ class Influence:
         devices = max(devices, 1)
         self._decay(0.5 ** (len(pushes) / (_HALF_LIFE * devices)))
         known = devices >= FEWEST and self._updates > _KNOWN * devices
-        largest, total = max(LARGEST, SLACK / devices), self._total + sum(push.length for push in pushes)
+        largest = largest_share(devices)
+        total = self._total + sum(push.length for push in pushes)
         factors = []
         for push in pushes:
             moved = self._moved.get(push.device, 0.0)

@@ -3,32 +3,24 @@
 A single update proves little: honest deltas from different data oppose each other too, the more so the less is left to
 learn. But what all data have in common is learned first, and then honest deltas agree clearly. So the standing of a
 device is Σ c·|c| / Σ c² over the cosines c of its deltas with the consensus direction (`aggregator.model.consensus`):
-−1 for a device that always opposed it, near 1 for one that agreed when there was most to learn, 0 for a new one.
+−1 for a device that always opposed it, 1 for one that always agreed, 0 for a new one. A device that opposes most of the
+others counts less.
 
-The deltas of a device with standing may be about as long as those with which it was earned, although the fleet's
-reference norm falls once most devices have converged. A device that opposes most of the others counts less.
+Cosines are measured by sketches, whose noise is all that is left of them once devices have converged. Its sum would be
+a random walk, in which honest devices end as low as attackers. So what this noise can reach is taken off each cosine.
 """
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from typing import Any
 
+_NOISE = 0.16
+"""What is taken off each |cosine|: five standard deviations of the cosine that two random deltas have by their
+sketches, 1/√1024 each."""
 _LITTLE = 0.05
-"""Σ c² below which a device is new: one update with a cosine of 0.22."""
+"""Σ c² below which a device is new: one update with a cosine of 0.38."""
 _MUCH = 1.0
 """Σ c² from which older updates are forgotten: a device that turns hostile must not profit from its past."""
-_LONG = 2.0
-"""Length, in reference norms, above which a delta earns no more standing."""
-_ROOM = 2.0
-"""Length that a device's delta may have, in multiples of the mean length with which it earned its standing."""
-_WIDEST = 10.0
-"""Most reference norms of a delta, whatever the standing of its device."""
-_PLAIN = 0.1
-"""Negative cosine above which a delta clearly opposes most devices: honest ones rarely reach it once they diverge."""
-_EXCESS = 6.0
-"""Typical length of a device's deltas, in multiples of the expected one, above which they count less."""
-_LEAST = 0.25
-"""Least factor for such a device: it may be the first to see a change of the data."""
 _OPPOSED = 0.1
 """Least factor for a device that always opposed the others."""
 
@@ -39,10 +31,6 @@ class _DeviceStanding:
     """Σ c·|c|."""
     evidence: float = 0.0
     """Σ c²."""
-    earned: float = 0.0
-    """Σ c²·|Δ| over the deltas that agreed."""
-    support: float = 0.0
-    """Σ c² over the deltas that agreed."""
 
 
 class Standings:
@@ -51,29 +39,16 @@ class Standings:
     def __init__(self) -> None:
         self._devices: dict[str, _DeviceStanding] = {}
 
-    def take(self, device: str, agreement: float, norm: float, reference: float) -> None:
-        """Record an accepted delta: its cosine with the consensus, its L2 norm, and the fleet's reference norm.
-
-        A very long delta that agrees earns as much as one of twice the reference norm.
-        """
-        if agreement == 0:
+    def take(self, device: str, agreement: float) -> None:
+        """Record the cosine of an accepted delta with the consensus direction."""
+        if (size := abs(agreement) - _NOISE) <= 0:
             return
-        known = self._devices.setdefault(device, _DeviceStanding())
-        square = agreement * agreement
-        if agreement > 0:
-            part = min(1.0, _LONG * reference / norm) if reference > 0 and norm > 0 else 1.0
-            known.agreed += square * part
-            known.earned += square * norm * part
-            known.support += square
-        else:
-            known.agreed -= square
+        known, square = self._devices.setdefault(device, _DeviceStanding()), size * size
+        known.agreed += square if agreement > 0 else -square
         known.evidence += square
         if known.evidence > _MUCH:
             known.agreed *= _MUCH / known.evidence
             known.evidence = _MUCH
-        if known.support > _MUCH:
-            known.earned *= _MUCH / known.support
-            known.support = _MUCH
 
     def of(self, device: str) -> float:
         """The standing of a device, from −1 to 1."""
@@ -84,37 +59,6 @@ class Standings:
         """Factor of a device's clipped deltas: 1, or less if it opposes most devices."""
         return max(1.0 + min(self.of(device), 0.0), _OPPOSED)
 
-    def longest(self, device: str, bound: float, reference: float) -> float:
-        """The L2 norm to which a device's delta is scaled down: `bound`, or more by its standing."""
-        return max(bound, min(_ROOM * self._expected(device), _WIDEST * reference))
-
-    def factor(self, device: str, agreement: float, usual: float, typical: float, reference: float) -> float:
-        """The factor of a delta, in addition to its bound.
-
-        Args:
-            device: that sent it.
-            agreement: its cosine with the consensus direction.
-            usual: the median |cosine| over devices.
-            typical: the median L2 norm of the device's deltas.
-            reference: the fleet's reference norm.
-        """
-        factor = self.share(device)
-        if agreement < -(plain := max(usual, _PLAIN)):
-            factor *= plain / -agreement
-        if (excess := self.excess(device, typical, reference)) > _EXCESS:
-            factor *= max((_EXCESS / excess) ** 2, _LEAST)
-        return factor
-
-    def excess(self, device: str, typical: float, reference: float) -> float:
-        """The typical length of a device's deltas as a multiple of the expected one; 0 if nothing is expected."""
-        expected = max(reference, self._expected(device))
-        return typical / expected if expected > 0 else 0.0
-
-    def _expected(self, device: str) -> float:
-        """The mean L2 norm with which a device earned its standing, times that standing; 0 without any."""
-        known = self._devices.get(device)
-        return max(self.of(device), 0.0) * known.earned / known.support if known is not None and known.support else 0.0
-
     def forget(self, device: str) -> None:
         """Remove the standing of a device."""
         self._devices.pop(device, None)
@@ -124,5 +68,5 @@ class Standings:
         return [[name, *astuple(known)] for name, known in self._devices.items()]
 
     def load(self, state: Iterable[Any]) -> None:
-        """Restore from the result of `dump`."""
-        self._devices = {name: _DeviceStanding(*values) for name, *values in state}
+        """Restore from the result of `dump`, also of one that has further values."""
+        self._devices = {name: _DeviceStanding(agreed, evidence) for name, agreed, evidence, *_ in state}

@@ -172,7 +172,7 @@ class CoreState:
             for name in names:  # a site's delays are those of as many devices
                 self.margin.record(name, record.staleness, weight, record.base, len(self.heard) * len(names))
             self.fleet.take(record, self.step)
-            self.standings.take(record.device, record.agreement, record.norm, record.reference)
+            self.standings.take(record.device, record.agreement)
             self.buffer.append(Buffered.of(record))
 
     def _take_step(self, record: rec.StepRecord) -> None:

@@ -193,11 +193,8 @@ class StepPlanner:
         times, length = self._strategy.norm_bound, item.norm * item.scale
         if times == math.inf:  # only what the model's grid can follow
             return item.scale * min(1.0, self._bounds.step / length) if length else item.scale
-        state, robust = self._state, self._strategy.robust
-        reference = state.fleet.norm(now)
-        bound = times * reference
-        if robust:
-            bound = state.standings.longest(item.device, bound, reference)
+        state = self._state
+        bound = times * state.fleet.norm(now)
         if len(state.fleet) < FEWEST:
             # The norm of the other device is no measure: it may have learned all, as where each trains its own tensors.
             bound = max(bound, self._bounds.first)
@@ -205,10 +202,7 @@ class StepPlanner:
         unknown = not state.fleet.norms_known or 2 * len(state.fleet) <= self._steering.live
         bound = min(bound, self._bounds.first if unknown else self._bounds.step)
         scale = item.scale * bound / length if length > bound else item.scale
-        if not robust:
-            return scale
-        usual, typical = state.fleet.agreement(), state.fleet.typical(item.device)
-        return scale * state.standings.factor(item.device, item.agreement, usual, typical, reference)
+        return scale * state.standings.share(item.device) if self._strategy.robust else scale
 
     def centred(self, distances: Mapping[int, float]) -> tuple[list[float], list[Buffered]]:
         """The scales and the updates of a step that clips at the median distance from the last combined delta."""
