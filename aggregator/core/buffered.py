@@ -9,6 +9,8 @@ from midge.aggregator.core import records as rec
 
 _ADDED: list[Any] = [0.0, 0.0, 0, False, False, 0, 0, 0, 1.0, 0, None, b""]
 """Values of a waiting update that checkpoints of earlier versions of Midge do not have."""
+_UNUSED = 0.0
+"""Where a checkpoint of an earlier Midge has the cosine of its delta."""
 HASH = 4
 """Bytes that stand for a device's name in a shard's sum: two that are equal count as one, which is the safe side."""
 _COUNTED = 64
@@ -40,8 +42,6 @@ class Buffered:
     scale: float = 1.0
     norm: float = 0.0
     """L2 norm of the delta as sent."""
-    agreement: float = 0.0
-    """Cosine of the delta with the consensus direction."""
     outbox: int = 0
     trivial: bool = False
     lsn: int = 0
@@ -79,7 +79,7 @@ class Buffered:
     def dump(self) -> list[Any]:
         """Plain values for `load`."""
         first = [self.lsn, self.device, self.staleness, self.weight, self.scale]
-        told = [self.norm, self.agreement, self.outbox, self.trivial, self.masked, self.group]
+        told = [self.norm, _UNUSED, self.outbox, self.trivial, self.masked, self.group]
         return [*first, *told, self.accepted, self.devices, self.mass, self.base, self.tensors, self.who]
 
     @classmethod
@@ -91,7 +91,6 @@ class Buffered:
             record.weight,
             record.scale,
             record.norm,
-            record.agreement,
             record.outbox,
             record.trivial,
             lsn=record.lsn,
@@ -108,7 +107,7 @@ class Buffered:
     def load(cls, values: Sequence[Any]) -> "Buffered":
         """Restore from the result of `dump`; a checkpoint of an earlier Midge has fewer values."""
         lsn, device, staleness, weight, scale, *later = values
-        norm, agreement, outbox, trivial, masked, *later = [*later, *_ADDED[len(later) :]]
+        norm, _, outbox, trivial, masked, *later = [*later, *_ADDED[len(later) :]]
         group, accepted, devices, mass, base, tensors, who = later
         return cls(
             device,
@@ -116,7 +115,6 @@ class Buffered:
             weight,
             scale,
             norm,
-            agreement,
             outbox,
             trivial,
             lsn=lsn,

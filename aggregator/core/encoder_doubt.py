@@ -2,8 +2,9 @@
 
 A codec that sends few values needs error feedback, and its residual must be clipped: otherwise it outgrows what is
 learned, and is sent late. Among correct encoders, the updates of a faulty one stay long while the others' shrink; if
-all are faulty, all grow, and the model oscillates. Bounds and the damped rate protect the model in both cases
-(`aggregator.core.standings`, `aggregator.core.growth_guard`); this module finds what to report to the device. Pure.
+all are faulty, all grow, and the model oscillates. Bounds on norms and influence and the damped rate protect the model
+in both cases (`aggregator.core.step_planner`, `aggregator.core.growth_guard`); this module finds what to report to the
+device. Pure.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ NO_FEEDBACK = "its codec leaves most values out and the device keeps none of the
 _UPDATES = 9
 """Updates of a device that a judgement takes: three thirds, whose medians no single outlier can move."""
 _LONG = 6.0
-"""Multiple of the expected length: above it, updates also count less (`aggregator.core.standings`)."""
+"""Multiple of the reference norm."""
 _GROWS = 1.5
 """Growth from third to third: a change of the data causes a single jump, and is learned by the next third."""
 _FALLS = 2.0
@@ -30,7 +31,7 @@ def doubt(norms: Sequence[float], excess: float, damping: float) -> str:
 
     Args:
         norms: L2 norms of its last updates, the newest last.
-        excess: their typical norm as a multiple of the expected one.
+        excess: their typical norm as a multiple of the fleet's reference norm.
         damping: factor of the server's rate, below 1 if the fleet's updates grow.
     """
     if len(norms) < _UPDATES:

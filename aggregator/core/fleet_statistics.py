@@ -33,6 +33,8 @@ _ROUND_TRIPS = 5
 """Intervals of one device whose shortest measures its round trip: the others include waiting for other reasons."""
 _LONGEST = 366 * 86_400.0
 """Most seconds of one training that are believed."""
+_UNUSED = 0.0
+"""Where a checkpoint of an earlier Midge has the cosine of a device's last delta."""
 _GAP = 0.3
 """Smoothing factor of a device's interval between updates: settles within a few updates, and outlasts one outage."""
 
@@ -44,7 +46,6 @@ class _Device:
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=_OWN))
     examples: int = 0
     steps: int = 0
-    agreement: float = 0.0
     staleness: deque[int] = field(default_factory=lambda: deque(maxlen=_OWN))
     base: int | None = None
     """The newest step that it trained from; None if unknown."""
@@ -162,7 +163,7 @@ class FleetStatistics:
         """Record an accepted update, which came after this number of steps."""
         known = self._devices.setdefault(record.device, _Device())
         known.norms.append(record.norm)
-        known.examples, known.steps, known.agreement = record.examples, record.steps, record.agreement
+        known.examples, known.steps = record.examples, record.steps
         known.delayed(record.staleness, step)
         self.taken += 1
         self._heard.add(record.device)
@@ -253,13 +254,6 @@ class FleetStatistics:
             self._computed["longest"] = self.taken, min(usual[-1], _SLOWEST * max(median(usual), 1.0)) if usual else 0.0
         return round(self._computed["longest"][1])
 
-    def agreement(self) -> float:
-        """The median |cosine| of the devices' deltas with the consensus direction; 0 if unknown."""
-        if self._due("agreement"):
-            sizes = [abs(known.agreement) for known in self._devices.values() if known.agreement]
-            self._computed["agreement"] = self.taken, float(median_low(sizes)) if sizes else 0.0
-        return self._computed["agreement"][1]
-
     def examples(self) -> float:
         """The median number of rows over devices that report one; 0 if none does."""
         return self._middle("examples")
@@ -323,7 +317,7 @@ class FleetStatistics:
         """Plain values for `load`."""
         return [
             [
-                *(name, list(known.norms), known.examples, known.steps, known.agreement),
+                *(name, list(known.norms), known.examples, known.steps, _UNUSED),
                 *(list(known.staleness), known.base, known.came),
             ]
             for name, known in self._devices.items()
@@ -336,8 +330,8 @@ class FleetStatistics:
     def load(self, state: Iterable[Any], turn: Sequence[Any] = ((), ())) -> None:
         """Restore from the results of `dump` and `dump_turn`."""
         self._devices = {
-            name: _Device(deque(norms, _OWN), examples, steps, agreement, deque(staleness, _OWN), *bases)
-            for name, norms, examples, steps, agreement, staleness, *bases in state
+            name: _Device(deque(norms, _OWN), examples, steps, deque(staleness, _OWN), *bases)
+            for name, norms, examples, steps, _, staleness, *bases in state
         }
         self._references, self._heard = deque(map(tuple, turn[0]), _TURNS), set(turn[1])
         self._computed.clear()

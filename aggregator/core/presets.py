@@ -33,9 +33,9 @@ def balanced(
     An update that is late for its own device counts less (`aggregator.core.staleness.relative`); one of a slow device
     does not, because that would neglect its data. Devices that contribute rarely count more, frequent ones less, within
     a factor of `fairness` (`aggregator.core.participation_counts`); the served moving average smooths the noise that
-    this adds. In a step, a delta is scaled down to three times the fleet's reference norm, a median over devices. A
-    device that has agreed with most devices may send deltas as long as those with which it did; one that always opposed
-    them, or was always out of scale, counts less (`aggregator.core.standings`).
+    this adds. In a step, a delta is scaled down to three times the fleet's reference norm, a median over devices. No
+    device has more than a small share of the model's recent movement (`aggregator.core.influence`), and one that always
+    opposed most of the others counts less (`aggregator.core.standings`).
 
     Examples:
         >>> midge.balanced().name

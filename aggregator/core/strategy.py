@@ -112,7 +112,7 @@ class Strategy:
     """Multiple of the fleet's reference norm (`aggregator.core.fleet_statistics`) to which a delta is scaled down; None
     leaves that to `norm_limit`."""
     robust: bool = False
-    """Whether updates against the consensus direction count less (`aggregator.model.consensus`), and the influence of
+    """Whether devices that oppose most of the others count less (`aggregator.core.standings`), and the influence of
     each device is bounded (`aggregator.core.influence`)."""
     optimizer: Annotated[Optimizer, ", such as midge.adam()"] = field(default_factory=Optimizer)
     groups: Count = 1

@@ -288,7 +288,7 @@ class UpdateAdmission:
         """The record of an accepted update, with its weight and scale: a replay reads no configuration."""
         device, update, state = event.device, event.update, self._state
         tau, reference = state.staleness(update.base), state.fleet.norm(now)
-        # The reference norm is in the record too: it depends on which devices are recent, which a replay cannot know.
+        # The reference norm is in the record: it depends on which devices are recent, which a replay cannot know.
         return rec.UpdateRecord(
             lsn=state.next,
             device=device,

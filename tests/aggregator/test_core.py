@@ -512,7 +512,7 @@ def test_a_device_that_always_opposes_the_others_counts_a_tenth() -> None:
             event = ev.Arrived(device, update(turn, base=core.version), key := 10 * turn + ord(device))
             (decode,) = core.handle(event, 0.0)
             assert isinstance(decode, ev.Decode)
-            agreement = 0.0 if turn == 1 else -0.3 if device == "d" else 0.3
+            agreement = 0.0 if turn == 1 else -0.6 if device == "d" else 0.6
             found = scales(core.handle(ev.Decoded(device, decode.update, key, 1.0, agreement), 0.0)) or found
     assert found[:3] == [1, 1, 1]
     assert found[3] == pytest.approx(0.1)

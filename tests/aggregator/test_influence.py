@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midge.aggregator.core.influence import LARGEST, LEAST, Influence, Push
+from midge.aggregator.core.influence import LARGEST, LEAST, LEEWAY, Influence, Push, largest_share
 
 
 def moved(paces: list[float], lengths: list[float], *, steps: int, pair: int = 2) -> Counter[str]:
@@ -32,6 +32,17 @@ def share(found: Counter[str], device: str) -> float:
 def test_the_fastest_of_ten_devices_moves_the_model_by_an_eighth() -> None:
     """Seen to fail: a device four times as fast as the others had 31 % of all movement."""
     assert share(moved([4.0] + [1.0] * 9, [1.0] * 10, steps=600), "d0") == pytest.approx(LARGEST, rel=0.05)
+
+
+def test_the_fastest_of_twenty_devices_has_one_and_a_half_fair_shares() -> None:
+    """Seen to fail: at an eighth each, two of twenty that flood have a quarter of all movement."""
+    assert share(moved([4.0] + [1.0] * 19, [1.0] * 20, steps=900), "d0") == pytest.approx(LEEWAY / 20, rel=0.05)
+
+
+def test_the_largest_share_falls_with_the_fleet() -> None:
+    assert [round(devices * largest_share(devices), 2) for devices in (3, 10, 11, 12, 20, 50)] == [
+        *(1.25, 1.25, 1.38, 1.5, 1.5, 1.5)
+    ]
 
 
 def test_longer_deltas_do_not_move_the_model_further() -> None:
