@@ -229,10 +229,10 @@ class FleetStatistics:
         found = [norm for devices, norm in self._references if devices > 1 and 2 * devices >= len(self._devices)]
         return median_low(found or [norm for norm in norms if norm > 0] or [0.0])
 
-    def typical(self, device: str) -> float:
-        """The median L2 norm of a device's own last updates; 0 before its first."""
-        known = self._devices.get(device)
-        return median(known.norms) if known is not None and known.norms else 0.0
+    def excess(self, device: str, now: float) -> float:
+        """The median L2 norm of a device's own last updates, in multiples of the reference norm; 0 if unknown."""
+        known, reference = self._devices.get(device), self.norm(now)
+        return median(known.norms) / reference if known is not None and known.norms and reference > 0 else 0.0
 
     def norms(self, device: str) -> tuple[float, ...]:
         """The L2 norms of a device's own last updates, the newest last."""

@@ -21,6 +21,11 @@ _FIRST_WAIT = 10.0
 """Seconds for which the first step waits for the norms of three devices: some devices may never train."""
 _TRAININGS = 5.0
 """Median trainings for which a round waits at most."""
+_OUTSIZED = 20.0
+"""Typical norm of a device, in multiples of the reference norm, above which its clipped deltas count less: those of
+devices with other data stay below it once most devices have converged."""
+_LEAST = 0.25
+"""Least factor for such a device: it may be the first to see a change of the data."""
 
 
 class StepPlanner:
@@ -202,7 +207,11 @@ class StepPlanner:
         unknown = not state.fleet.norms_known or 2 * len(state.fleet) <= self._steering.live
         bound = min(bound, self._bounds.first if unknown else self._bounds.step)
         scale = item.scale * bound / length if length > bound else item.scale
-        return scale * state.standings.share(item.device) if self._strategy.robust else scale
+        if not self._strategy.robust:
+            return scale
+        excess = state.fleet.excess(item.device, now)
+        outsized = max((_OUTSIZED / excess) ** 2, _LEAST) if excess > _OUTSIZED else 1.0
+        return scale * outsized * state.standings.share(item.device)
 
     def centred(self, distances: Mapping[int, float]) -> tuple[list[float], list[Buffered]]:
         """The scales and the updates of a step that clips at the median distance from the last combined delta."""

@@ -242,10 +242,8 @@ class CoreView:
 
     def encoder_doubt(self, device: str, now: float) -> str:
         """The reason to suspect a device's encoder (`aggregator.core.encoder_doubt`); empty if there is none."""
-        state = self._state
-        reference = state.fleet.norm(now)
-        excess = state.fleet.typical(device) / reference if reference > 0 else 0.0
-        return doubt(state.fleet.norms(device), excess, self.growth.damping)
+        fleet = self._state.fleet
+        return doubt(fleet.norms(device), fleet.excess(device, now), self.growth.damping)
 
     def waits(self, device: str) -> bool:
         """Whether an update of this device waits for its step."""
