@@ -504,7 +504,8 @@ def test_one_device_fills_at_most_half_of_a_robust_buffer(robust: bool, steps: l
         assert core.step == done
 
 
-def test_a_device_that_always_opposes_the_others_counts_a_tenth() -> None:
+def scales_of_four(norm: float, agreement: float) -> list[float]:
+    """The scales of the fifth step of devices a, b, c with norm 1 and cosine 0.6, and d with these."""
     core = started(fedbuff(4, clip=3, release_floor=1, robust=True, bounded=False))
     found: list[float] = []
     for turn in range(1, 6):
@@ -512,10 +513,22 @@ def test_a_device_that_always_opposes_the_others_counts_a_tenth() -> None:
             event = ev.Arrived(device, update(turn, base=core.version), key := 10 * turn + ord(device))
             (decode,) = core.handle(event, 0.0)
             assert isinstance(decode, ev.Decode)
-            agreement = 0.0 if turn == 1 else -0.6 if device == "d" else 0.6
-            found = scales(core.handle(ev.Decoded(device, decode.update, key, 1.0, agreement), 0.0)) or found
+            length, cosine = (norm, agreement) if device == "d" else (1.0, 0.6)
+            arrived = ev.Decoded(device, decode.update, key, length, 0.0 if turn == 1 else cosine)
+            found = scales(core.handle(arrived, 0.0)) or found
+    return found
+
+
+def test_a_device_that_always_opposes_the_others_counts_a_tenth() -> None:
+    found = scales_of_four(1.0, -0.6)
     assert found[:3] == [1, 1, 1]
     assert found[3] == pytest.approx(0.1)
+
+
+def test_a_device_whose_norms_are_always_far_beyond_the_others_counts_a_quarter() -> None:
+    """Beside the usual clipping, to three times the others' norm; at ten times their norm that is all."""
+    assert scales_of_four(10.0, 0.6)[3] == pytest.approx(3 / 10)
+    assert scales_of_four(100.0, 0.6)[3] == pytest.approx(3 / 100 / 4)
 
 
 def test_a_norm_beyond_all_measure_is_refused_without_a_limit_too() -> None:
