@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from midge.aggregator.ingress.authentication import DeviceKey, DeviceKeys
-from midge.aggregator.store.device_erasure import SHARDS
+from midge.aggregator.store.shard_stores import SHARDS
 from midge.broker.mqtt.connection import Connection, Delivery
 from midge.storage.files import PUBLIC, atomic_write, make_folder
 from midge.wire import messages, signing

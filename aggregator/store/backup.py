@@ -5,6 +5,9 @@ different moments. Here SQLite copies the database within one transaction, and t
 copied after it: checkpoints, bodies of updates, the audit log up to its recorded end. These files only grow, or are
 deleted whole: they are opened before the database is copied, so that one that is deleted meanwhile can still be read.
 
+The stores of shards are copied after the aggregator's. So no sum that the copy has applied is of updates that the copy
+of its shard does not have, and no update counts twice after a restore.
+
 A backup is a folder with a manifest that has the SHA-256 of each file. It is made and checked under another name.
 """
 
@@ -16,6 +19,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,10 +28,11 @@ from midge.aggregator.store import audit_log
 from midge.aggregator.store.consistency import WITNESSED
 from midge.aggregator.store.device_erasure import FOLDER
 from midge.aggregator.store.errors import StoreDamaged, StoreError, making
-from midge.aggregator.store.manifest import FORMAT, MANIFEST, Manifest, digest_of
+from midge.aggregator.store.manifest import MANIFEST, Manifest, digest_of
 from midge.aggregator.store.put_back import private
 from midge.aggregator.store.reading import ReadOnlyStore, reading
 from midge.aggregator.store.segments import segment_file
+from midge.aggregator.store.shard_stores import shard_stores
 from midge.storage.files import PRIVATE, atomic_write, copy_file, make_folder, sync_folder
 
 _TRIES = 4
@@ -59,7 +64,8 @@ def backup(directory: Path, target: Path) -> Manifest:
     with making(f"The backup {target}"):
         make_folder(target.parent)
         with _locked_folder(partial):
-            manifest = _copied_with_retries(directory, partial)
+            manifest = _with_shards(_copied_with_retries(directory, partial), directory, partial)
+            atomic_write(partial / MANIFEST, manifest.packed())
             partial.rename(target)
         sync_folder(target.parent)
     return manifest
@@ -89,6 +95,18 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _with_shards(manifest: Manifest, directory: Path, partial: Path) -> Manifest:
+    """Copy the stores of the shards as well; return the manifest of all."""
+    files = dict(manifest.files)
+    for store in shard_stores(directory):
+        place = store.relative_to(directory)
+        make_folder(partial / place)
+        copied = _copied_with_retries(store, partial / place)
+        sync_folder(partial / place)
+        files |= {f"{place}/{name}": described for name, described in copied.files.items()}
+    return replace(manifest, format=2 if len(files) > len(manifest.files) else 1, files=files)
 
 
 def _copied_with_retries(directory: Path, partial: Path) -> Manifest:
@@ -140,9 +158,7 @@ def _copied(directory: Path, partial: Path) -> Manifest:
         make_folder((partial / name).parent)
         atomic_write(partial / name, data)
         files[name] = len(data), hashlib.sha256(data).hexdigest()
-    manifest = _checked(partial, files, needed)
-    atomic_write(partial / MANIFEST, manifest.packed())
-    return manifest
+    return _checked(partial, files, needed)
 
 
 def _copy_database(directory: Path, partial: Path) -> None:
@@ -215,7 +231,7 @@ def _checked(partial: Path, files: dict[str, tuple[int, str]], needed: int) -> M
                     generation = getattr(record, "generation", generation)
                     version = record.version if isinstance(record, rec.ReleaseRecord) else version
             return Manifest(
-                FORMAT, int(time.time()), store.lineage.hex(), generation, version, lsn, private(store.query), files
+                1, int(time.time()), store.lineage.hex(), generation, version, lsn, private(store.query), files
             )
     except StoreError as error:
         raise _GoneMeanwhileError(str(error).rstrip(".")) from error

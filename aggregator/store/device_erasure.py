@@ -28,6 +28,7 @@ from midge.aggregator.store.audit_log import AUDIT, append, load_key, verify
 from midge.aggregator.store.errors import StoreDamaged, what_to_do
 from midge.aggregator.store.ledger import GONE
 from midge.aggregator.store.model_orders import operator_name
+from midge.aggregator.store.shard_stores import SHARDS
 from midge.aggregator.store.store import Entry, Store, StoreError
 from midge.storage.files import atomic_write, make_folder
 from midge.wire.pseudonyms import keyed_hash, pseudonym
@@ -37,8 +38,6 @@ log = logging.getLogger("aggregator")
 
 FOLDER = "forget"
 """Folder in a store: a file for each device to be forgotten, by its name, until that is done."""
-SHARDS = "shards"
-"""Folder in a store with the stores of its shards."""
 RETENTION = 180 * 86_400.0
 """Seconds of silence after which a device's names are erased, if they cannot be needed any more."""
 

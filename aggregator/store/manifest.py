@@ -9,11 +9,13 @@ from typing import Any
 
 from midge.aggregator.store.device_erasure import FOLDER
 from midge.aggregator.store.errors import StoreDamaged, StoreError
+from midge.aggregator.store.shard_stores import SHARDS
 
-FORMAT = 1
+FORMAT = 2
+"""1: the files of one store. 2: also those of its shards."""
 MANIFEST = "manifest.json"
-_NAME = re.compile(rf"[A-Za-z0-9_.-]+|{FOLDER}/[^/]+")
-"""Valid names of a store's files."""
+_NAME = re.compile(rf"(?:{SHARDS}/shard-[0-9]+/)?(?:[A-Za-z0-9_.-]+|{FOLDER}/[^/]+)")
+"""Valid names of the files of a store and of its shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,11 @@ class Manifest:
     """By name, the size and the SHA-256 of each."""
 
     @property
+    def shards(self) -> list[str]:
+        """The names of the shards whose stores are in it."""
+        return sorted({name.split("/")[1] for name in self.files if name.startswith(f"{SHARDS}/")})
+
+    @property
     def size(self) -> int:
         return sum(size for size, _ in self.files.values())
 
@@ -52,10 +59,10 @@ class Manifest:
         """
         fields: dict[str, Any] = json.loads(data)
         digest = fields.pop("sha256")
+        if isinstance(fields["format"], int) and fields["format"] > FORMAT and digest == _digest(fields):
+            raise _TooNewError(f"it has format {fields['format']}, and this version of Midge reads {FORMAT}")
         if digest != _digest(fields) or not all(_NAME.fullmatch(name) for name in fields["files"]):
             raise ValueError("it is not as it was written")
-        if fields["format"] > FORMAT:
-            raise _TooNewError(f"it has format {fields['format']}, and this version of Midge reads {FORMAT}")
         return cls(**{**fields, "files": {name: (size, sha256) for name, (size, sha256) in fields["files"].items()}})
 
 

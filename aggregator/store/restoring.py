@@ -13,6 +13,7 @@ from midge.aggregator.store.device_erasure import FOLDER
 from midge.aggregator.store.errors import StoreError, StoreInUse, making
 from midge.aggregator.store.manifest import Manifest, read_backup
 from midge.aggregator.store.put_back import mark
+from midge.aggregator.store.shard_stores import SHARDS
 from midge.aggregator.store.store import Store
 from midge.storage.files import PRIVATE, copy_file, make_folder, sync_folder
 
@@ -46,6 +47,8 @@ def restore(source: Path, directory: Path, by: str, *, accept_spent: bool = Fals
             with (source / name).open("rb") as file:
                 if copy_file(file, unfinished / name) != described:
                     raise StoreError(f"The backup {source} changed while it was read. Use another one.")
+        for folder in {(unfinished / name).parent for name in manifest.files}:
+            sync_folder(folder)
         begin_behind(unfinished, manifest.generation, "restored", by, backup=manifest.made, record=manifest.lsn)
     return manifest
 
@@ -101,6 +104,7 @@ def _clear_unfinished(directory: Path) -> None:
         WITNESS,
         "paused",
         FOLDER,
+        SHARDS,
     )
     for path in [path for name in left for path in directory.glob(name)]:
         if path.is_dir():

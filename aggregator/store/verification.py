@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from midge.aggregator.store import audit_log
@@ -12,6 +12,7 @@ from midge.aggregator.store.evidence import Evidence, gather
 from midge.aggregator.store.manifest import MANIFEST, read_backup
 from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.salvage import Loss, loss_of, note_of
+from midge.aggregator.store.shard_stores import shard_stores
 from midge.wire.errors import WireError
 from midge.wire.plurals import counted
 
@@ -37,7 +38,7 @@ class PartVerdict:
 
 
 def verify(directory: Path) -> list[PartVerdict]:
-    """Verify every part, also beside a running aggregator.
+    """Verify every part, of its shards too, also beside a running aggregator.
 
     Raises:
         StoreError: there is no store, or a file of it cannot be read at all.
@@ -53,6 +54,8 @@ def verify(directory: Path) -> list[PartVerdict]:
         parts = list(_parts(directory, evidence))
         if not evidence.running or not any(part.damaged for part in parts):
             break
+    for store in shard_stores(directory):
+        parts += [replace(part, name=f"{store.name}: {part.name}") for part in verify(store)]
     return parts
 
 

@@ -16,8 +16,11 @@ from midge.aggregator.core.presets import balanced, fedasync
 from midge.aggregator.service import Aggregator
 from midge.aggregator.shards import Shards
 from midge.aggregator.standby.policy import StandbyPolicy
+from midge.aggregator.store.backup import backup
 from midge.aggregator.store.device_erasure import ask
 from midge.aggregator.store.errors import StoreError
+from midge.aggregator.store.restoring import restore
+from midge.aggregator.store.verification import verify
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.embedded.routing import RoutedMessage
 from midge.gateway import shard
@@ -27,7 +30,7 @@ from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.sensor_fleet.data import load
 from midge.wire import frames, messages, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorState, AggregatorStatus, Fetch, Verdict
+from midge.wire.messages import AggregatorState, AggregatorStatus, Fetch, Update, Verdict
 from midge.wire.moments import Moments
 from midge.wire.topics import SLOTS, Topics, slot
 from tests.aggregator.rig import update_of
@@ -271,6 +274,46 @@ async def test_a_device_that_is_forgotten_is_refused_by_its_shard(tmp_path: Path
         await log.until(lambda: log.of("update", device="a", side="below"))
         ask(tmp_path / "root", "a")
         await told.until(lambda: told.of("receipt", device="a", verdict="forgotten"))
+
+
+async def test_a_restored_backup_knows_what_its_shards_knew(tmp_path: Path) -> None:
+    """Seen to fail with a backup of the aggregator's store alone: new shards accepted a forgotten device."""
+    twin, log, told = Twin(), Log(), Log()
+    written = Written(twin)
+
+    def federation(store: Path, names: list[str]) -> Any:
+        root = aggregator(twin, store, log, shards=2, strategy=SLOW)
+        return root, sharded(root, 2, *(device(twin, name, told, tmp_path / name) for name in names))
+
+    root, everybody = federation(tmp_path / "store", NAMES)
+    async with everybody:
+        await log.until(lambda: log.of("update", device="a", side="below") and log.of("update", device="b"))
+        ask(tmp_path / "store", "a")
+        await told.until(lambda: told.of("receipt", device="a", verdict="forgotten"))
+        settled = log.of("update", device="b", side="below", verdict="accepted")[-1]["seq"]
+        kept = backup(tmp_path / "store", tmp_path / "backup")
+        await log.until(lambda: root.core.version >= 8)
+    assert kept.shards == ["shard-0", "shard-1"]
+    assert not any(part.damaged for part in verify(tmp_path / "backup"))
+    restore(tmp_path / "backup", tmp_path / "restored", "who")
+    (repeated, *_) = (each for _, each in written.of_kind("update") if _seq(each, TOPICS.update("b")) == settled)
+    log.events.clear()
+    root, others = federation(tmp_path / "restored", ["c", "d", "e", "f"])
+    async with others:
+        await log.until(lambda: root.open_now and root.core.generation == 1 and root.core.version >= 3)
+        forgotten = device(twin, "a", told, tmp_path / "a")
+        told.events.clear()
+        async with serving(forgotten):
+            await told.until(lambda: told.of("receipt", device="a"))
+        assert {event["verdict"] for event in told.of("receipt", device="a")} == {"forgotten"}
+        twin.publish("b", repeated)  # as if its receipt had been lost
+        await log.until(lambda: log.of("repeat", device="b"))
+    assert [event["verdict"] for event in log.of("repeat", device="b")] == ["accepted"]
+
+
+def _seq(message: RoutedMessage, topic: str) -> int | None:
+    """The number of the update that a message is; None if it is not on this topic."""
+    return messages.decode(Update, message.payload)[0].seq if message.topic == topic else None
 
 
 async def test_two_shards_learn_the_digits(tmp_path: Path) -> None:
