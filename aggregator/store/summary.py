@@ -43,6 +43,12 @@ class DeviceSummary:
     verdict: str = ""
     """The last refusal's verdict and reason; empty if it was accepted last."""
     why: str = ""
+    sums: int = 0
+    """Those of the accepted updates that are sums of a gateway, or of a shard."""
+    summed: int = 0
+    """Updates of its devices in them."""
+    behind: int = 0
+    """Distinct devices in the newest of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +145,10 @@ def _devices(store: ReadOnlyStore) -> tuple[list[DeviceSummary], int]:
 def _with(device: DeviceSummary, record: rec.UpdateRecord) -> DeviceSummary:
     if record.verdict == "accepted":
         version = max(device.version, record.base)
-        return replace(device, version=version, accepted=device.accepted + 1, since=0, verdict="", why="")
+        device = replace(device, version=version, accepted=device.accepted + 1, since=0, verdict="", why="")
+        if not record.accepted:
+            return device
+        return replace(device, sums=device.sums + 1, summed=device.summed + record.accepted, behind=record.devices)
     return replace(device, refused=device.refused + 1, since=device.since + 1, verdict=record.verdict, why=record.why)
 
 

@@ -15,6 +15,9 @@ from midge.sensor_fleet.report.run_sections import learned
 from midge.sensor_fleet.report.svg import BarChart
 from midge.sensor_fleet.simulation.result import MONTH
 
+_SITES = {"sites", "sums", "root_bytes_up", "root_bytes_down", "lost", "doubled"}
+"""What a run with gateways records of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClassRecord:
@@ -76,6 +79,7 @@ def sections(run: Run) -> Iterator[Section | None]:
     each = {name: None if value is None else value / number for name, value in each.items()}
     yield Section("fleet_facts", {"run": run, **each})
     yield learned(run)
+    yield _sites(run)
     if found:
         energy_bars = drawn(partial(_bars, found, name="monthly_joules", words=energy, axis="energy per month"))
         bytes_bars = drawn(partial(_bars, found, name="monthly_bytes", words=size, axis="bytes per month"))
@@ -93,6 +97,17 @@ def sections(run: Run) -> Iterator[Section | None]:
         raw = finite_number(mapping(run.result).get("raw_bytes"))
         yield Section("fleet_costs", {"run": run, "classes": found, "raw": raw, **moved})
     yield _setting(run, number)
+
+
+def _sites(run: Run) -> Section | None:
+    sites = {name: finite_number(value) for name, value in mapping(mapping(run.result).get("sites")).items()}
+    up, down = run.traffic
+    if not {name for name, value in sites.items() if value is not None} >= _SITES or up is None or down is None:
+        return None
+    at_root = (sites["root_bytes_up"] or 0.0) + (sites["root_bytes_down"] or 0.0)
+    ratio = (up + down) / at_root if at_root else None
+    accepted = run.accepted_count or 0
+    return Section("fleet_sites", {"sites": sites, "up": up, "down": down, "ratio": ratio, "accepted": accepted})
 
 
 def _bars(

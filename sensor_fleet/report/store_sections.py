@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any, Final
 
 from midge.aggregator.store.history import Period
+from midge.aggregator.store.shard_stores import SHARDS
 from midge.aggregator.store.summary import DeviceSummary, StoreSummary
 from midge.sensor_fleet.progress import FINAL, quantile
 from midge.sensor_fleet.report import learning
 from midge.sensor_fleet.report.html import FULL, Section, drawn, page
-from midge.sensor_fleet.report.quantities import MISSING, date, score, size, whole
+from midge.sensor_fleet.report.quantities import MISSING, date, score, significant, size, whole
 from midge.sensor_fleet.report.store_figures import (
     STATES,
     HistoryView,
@@ -50,6 +51,7 @@ def sections(found: StoreSummary) -> Iterator[Section | None]:
     yield _staleness(history)
     yield _traffic(history)
     yield _service(history)
+    yield _sites(found)
     yield _devices(found)
     yield _versions(found)
     yield Section("store_setting", {"found": found})
@@ -212,6 +214,30 @@ def _service(history: HistoryView) -> Section | None:
             "served": history.served,
             "share": _share_served(history),
             "over_time": drawn(partial(states_over_time, history), (FULL[0], 200.0)),
+        },
+    )
+
+
+def _sites(found: StoreSummary) -> Section | None:
+    sites = sorted((one for one in found.devices if one.sums), key=lambda one: (-one.summed, one.name))
+    if not sites:
+        return None
+    summed, sums = sum(one.summed for one in sites), sum(one.sums for one in sites)
+    single = sum(one.accepted for one in found.devices) - sums
+    return Section(
+        "store_sites",
+        {
+            "shards": (found.directory / SHARDS).is_dir(),
+            "share": summed / (summed + single),
+            "rows": [
+                (
+                    one.name,
+                    *(whole(count) for count in (one.behind, one.sums, one.summed)),
+                    significant(one.summed / one.sums),
+                    whole(one.refused),
+                )
+                for one in sites[:ROWS]
+            ],
         },
     )
 

@@ -209,6 +209,20 @@ def test_a_fleet_has_its_own_sections_on_the_same_page(tmp_path: Path) -> None:
     assert dict(page.numbers)[2.5] == "2.50\N{NO-BREAK SPACE}J"
 
 
+def test_a_fleet_behind_gateways_tells_what_went_over_their_lines(tmp_path: Path) -> None:
+    directory = runs.fleet(tmp_path / "farm")
+    result = json.loads((directory / "result.json").read_text())
+    lines = {"sites": 2, "sums": 3, "root_bytes_up": 1000, "root_bytes_down": 3000, "lost": 0, "doubled": 0}
+    up, down = result["bytes_up"], result["bytes_down"]
+    (directory / "result.json").write_text(json.dumps({**result, "sites": lines}))
+    page = page_of(directory)
+    assert "Sites" in page.headings and "2 gateways between the devices and the aggregator" in page.text
+    assert dict(page.numbers)[(up + down) / 4000]
+    del lines["lost"]
+    (directory / "result.json").write_text(json.dumps({**result, "sites": lines}))
+    assert "Sites" not in page_of(directory).headings
+
+
 def test_what_is_unknown_is_passed_over(tmp_path: Path) -> None:
     directory = runs.complete(tmp_path / "one")
     before = report(read(directory))

@@ -2,17 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from midge.__main__ import main
+from midge.aggregator.core.update_admission import Bounds
 from midge.aggregator.store.history import FederatedScore, Period, ScoreRange
 from midge.aggregator.store.registered import note_federation
 from midge.aggregator.store.summary import StoreSummary, summarise
 from midge.sensor_fleet.report.store_figures import HistoryView
-from midge.sensor_fleet.report.store_sections import ROWS, sections, store_page
+from midge.sensor_fleet.report.store_sections import ROWS, packed, sections, store_page
+from midge.wire.schema import Schema
 from tests.aggregator.rig import Rig, rig
 from tests.aggregator.test_history import BEGAN
 from tests.aggregator.test_migrations import GOLDEN, PARAMETERS, copied
@@ -143,6 +146,23 @@ def test_a_store_in_which_nothing_happened_yet(tmp_path: Path) -> None:
     page = Page(store_page(summarise(tmp_path / "store")))
     assert "This store has no history yet" in page.text
     assert page.drawings == []
+
+
+def test_sites_have_a_table_of_their_sums(tmp_path: Path) -> None:
+    bounds = replace(Bounds.of(Schema.of({"x": np.zeros(4, np.float32)})), sites=("north", "south"))
+    step = np.full(4, 0.01, np.float32)
+    with rig(tmp_path / "store", bounds=bounds) as life:
+        life.send("pump-0", 1, step)
+        for seq, updates in enumerate((3, 4, 8), 1):
+            life.send("north", seq, step, accepted=updates, devices=updates - 1, weight=float(updates))
+        life.send("south", 1, step, accepted=4, devices=2, weight=4.0)
+    found = summarise(tmp_path / "store")
+    (sites,) = [one for one in sections(found) if one is not None and one.template == "store_sites"]
+    assert sites.values["rows"] == [("north", "7", "3", "15", "5.00", "0"), ("south", "2", "1", "4", "4.00", "0")]
+    assert sites.values["share"] == 19 / 20
+    page = Page(store_page(found))
+    assert "Sites" in page.headings and "95% came in sums" in page.text
+    assert packed(found)["devices"]["north"]["summed"] == 15
 
 
 def test_names_in_a_store_are_text(found: StoreSummary) -> None:
