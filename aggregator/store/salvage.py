@@ -34,8 +34,10 @@ from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.registered import snapshot_of
 from midge.aggregator.store.restoring import begin_behind, new_store
 from midge.aggregator.store.segments import segment_file
+from midge.aggregator.store.shard_stores import shard_stores
 from midge.aggregator.store.store import Store
 from midge.storage.files import atomic_write, copy_file, make_folder, sync_folder
+from midge.storage.read_only import kept_closed
 
 LOST = "This record is lost: the store was salvaged from a damaged one."
 """The text in the place of a record that could not be read."""
@@ -126,11 +128,29 @@ def salvage(directory: Path, target: Path, by: str) -> Remains:
         for path in (unfinished / "trial").iterdir():
             path.rename(unfinished / path.name)
         (unfinished / "trial").rmdir()
+        _copy_shards(directory, unfinished)
         loss = found.loss
         begin_behind(
             unfinished, found.generation, "salvaged", by, first_lost=loss.first, lost=loss.records, updates=loss.updates
         )
     return found
+
+
+def _copy_shards(directory: Path, unfinished: Path) -> None:
+    """Copy the stores of shards as they are: a damaged one can be salvaged by itself.
+
+    Raises:
+        StoreInUse: a shard has one open.
+    """
+    for store in shard_stores(directory):
+        with kept_closed(store / "lock") as closed:
+            if not closed:
+                raise StoreInUse(f"The store {store} is in use by a shard: stop it first.")
+            for path in sorted(path for path in store.rglob("*") if path.is_file() and path.name != "lock"):
+                copy = unfinished / path.relative_to(directory)
+                make_folder(copy.parent)
+                _copy_or_link(path, copy, linked=False)
+                sync_folder(copy.parent)
 
 
 def _nothing_salvageable(directory: Path) -> StoreDamaged:

@@ -11,6 +11,7 @@ import pytest
 from midge.__main__ import main
 from midge.aggregator.core import records as rec
 from midge.aggregator.store.consistency import WITNESS
+from midge.aggregator.store.device_erasure import Names
 from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreInUse
 from midge.aggregator.store.evidence import gather
 from midge.aggregator.store.reading import ReadOnlyStore
@@ -267,3 +268,22 @@ def test_names_and_withdrawals_stay_known(tmp_path: Path) -> None:
     assert "withdraw them again" in found.loss.said[0]
     with Store(tmp_path / "newer") as store:
         assert not Names(store).withdrawn("gone")
+
+
+def test_the_stores_of_shards_are_kept(tmp_path: Path) -> None:
+    """Seen to fail without: new shards would accept the devices that were forgotten."""
+    store, target = tmp_path / "store", tmp_path / "new"
+    with rig(store) as life:
+        life.send("shard-0", 1, [1.0] * 4)
+    with wide_rig(store / "shards" / "shard-0") as shard:
+        for seq in range(1, 4):
+            wide(shard, seq)
+        Names(shard.store).withdraw("gone")
+        with pytest.raises(StoreInUse, match="in use by a shard"):
+            salvage(store, target, "who")
+        assert not target.exists()
+    kept = {name: data for name, data in listed(store / "shards").items() if not name.endswith("lock")}
+    salvage(store, target, "who")
+    assert listed(target / "shards") == kept
+    with Store(target / "shards" / "shard-0") as made:
+        assert Names(made).withdrawn("gone")
