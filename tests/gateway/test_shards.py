@@ -19,6 +19,7 @@ from midge.aggregator.standby.policy import StandbyPolicy
 from midge.aggregator.store.backup import backup
 from midge.aggregator.store.device_erasure import ask
 from midge.aggregator.store.errors import StoreError
+from midge.aggregator.store.pausing import pause, resume
 from midge.aggregator.store.restoring import restore
 from midge.aggregator.store.verification import verify
 from midge.broker.embedded.in_memory import Twin
@@ -26,6 +27,7 @@ from midge.broker.embedded.routing import RoutedMessage
 from midge.gateway import shard
 from midge.gateway.shard import Shard
 from midge.gateway.shard_aggregator import ShardPlace
+from midge.iot_client.device import Device
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.sensor_fleet.data import load
 from midge.wire import frames, messages, signing
@@ -274,6 +276,30 @@ async def test_a_device_that_is_forgotten_is_refused_by_its_shard(tmp_path: Path
         await log.until(lambda: log.of("update", device="a", side="below"))
         ask(tmp_path / "root", "a")
         await told.until(lambda: told.of("receipt", device="a", verdict="forgotten"))
+
+
+async def test_a_paused_root_takes_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    """What the shards took before they knew waits, and counts once after the pause. Seen to fail with a final verdict."""
+    twin, log, told = Twin(), Log(), Log()
+    root = aggregator(twin, tmp_path / "root", log, shards=2, strategy=SLOW)
+    devices = [device(twin, name, told, tmp_path / name) for name in NAMES]
+    async with sharded(root, 2, *devices):
+        await log.until(lambda: root.open_now and root.core.version >= 4)
+        pause(tmp_path / "root", "a test")
+        await log.until(lambda: root.core.paused)
+        applied = root.core.applied + root.core.buffered
+        await told.until(lambda: all(_aggregator(each) is AggregatorState.PAUSED for each in devices))
+        assert root.core.applied + root.core.buffered == applied
+        resume(tmp_path / "root")
+        await log.until(lambda: root.core.applied >= applied + 2 * len(NAMES))
+    assert root.core.applied + root.core.buffered == len(log.of("update", side="below", verdict="accepted"))
+
+
+def _aggregator(device: Device) -> AggregatorState | None:
+    """What the device knows of the aggregator."""
+    runtime = device._runtime
+    status = None if runtime is None else runtime.session._situation.aggregator
+    return None if status is None else status.state
 
 
 async def test_a_restored_backup_knows_what_its_shards_knew(tmp_path: Path) -> None:
