@@ -19,7 +19,6 @@ from midge.aggregator.standby.policy import StandbyPolicy
 from midge.aggregator.store.backup import backup
 from midge.aggregator.store.device_erasure import ask
 from midge.aggregator.store.errors import StoreError
-from midge.aggregator.store.pausing import pause, resume
 from midge.aggregator.store.restoring import restore
 from midge.aggregator.store.verification import verify
 from midge.broker.embedded.in_memory import Twin
@@ -279,18 +278,19 @@ async def test_a_device_that_is_forgotten_is_refused_by_its_shard(tmp_path: Path
 
 
 async def test_a_paused_root_takes_nothing_and_loses_nothing(tmp_path: Path) -> None:
-    """What the shards took before they knew waits, and counts once after the pause. Seen to fail with a final verdict."""
+    """What the shards took before they knew waits, and counts once after it. Seen to fail with a final verdict."""
     twin, log, told = Twin(), Log(), Log()
     root = aggregator(twin, tmp_path / "root", log, shards=2, strategy=SLOW)
     devices = [device(twin, name, told, tmp_path / name) for name in NAMES]
     async with sharded(root, 2, *devices):
         await log.until(lambda: root.open_now and root.core.version >= 4)
-        pause(tmp_path / "root", "a test")
-        await log.until(lambda: root.core.paused)
+        root.core.handle(ev.OperatorPaused("a test"), 0.0)  # before its status says so
+        await log.until(lambda: log.of("held", verdict="paused"))
+        root.pause("a test")
         applied = root.core.applied + root.core.buffered
         await told.until(lambda: all(_aggregator(each) is AggregatorState.PAUSED for each in devices))
         assert root.core.applied + root.core.buffered == applied
-        resume(tmp_path / "root")
+        root.pause(None)
         await log.until(lambda: root.core.applied >= applied + 2 * len(NAMES))
     assert root.core.applied + root.core.buffered == len(log.of("update", side="below", verdict="accepted"))
 
