@@ -6,8 +6,9 @@ up to a gain M, the smallest positive real value of −(z − 1) / Σ p(τ)·z^�
 a single delay that is the known 2·sin(π / (2·(2τ + 1))). Spread delays leave far more room than equal delays of the
 same mean. So a rule from the number of devices alone would slow a diverse fleet down, and let a uniform one oscillate.
 
-Updates in bursts from one base, as from devices in lock-step, add up before any of them takes effect: m of them in
-steps of K make m/K steps in the same direction, however small their staleness. A second bound covers them.
+Updates in bursts from one base, as from devices in lock-step, add up before any of them takes effect: however small
+their staleness, they make as many steps in the same direction as they fill. A second bound covers them. It counts
+steps, not updates: where a deadline makes steps of few updates, the same updates fill more of them.
 """
 
 import math
@@ -120,8 +121,11 @@ class GainMarginEstimator:
         self._sent: Counter[str] = Counter()
         """Number of updates of each device in `_seen`."""
         self._last_base: dict[str, int] = {}
-        self._of_base: Counter[int] = Counter()
-        self._burst = 1.0
+        self._steps_of_base: dict[int, float] = {}
+        self._last_stepped: dict[str, int] = {}
+        """By device, the base of its last update in a step."""
+        self._burst = 0.0
+        """Number of steps that the updates of one base fill, a mean over updates."""
         self._shares: dict[int, float] = {}
         """Weights by staleness; recomputed after half as many updates as there are devices."""
         self.mean_weight = 1.0
@@ -138,12 +142,7 @@ class GainMarginEstimator:
         if len(self._seen) == _MOST:
             self._sent[self._seen[0][0]] -= 1
         self._sent[device] += 1
-        share = min(1.0, _DOMINANT * (len(self._seen) + 1) / max(devices, 1) / self._sent[device])
         self._seen.append((device, staleness, weight))
-        self._of_base[base] += 1
-        if len(self._of_base) > _MOST:
-            del self._of_base[min(self._of_base)]
-        self._burst += share * (2 * self._of_base[base] - 1 - self._burst) / max(devices, 1)
         self._since += 1
         known, usual = len(self._seen), max(16, devices // 2)
         if known < _FEWEST:
@@ -157,28 +156,48 @@ class GainMarginEstimator:
             if self._calibration and self._shares:
                 self._shares = _calibrated(self._shares, window, self._calibration)
 
-    def rate(self, buffer_size: int) -> float | None:
-        """The largest safe rate for steps of `buffer_size` updates; None before 32 updates.
+    def record_step(self, updates: Sequence[tuple[str, int, int]], devices: int) -> None:
+        """Record a step: device, base and count of its updates, in a federation of `devices` devices."""
+        total = sum(count for _, _, count in updates)
+        fair = _DOMINANT * (len(self._seen) + 1) / max(devices, 1)
+        for device, base, count in updates:
+            if self._last_stepped.get(device) == base:
+                continue
+            self._last_stepped[device] = base
+            part = count / total
+            filled = self._steps_of_base[base] = self._steps_of_base.get(base, 0.0) + part
+            if len(self._steps_of_base) > _MOST:
+                del self._steps_of_base[min(self._steps_of_base)]
+            share = min(1.0, fair / max(self._sent[device], 1))
+            # The mean of 2c − part over the updates of a base, while c grows by their parts, is the last c.
+            self._burst += share * (2 * filled - part - self._burst) / max(devices, 1)
+
+    @property
+    def rate(self) -> float | None:
+        """The largest safe rate; None before 32 updates.
 
         At most 1 − β1: a rate of 1 applies a whole delta, and momentum multiplies it by 1 / (1 − β1) in the long run.
         """
-        return self._rate(buffer_size) if self._shares and len(self._seen) >= _FEWEST else None
+        return self._rate if self._shares and len(self._seen) >= _FEWEST else None
 
-    def early_rate(self, buffer_size: int) -> float:
+    @property
+    def early_rate(self) -> float:
         """A rough estimate of it before that, infinite before eight updates."""
-        return self._rate(buffer_size) if self._shares else math.inf
+        return self._rate if self._shares else math.inf
 
-    def _rate(self, buffer_size: int) -> float:
+    @property
+    def _rate(self) -> float:
         if self._margin is None:
             self._margin = gain_margin(self._shares, self._momentum)
         # A step of cached deltas repeats those of a training ago: with β = 1, bursts are stable up to half of the gain.
-        burst = max(self._burst, 1.0) * (1 + self._calibration)
-        gain = min(1.0 - self._momentum, SHARE * self._margin, BURSTS * 2 * buffer_size / burst)
-        return gain / self.mean_weight
+        burst = self._burst * (1 + self._calibration)
+        gain = min(1.0 - self._momentum, SHARE * self._margin)
+        return min(gain, 2 * BURSTS / burst if burst else math.inf) / self.mean_weight
 
     def forget(self, device: str, alias: str) -> None:
         """Keep the record of a device under an alias."""
         self._last_base.pop(device, None)
+        self._last_stepped.pop(device, None)
         if not (sent := self._sent.pop(device, 0)):
             return
         self._sent[alias] += sent
@@ -189,20 +208,25 @@ class GainMarginEstimator:
     def dump(self) -> list[Any]:
         return [
             [list(row) for row in self._seen],
-            list(self._of_base.items()),
+            list(self._steps_of_base.items()),
             self._burst,
             list(self._shares.items()),
             self._since,
             list(self._last_base.items()),
             self.mean_weight,
+            list(self._last_stepped.items()),
         ]
 
-    def load(self, state: list[Any]) -> None:
+    def load(self, state: Sequence[Any], buffer_size: int) -> None:
+        """Restore from the result of `dump`; an older format counts the updates of a base, `buffer_size` to a step."""
         if len(state) < _FIELDS:
-            return  # an older format, without devices: measured again from the next updates
-        seen, of_base, self._burst, shares, self._since, last, *added = state
-        self.mean_weight = added[0] if added else 1.0  # an older format: measured again soon
-        self._of_base, self._shares, self._last_base = Counter(dict(of_base)), dict(shares), dict(last)
+            return  # without devices: measured again from the next updates
+        seen, of_base, burst, shares, self._since, last, *added = state
+        self.mean_weight = added[0] if added else 1.0  # measured again soon
+        size = 1 if len(added) > 1 else buffer_size
+        self._steps_of_base, self._burst = {base: filled / size for base, filled in of_base}, burst / size
+        self._last_stepped = dict(added[1]) if len(added) > 1 else {}
+        self._shares, self._last_base = dict(shares), dict(last)
         self._seen = deque(((device, tau, weight) for device, tau, weight in seen), maxlen=_MOST)
         self._sent = Counter(device for device, _, _ in self._seen)
         self._margin = None

@@ -183,6 +183,9 @@ class CoreState:
         taken = [item for item in self.buffer if item.lsn in weights]
         self.applied += sum(item.count for item in taken)
         self.buffer = [item for item in self.buffer if item.lsn not in weights]
+        # Without masses a site counts as one device.
+        counts = [(item.device, item.base, item.count if record.masses else 1) for item in taken]
+        self.margin.record_step(counts, len(self.heard))
         if not record.noise:
             self.ledger.bare = record.step
         else:
@@ -348,7 +351,7 @@ class CoreState:
         bases = state.get("bases", [self.version] * len(state["outboxes"]))
         self.outboxes.load(state["outboxes"], bases, state.get("bodies", ()))
         self.heard.load(state["heard"])
-        self.margin.load(state["margin"])
+        self.margin.load(state["margin"], self._strategy.size(len(self.heard)))
         self.served = state["served"]
         self._steering.share = state["share"]
         self.work.steps, self.work.recipe = state.get("work", (None, 0))

@@ -168,13 +168,13 @@ class StepPlanner:
     @property
     def safe_rate(self) -> float | None:
         """The largest rate that the fleet's delays allow."""
-        return self._state.margin.rate(self._strategy.size(self._steering.live))
+        return self._state.margin.rate
 
     @property
     def mean_rate(self) -> float:
         """The mean rate of a step of K updates."""
         live = self._steering.live
-        return self._strategy.mean_rate(live, self.safe_rate, self._state.margin.early_rate(self._strategy.size(live)))
+        return self._strategy.mean_rate(live, self.safe_rate, self._state.margin.early_rate)
 
     @property
     def turn_gain(self) -> float | None:
@@ -236,12 +236,12 @@ class StepPlanner:
         if sums and not strategy.sums:  # a site counts as one device
             scales = [scale / item.mass for scale, item in zip(scales, updates, strict=True)]
             sums = []
-        # A step that a deadline made of few updates moves the model by their part of a full one.
+        # Until delays are known, a step that a deadline made of few updates moves the model by their part of a full.
         size = sum(item.count for item in updates) if sums else min(len(updates), strategy.size(live))
         # The stalest update decides: an adaptive rate falls with the longest delay in a buffer.
         stalest = max(item.staleness for item in updates)
         margin = self._state.margin
-        rate = strategy.step_rate(stalest, live, margin.rate(size), margin.early_rate(size), size)
+        rate = strategy.step_rate(stalest, live, margin.rate, margin.early_rate, size)
         rate *= self.growth.damping
         if strategy.equal_influence:
             scales = self._evened(scales, weights, updates, rate)
