@@ -1,7 +1,7 @@
 """An accepted update that waits for its step."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,11 @@ def names_of(device: str, devices: int, who: bytes = b"") -> list[str]:
     if who:
         return [f"/{who[place : place + HASH].hex()}" for place in range(0, len(who), HASH)]
     return [device, *(f"{device}/{number}" for number in range(1, min(devices, _COUNTED)))]
+
+
+def counted(items: "Iterable[Buffered]", *, sums: bool) -> list[tuple[str, int, int]]:
+    """Device, base, and the number of updates that each stands for: 1, unless the step takes sums as their updates."""
+    return [(item.device, item.base, item.count if sums else 1) for item in items]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,10 @@ _FAR = 5.0
 """Largest imaginary part beside a crossing: a larger one is a jump of the response across the axis, not a crossing."""
 
 
+Updates = Sequence[tuple[str, int, int]]
+"""Updates of a step: device, base, and the number of updates that each stands for."""
+
+
 @lru_cache(maxsize=1024)
 def _turned(tau: int) -> npt.NDArray[np.complex128]:
     """The response of a delay at each frequency; cached, because it costs as much as many additions."""
@@ -125,7 +129,9 @@ class GainMarginEstimator:
         self._last_stepped: dict[str, int] = {}
         """By device, the base of its last update in a step."""
         self._burst = 0.0
-        """Number of steps that the updates of one base fill, a mean over updates."""
+        """Number of steps that the updates of one base fill, a mean over as many updates as there are devices."""
+        self._stepped = 0
+        """Number of updates that were counted for it."""
         self._shares: dict[int, float] = {}
         """Weights by staleness; recomputed after half as many updates as there are devices."""
         self.mean_weight = 1.0
@@ -156,41 +162,47 @@ class GainMarginEstimator:
             if self._calibration and self._shares:
                 self._shares = _calibrated(self._shares, window, self._calibration)
 
-    def record_step(self, updates: Sequence[tuple[str, int, int]], devices: int) -> None:
-        """Record a step: device, base and count of its updates, in a federation of `devices` devices."""
+    def record_step(self, updates: Updates, devices: int) -> None:
+        """Record a step in a federation of `devices` devices."""
+        self._burst, filled = self._with(updates, devices)
+        self._steps_of_base |= filled
+        self._last_stepped |= {device: base for device, base, _ in updates}
+        self._stepped += len(updates)
+        while len(self._steps_of_base) > _MOST:
+            del self._steps_of_base[min(self._steps_of_base)]
+
+    def _with(self, updates: Updates, devices: int) -> tuple[float, dict[int, float]]:
+        """Burst, and steps that each of their bases fills, once a step of these updates is made."""
         total = sum(count for _, _, count in updates)
         fair = _DOMINANT * (len(self._seen) + 1) / max(devices, 1)
-        for device, base, count in updates:
-            if self._last_stepped.get(device) == base:
+        burst, filled, counted = self._burst, dict[int, float](), set[tuple[str, int]]()
+        for number, (device, base, count) in enumerate(updates, self._stepped + 1):
+            if self._last_stepped.get(device) == base or (device, base) in counted:
                 continue
-            self._last_stepped[device] = base
+            counted.add((device, base))
             part = count / total
-            filled = self._steps_of_base[base] = self._steps_of_base.get(base, 0.0) + part
-            if len(self._steps_of_base) > _MOST:
-                del self._steps_of_base[min(self._steps_of_base)]
+            filled[base] = filled.get(base, self._steps_of_base.get(base, 0.0)) + part
             share = min(1.0, fair / max(self._sent[device], 1))
             # The mean of 2c − part over the updates of a base, while c grows by their parts, is the last c.
-            self._burst += share * (2 * filled - part - self._burst) / max(devices, 1)
+            burst += share * (2 * filled[base] - part - burst) / max(min(number, devices), 1)
+        return burst, filled
 
-    @property
-    def rate(self) -> float | None:
-        """The largest safe rate; None before 32 updates.
+    def rate(self, step: Updates = (), devices: int = 1) -> float | None:
+        """The largest safe rate of a step of these updates; None before 32 updates.
 
         At most 1 − β1: a rate of 1 applies a whole delta, and momentum multiplies it by 1 / (1 − β1) in the long run.
         """
-        return self._rate if self._shares and len(self._seen) >= _FEWEST else None
+        return self._rate(step, devices) if self._shares and len(self._seen) >= _FEWEST else None
 
-    @property
-    def early_rate(self) -> float:
+    def early_rate(self, step: Updates = (), devices: int = 1) -> float:
         """A rough estimate of it before that, infinite before eight updates."""
-        return self._rate if self._shares else math.inf
+        return self._rate(step, devices) if self._shares else math.inf
 
-    @property
-    def _rate(self) -> float:
+    def _rate(self, step: Updates, devices: int) -> float:
         if self._margin is None:
             self._margin = gain_margin(self._shares, self._momentum)
         # A step of cached deltas repeats those of a training ago: with β = 1, bursts are stable up to half of the gain.
-        burst = self._burst * (1 + self._calibration)
+        burst = self._with(step, devices)[0] * (1 + self._calibration)
         gain = min(1.0 - self._momentum, SHARE * self._margin)
         return min(gain, 2 * BURSTS / burst if burst else math.inf) / self.mean_weight
 
@@ -215,6 +227,7 @@ class GainMarginEstimator:
             list(self._last_base.items()),
             self.mean_weight,
             list(self._last_stepped.items()),
+            self._stepped,
         ]
 
     def load(self, state: Sequence[Any], buffer_size: int) -> None:
@@ -225,7 +238,7 @@ class GainMarginEstimator:
         self.mean_weight = added[0] if added else 1.0  # measured again soon
         size = 1 if len(added) > 1 else buffer_size
         self._steps_of_base, self._burst = {base: filled / size for base, filled in of_base}, burst / size
-        self._last_stepped = dict(added[1]) if len(added) > 1 else {}
+        self._last_stepped, self._stepped = (dict(added[1]), added[2]) if len(added) > 1 else ({}, len(seen))
         self._shares, self._last_base = dict(shares), dict(last)
         self._seen = deque(((device, tau, weight) for device, tau, weight in seen), maxlen=_MOST)
         self._sent = Counter(device for device, _, _ in self._seen)

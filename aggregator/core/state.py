@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.buffered import Buffered, names_of
+from midge.aggregator.core.buffered import Buffered, counted, names_of
 from midge.aggregator.core.fleet_statistics import FleetStatistics
 from midge.aggregator.core.gain_margin import GainMarginEstimator
 from midge.aggregator.core.groups import OpenedGroups
@@ -184,8 +184,7 @@ class CoreState:
         self.applied += sum(item.count for item in taken)
         self.buffer = [item for item in self.buffer if item.lsn not in weights]
         # Without masses a site counts as one device.
-        counts = [(item.device, item.base, item.count if record.masses else 1) for item in taken]
-        self.margin.record_step(counts, len(self.heard))
+        self.margin.record_step(counted(taken, sums=bool(record.masses)), len(self.heard))
         if not record.noise:
             self.ledger.bare = record.step
         else:

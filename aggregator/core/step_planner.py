@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.buffered import Buffered
+from midge.aggregator.core.buffered import Buffered, counted
 from midge.aggregator.core.fleet_statistics import FEWEST
 from midge.aggregator.core.growth_guard import GrowthGuard
 from midge.aggregator.core.influence import Influence, Push
@@ -168,13 +168,13 @@ class StepPlanner:
     @property
     def safe_rate(self) -> float | None:
         """The largest rate that the fleet's delays allow."""
-        return self._state.margin.rate
+        return self._state.margin.rate()
 
     @property
     def mean_rate(self) -> float:
         """The mean rate of a step of K updates."""
         live = self._steering.live
-        return self._strategy.mean_rate(live, self.safe_rate, self._state.margin.early_rate)
+        return self._strategy.mean_rate(live, self.safe_rate, self._state.margin.early_rate())
 
     @property
     def turn_gain(self) -> float | None:
@@ -240,8 +240,8 @@ class StepPlanner:
         size = sum(item.count for item in updates) if sums else min(len(updates), strategy.size(live))
         # The stalest update decides: an adaptive rate falls with the longest delay in a buffer.
         stalest = max(item.staleness for item in updates)
-        margin = self._state.margin
-        rate = strategy.step_rate(stalest, live, margin.rate, margin.early_rate, size)
+        margin, step = self._state.margin, (counted(updates, sums=bool(sums)), len(self._state.heard))
+        rate = strategy.step_rate(stalest, live, margin.rate(*step), margin.early_rate(*step), size)
         rate *= self.growth.damping
         if strategy.equal_influence:
             scales = self._evened(scales, weights, updates, rate)

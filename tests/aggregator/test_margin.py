@@ -44,8 +44,8 @@ def test_equal_devices_are_braked_and_wild_ones_are_not() -> None:
     for number in range(500):
         equal.record(f"d{number % 50}", 5, 1.0, number, 50)
         wild.record(f"d{number % 50}", int(rng.lognormal(1.0, 1.2)), 1.0, number, 50)
-    assert equal.rate == pytest.approx(SHARE * 2 * math.sin(math.pi / 22), rel=0.02)
-    assert (wild.rate or 0) > 2 * (equal.rate or 1)
+    assert equal.rate() == pytest.approx(SHARE * 2 * math.sin(math.pi / 22), rel=0.02)
+    assert (wild.rate() or 0) > 2 * (equal.rate() or 1)
 
 
 def turn(margin: GainMarginEstimator, base: int, devices: int, size: int, first: int = 0) -> None:
@@ -66,25 +66,25 @@ def measured(margin: GainMarginEstimator, devices: int, size: int) -> GainMargin
 
 def test_steps_of_cached_deltas_take_half_of_the_gain_for_bursts() -> None:
     """Seen to fail: CA2FL with releases of seven steps ended further off than a model that has learned nothing."""
-    found = [measured(GainMarginEstimator(calibration), 20, 4).rate for calibration in (0.0, 1.0)]
+    found = [measured(GainMarginEstimator(calibration), 20, 4).rate() for calibration in (0.0, 1.0)]
     assert found[1] == pytest.approx((found[0] or 0) / 2)
 
 
 def test_a_burst_from_one_base_is_braked_however_fresh_it_is() -> None:
-    assert GainMarginEstimator().rate is None, "nothing is known at first"
+    assert GainMarginEstimator().rate() is None, "nothing is known at first"
     margin = measured(GainMarginEstimator(), 20, 4)
-    assert margin.rate == pytest.approx(BURSTS * 2 / 5, rel=0.2)
+    assert margin.rate() == pytest.approx(BURSTS * 2 / 5, rel=0.2)
     again = GainMarginEstimator()
     again.load(margin.dump(), 4)
-    assert again.rate == margin.rate
+    assert again.rate() == margin.rate()
     again = GainMarginEstimator()
     again.load(in_updates(margin.dump(), 4), 4)
-    assert again.rate == margin.rate
+    assert again.rate() == margin.rate()
 
 
 def in_updates(dump: list[Any], size: int) -> list[Any]:
     """A dump as it was written when updates of a base were counted, not the steps that they fill."""
-    seen, steps_of_base, burst, *rest, _ = dump
+    seen, steps_of_base, burst, *rest, _, _ = dump
     return [seen, [[base, filled * size] for base, filled in steps_of_base], burst * size, *rest]
 
 
@@ -95,13 +95,13 @@ def test_steps_of_few_updates_are_as_large_as_others_if_each_base_fills_one() ->
         turn(margin, 100 * day, 20, 20)
         for number in range(20):
             turn(margin, 100 * day + 1 + number, 1, 1, first=number)
-    assert margin.rate == 1.0
+    assert margin.rate() == 1.0
 
 
 def test_updates_of_one_base_are_braked_by_the_steps_that_they_fill() -> None:
     """A deadline that makes a step of each update of a burst leaves as little room as the steps are many."""
-    assert measured(GainMarginEstimator(), 20, 1).rate == pytest.approx(BURSTS * 2 / 20, rel=0.2)
-    assert measured(GainMarginEstimator(), 20, 20).rate == 1.0
+    assert measured(GainMarginEstimator(), 20, 1).rate() == pytest.approx(BURSTS * 2 / 20, rel=0.2)
+    assert measured(GainMarginEstimator(), 20, 20).rate() == 1.0
 
 
 def test_a_device_that_repeats_one_base_does_not_make_a_burst_of_it() -> None:
@@ -109,7 +109,7 @@ def test_a_device_that_repeats_one_base_does_not_make_a_burst_of_it() -> None:
     for _ in range(1000):
         margin.record("d0", 0, 1.0, 7, 20)
         margin.record_step([("d0", 7, 1)], 20)
-    assert margin.rate == 1.0
+    assert margin.rate() == 1.0
 
 
 def test_small_weights_leave_room_for_a_rate_that_is_as_much_larger() -> None:
@@ -118,12 +118,12 @@ def test_small_weights_leave_room_for_a_rate_that_is_as_much_larger() -> None:
     for number in range(500):
         for margin in (normalised, summed):
             margin.record(f"d{number % 50}", 49, 0.1, number, 50)
-    assert summed.rate == pytest.approx(10 * (normalised.rate or 0))
+    assert summed.rate() == pytest.approx(10 * (normalised.rate() or 0))
     again = GainMarginEstimator(normalised=False)
     again.load(summed.dump(), 1)
-    assert again.rate == summed.rate
-    again.load(summed.dump()[:-2], 1)  # as it was written before weights were measured
-    assert again.rate == normalised.rate
+    assert again.rate() == summed.rate()
+    again.load(summed.dump()[:-3], 1)  # as it was written before weights were measured
+    assert again.rate() == normalised.rate()
 
 
 def test_no_device_makes_up_a_delay_for_the_fleet() -> None:
@@ -133,7 +133,7 @@ def test_no_device_makes_up_a_delay_for_the_fleet() -> None:
             margin.record(f"d{number % 20}", 4, 1.0, number, 20)
         for number in range(lies):
             margin.record("d0", 1000, 1.0, 1 if one_base else number, 20)
-        return margin.rate or 0.0
+        return margin.rate() or 0.0
 
     honest = after(0, one_base=True)
     assert after(1000, one_base=True) == pytest.approx(honest, rel=0.05)
@@ -144,7 +144,7 @@ def test_a_rate_that_is_given_uses_at_most_half_of_the_margin() -> None:
     margin = GainMarginEstimator()
     for number in range(500):
         margin.record(f"d{number % 50}", 5, 1.0, number, 50)
-    given = fedbuff(1, 1.0).mean_rate(50, margin.rate)
+    given = fedbuff(1, 1.0).mean_rate(50, margin.rate())
     assert given == pytest.approx(gain_margin({5: 1.0}) / 2)
 
 
@@ -152,6 +152,18 @@ def test_delays_of_a_small_fleet_lower_the_rate_before_they_are_well_known() -> 
     """Seen to fail: four devices were applied at 0.94 for 32 updates, and swung to forty times their data."""
     margin = GainMarginEstimator()
     for number in range(16):
-        assert margin.early_rate == math.inf if number < 8 else margin.early_rate < 0.3
+        assert margin.early_rate() == math.inf if number < 8 else margin.early_rate() < 0.3
         margin.record(f"d{number % 4}", 4, 1.0, number, 4)
-    assert margin.rate is None
+    assert margin.rate() is None
+
+
+def test_a_step_is_braked_by_its_own_updates_in_the_first_turn_already() -> None:
+    """Seen to fail: counted afterwards, 200 devices in lock-step moved the model 3.3 times as far as to their data."""
+    margin, rates = GainMarginEstimator(), []
+    for place in range(0, 200, 40):
+        step = [(f"d{number}", 1, 1) for number in range(place, place + 40)]
+        for name, base, _ in step:
+            margin.record(name, place // 40, 1.0, base, place + 40)
+        rates.append(margin.rate(step, place + 40))
+        margin.record_step(step, place + 40)
+    assert rates[2:] == pytest.approx([BURSTS * 2 / filled for filled in (3, 4, 5)], rel=0.05)
