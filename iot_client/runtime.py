@@ -290,6 +290,12 @@ class DeviceRuntime:
     def read_announcement(self) -> None:
         self.start(self.publisher.read_again())
 
+    def ignore_versions(self) -> None:
+        self.start(self.publisher.ignore_versions())
+
+    def follow_versions(self) -> None:
+        self.start(self.publisher.follow_versions())
+
     def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None:
         announcement = self.session.announcement
         if self.parts.consent.withheld() or self._statistics.unready(announcement) is not None:

@@ -25,6 +25,12 @@ class DeviceHooks(Protocol):
     def read_announcement(self) -> None:
         """Read the retained messages again: the aggregator's status and the announcement."""
 
+    def ignore_versions(self) -> None:
+        """Unsubscribe from announcements."""
+
+    def follow_versions(self) -> None:
+        """Subscribe to announcements again; `Announced` follows."""
+
     def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None:
         """Send the normalisation statistics of the device's data."""
 
@@ -113,6 +119,10 @@ class DeviceShell:
                     hooks.greet()
                 case ev.ReadAnnouncement():
                     hooks.read_announcement()
+                case ev.IgnoreVersions():
+                    hooks.ignore_versions()
+                case ev.FollowVersions():
+                    hooks.follow_versions()
                 case ev.SendStatistics(lineage, moments):
                     hooks.send_statistics(lineage, moments)
                 case ev.Tell(settled):

@@ -16,13 +16,12 @@ from midge.broker.mqtt.connection import (
     SubscribeRefused,
 )
 from midge.broker.mqtt.message_size import SIZE_REASONS, TOO_LARGE
-from midge.iot_client.connection.announcement_policy import AnnouncementPolicy
 from midge.iot_client.connection.chunk_sizer import ChunkSizer
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
 from midge.storage.failpoints import failpoint
 from midge.wire import chunks, frames
-from midge.wire.messages import Announcement, Chunk, Update
+from midge.wire.messages import Chunk, Update
 
 log = logging.getLogger("iot_client")
 
@@ -48,7 +47,6 @@ class Publisher:
         self._parts, self._start, self._put = parts, start, put
         self.connection: Connection | None = None
         self._chunk_sizer = ChunkSizer(parts.config.keepalive)
-        self._policy = AnnouncementPolicy()
         self.largest: int | None = None
         """Maximum bytes of body in a message, after the broker has refused a larger one; None until then."""
         self.carried = 0
@@ -139,20 +137,30 @@ class Publisher:
             if connection is not self._unsubscribed:
                 await self._subscribe(connection, topics.announcement(), qos=0)
 
-    async def ignore_versions(self, announcement: Announcement) -> None:
-        """Unsubscribe from announcements during a training, if many are expected."""
-        connection = self.connection
-        if connection is not None and self._policy.unsubscribe_while_training(announcement):
-            self._unsubscribed = connection
-            with suppress(ConnectionLost):  # the reader sees it too
-                await connection.unsubscribe(self._parts.topics.announcement())
+    async def ignore_while_training(self) -> None:
+        """Unsubscribe from announcements until `follow_after_training`."""
+        self._unsubscribed = self.connection
+        await self.ignore_versions()
 
-    async def follow_versions(self, ignoring: asyncio.Task[None]) -> None:
-        """Subscribe to announcements again; the newest is retained and comes at once."""
+    async def ignore_versions(self) -> None:
+        """Unsubscribe from announcements."""
+        if self.connection is not None:
+            with suppress(ConnectionLost):  # the reader sees it too
+                await self.connection.unsubscribe(self._parts.topics.announcement())
+
+    async def follow_after_training(self, ignoring: asyncio.Task[None] | None) -> None:
+        """Subscribe to announcements again, if they were ignored on this connection."""
+        if ignoring is None:
+            return
         await ignoring
         connection, self._unsubscribed = self._unsubscribed, None
-        if connection is not None and connection is self.connection:
-            await self._subscribe(connection, self._parts.topics.announcement(), qos=0)
+        if connection is self.connection:
+            await self.follow_versions()
+
+    async def follow_versions(self) -> None:
+        """Subscribe to announcements again; the newest is retained and comes at once."""
+        if self.connection is not None:
+            await self._subscribe(self.connection, self._parts.topics.announcement(), qos=0)
 
     async def _subscribe(self, connection: Connection, topic: str, *, qos: QoS = 1) -> None:
         """Subscribe over an established connection. A refusal is ignored: rights may come back."""

@@ -205,6 +205,16 @@ class ReadAnnouncement:
 
 
 @dataclass(frozen=True, slots=True)
+class IgnoreVersions:
+    """Unsubscribe from announcements: no version is of use."""
+
+
+@dataclass(frozen=True, slots=True)
+class FollowVersions:
+    """Subscribe to announcements again; the newest is retained and follows."""
+
+
+@dataclass(frozen=True, slots=True)
 class SendStatistics:
     """Send the normalisation statistics of our data."""
 
@@ -291,6 +301,8 @@ class Tell:
 Action = (
     Greet
     | ReadAnnouncement
+    | IgnoreVersions
+    | FollowVersions
     | SendStatistics
     | FetchModel
     | Train

@@ -182,6 +182,11 @@ class DeviceSession:
         return self._cycle.interval.due
 
     @property
+    def many_versions(self) -> bool:
+        """Whether many versions pass from one training to the next."""
+        return self._cycle.versions.many
+
+    @property
     def waits_for_version(self) -> bool:
         """Whether it is idle, and would begin something with a newer version."""
         resting = self.work is Work.RESTING and self.link is not Link.DOWN
@@ -266,7 +271,10 @@ class DeviceSession:
             actions += self._sending.send_again(now)
         if self._reread.is_due(now):
             self._reread.start(now, self._jitter(), reread(self.announcement))
-            actions.append(ReadAnnouncement())
+            if self._cycle.versions.again.due is None:
+                actions.append(ReadAnnouncement())
+        if self._cycle.versions.again.is_due(now):
+            actions += self._cycle.versions.follow()
         if self._cycle.tick(now):
             actions.append(ReadAnnouncement())
         return actions + self._cycle.begin_next(now)
@@ -286,6 +294,7 @@ class DeviceSession:
     def _connected(self, chunk: int | None, now: float) -> list[Action]:
         self._situation.follow("connected")
         self._announced_here, self._situation.packet = False, chunk
+        self._cycle.versions.connected()
         # Drawn even if it is not used: otherwise the setting would change all later random numbers of a simulation.
         after = self._jitter()
         if self._settings.rereads:
@@ -320,6 +329,8 @@ class DeviceSession:
                 if not self._sending.held_back:  # updates answered with the pause are no longer in flight
                     return self._sending.send_again(now) + self._cycle.begin_next(now)
             return self._sending.send(now) + self._cycle.begin_next(now)
+        if self._cycle.versions.again.due is not None:
+            self._cycle.versions.again.due = now  # it may have another interval, or want statistics
         if self.link is Link.UP:
             self._situation.follow("aggregator restarted")
         self._greeting.stop()
@@ -388,6 +399,7 @@ class DeviceSession:
 
     def _announced(self, announcement: Announcement, now: float) -> list[Action]:
         self._announced_here = True
+        self._cycle.versions.read()
         known = self.announcement
         same = known is not None and known.lineage == announcement.lineage
         # An old retained one, which the aggregator will replace. One that was issued later is not old: then the known

@@ -10,6 +10,7 @@ from midge.iot_client.session.situation import Situation
 from midge.iot_client.session.states import WORKS, Link, Work
 from midge.iot_client.session.suiting import unsuited
 from midge.iot_client.session.timers import PATIENCE, Timer
+from midge.iot_client.session.version_use import VersionUse
 from midge.wire.lineage import route
 from midge.wire.messages import MICRO, OUTBOX_LIMIT, Announcement, FrameInfo, Settled, Update, Verdict
 from midge.wire.participation import takes_part
@@ -20,6 +21,8 @@ DISK_FULL = 30.0
 """Seconds without training after an update could not be stored, since another would be lost too; doubled each time."""
 REFUSED = 30.0
 """Seconds after which a device may train from the newest version again, because its update was refused."""
+HINDERED = 3600.0
+"""Seconds after which a device that may not train reads the announcement: it may allow more bytes or energy."""
 REFETCH = 1.0
 """Seconds after which an announcement is read again whose model could not be fetched; doubled each time."""
 
@@ -91,6 +94,7 @@ class TrainingCycle:
         self.killed = Timer(KILLED)
         self.interval = Timer()
         """Runs after a training has begun, if the announcement asks for a pause between two."""
+        self.versions = VersionUse()
         self._began = float("-inf")
         """When the last training began."""
         self.slot_timer = Timer()
@@ -104,7 +108,8 @@ class TrainingCycle:
     @property
     def timers(self) -> tuple[Timer, ...]:
         """All of them."""
-        return self.statistics, self.refetch, self.disk_full, self.refused, self.interval, self.killed, self.slot_timer
+        waits = self.statistics, self.refetch, self.disk_full, self.refused, self.interval, self.killed, self.slot_timer
+        return *waits, self.versions.again
 
     def tick(self, now: float) -> bool:
         """Let timers expire. Returns whether the announcement must be read again."""
@@ -135,7 +140,11 @@ class TrainingCycle:
         if announcement.phase == "statistics":
             return self._send_statistics(announcement, now)
         self.statistics.stop()  # they are pooled: the next generation asks from the start
-        if self.work is not Work.RESTING or self.trained == Base.of(announcement) or self.refetch.due is not None:
+        if self.work is not Work.RESTING:
+            return []
+        if (listening := self._listen(announcement, now)) is not None:
+            return listening
+        if self.trained == Base.of(announcement) or self.refetch.due is not None:
             return []
         # What is trained while the aggregator accepts nothing from this device is late, behind what waits already.
         if self._outbox_full or self._sending.told_to_wait or self.disk_full.due is not None:
@@ -143,6 +152,16 @@ class TrainingCycle:
         if not self.may_train(announcement):
             return []
         return self._fetch(announcement, now)
+
+    def _listen(self, announcement: Announcement, now: float) -> list[Action] | None:
+        """Listen to announcements if a version is of use, and not otherwise; None if the newest is known and of use."""
+        # Not while the pause is longer because the model rests: that may end with any version.
+        until = self._began + announcement.participation.interval
+        if self.hindered is not None:
+            until = max(until, now + HINDERED)
+        if now < until:
+            return self.versions.ignore(until)
+        return self.versions.follow() or ([] if self.versions.outdated else None)
 
     @property
     def _outbox_full(self) -> bool:
@@ -228,6 +247,7 @@ class TrainingCycle:
         self._follow("fetched")
         self.refetch.stop()
         self._began = now
+        self.versions.trains(target)
         self.pause(target, now)
         seed = training_seed(self._device, target, self._sending.next)
         return [Train(target, target.plan.model_copy(update={"seed": seed}))]

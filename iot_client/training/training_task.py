@@ -99,21 +99,22 @@ class TrainingTask:
             raise TrainerError(f"Device {name!r}: {error}") from error
         async with self._working:
             await self._evaluate(parameters, announcement)
-        ignoring = self._start(self._publisher.ignore_versions(announcement))
+        many = self._session.many_versions
+        ignoring = self._start(self._publisher.ignore_while_training()) if many else None
         started = time.monotonic()
         try:
             async with self._working:
                 started = time.monotonic()
                 fit = await fitted(parts.config, parameters, parts.speed.scaled(plan))
         except TrainingKilled:
-            self._start(self._publisher.follow_versions(ignoring))
+            self._start(self._publisher.follow_after_training(ignoring))
             raise
         finally:
             seconds = time.monotonic() - started
             parts.budget.spend(trained=seconds)
             parts.duty.trained(time.monotonic())
             self._look()
-        self._start(self._publisher.follow_versions(ignoring))
+        self._start(self._publisher.follow_after_training(ignoring))
         self._check_consent()
         parts.speed.record(fit.steps, fit.steps * (plan.batch_size or 1), seconds)
         parts.personal.keep(fit.parameters, state.schema, started)

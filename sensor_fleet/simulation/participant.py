@@ -249,7 +249,7 @@ class Participant:
     def look(self) -> None:
         """Read the newest announcement that has arrived by now."""
         until = self.environment.clock.now - self.link.latency + ROUNDING
-        if self.link.connected and (published := self._reader.read(until)) is not None:
+        if self.link.hears_versions and (published := self._reader.read(until)) is not None:
             self._handle(ev.Announced(published.announcement))
 
     def _event(self, event: ev.Event) -> None:
@@ -321,6 +321,13 @@ class Participant:
         self.link.send("hello", self._hello, partial(self.environment.server.greeted, *hello))
         self.link.received(self._hello)  # the echo of its own status
 
+    def ignore_versions(self) -> None:
+        self.link.ignore_versions()
+
+    def follow_versions(self) -> None:
+        self.link.follow_versions()
+        self.read_announcement()
+
     def read_announcement(self) -> None:
         self._reader.again()
         self.link.deliver(self.look, self.link.latency)
@@ -365,7 +372,8 @@ class Participant:
         load = environment.learner.load(self.number, task.plan(plan), seen) * environment.duration_factor(
             self.name, self.trainings
         )
-        self.link.ignore_versions(base.announcement)
+        if self.session.many_versions:
+            self.link.ignore_versions()
         end = now + self.seconds * load
         self._job = environment.pool.begin(task, base.start, end)
         environment.clock.at(end, partial(self._trained, self._life))

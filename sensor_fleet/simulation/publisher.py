@@ -71,6 +71,8 @@ class VersionPublisher:
         """Total bytes of announcements so far, rereads included; 0 if the run does not count bytes."""
         self.received_bytes = 0.0
         """Announcement bytes that all devices together have received, rereads included."""
+        self.ignoring = 0
+        """Number of connected devices that are unsubscribed from announcements."""
         self._announced = 0
         self._read = 0.0
 
@@ -113,7 +115,7 @@ class VersionPublisher:
         again = (now - self._read) / reread(announcement) * (self.announcement_bytes + headers.status())
         self._read, self.announcement_bytes = now, size
         self.announced_bytes += size + again
-        self.received_bytes += (size + again) * core.steering.live
+        self.received_bytes += (size + again) * max(core.steering.live - self.ignoring, 0)
 
     def _offered(self, model: Model, frames: Sequence[Frame]) -> tuple[FrameInfo, ...]:
         """The frames that lead to a version, as `aggregator.publish.model_publisher` selects them, or a dummy one."""

@@ -347,6 +347,11 @@ class VirtualGateway:
         self.bytes_down += hello
         self._up(hello, partial(self._root().greeted, self.name, self.session.outbox, self.session.first))
 
+    def ignore_versions(self) -> None:
+        raise AssertionError("a gateway passes every version on")
+
+    follow_versions = ignore_versions
+
     def read_announcement(self) -> None:
         self._clock.after(LATENCY, self.look_up)
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from midge.iot_client.connection.announcement_policy import AnnouncementPolicy
 from midge.sensor_fleet.simulation import headers
 from midge.sensor_fleet.simulation.clock import Work
 from midge.sensor_fleet.simulation.environment import Environment
-from midge.wire.messages import Announcement, FrameInfo
+from midge.wire.messages import FrameInfo
 
 
 class VirtualLink:
@@ -21,7 +20,6 @@ class VirtualLink:
         "_announced_bytes",
         "_device",
         "_environment",
-        "_policy",
         "bytes_down",
         "bytes_up",
         "connected",
@@ -44,19 +42,24 @@ class VirtualLink:
         self.connection = 0
         """Number of the current connection or attempt; messages of earlier ones are lost."""
         self._announced_bytes = 0.0
-        self._policy = AnnouncementPolicy()
         self.unsubscribed = False
-        """Whether it is unsubscribed from announcements during a training."""
+        """Whether it is unsubscribed from announcements."""
+
+    @property
+    def hears_versions(self) -> bool:
+        """Whether announcements arrive."""
+        return self.connected and not self.unsubscribed
 
     def connect(self) -> None:
         """Establish the connection: from now on announcements are received."""
-        self.connected, self.unsubscribed = True, False
+        self.connected = True
         self._announced_bytes = self._environment.server.publisher.announced_bytes
 
     def disconnect(self) -> None:
         """End the connection."""
         self.count_announcements()
-        self.connected = False
+        self._environment.server.publisher.ignoring -= self.unsubscribed
+        self.connected = self.unsubscribed = False
 
     # ------------------------------------------------------------------------ bytes
 
@@ -72,24 +75,24 @@ class VirtualLink:
 
     def count_announcements(self) -> None:
         """Count the announcements received over this connection."""
-        if self.connected and not self.unsubscribed:
+        if self.hears_versions:
             heard = self._environment.server.publisher.announced_bytes
             self.bytes_down += heard - self._announced_bytes
             self._announced_bytes = heard
 
-    def ignore_versions(self, announcement: Announcement) -> None:
-        """Unsubscribe from announcements during a training, if many are expected."""
-        if self.connected and self._policy.unsubscribe_while_training(announcement):
+    def ignore_versions(self) -> None:
+        """Unsubscribe from announcements."""
+        if self.hears_versions:
             self.count_announcements()
             self.unsubscribed = True
+            self._environment.server.publisher.ignoring += 1
 
     def follow_versions(self) -> None:
         """Subscribe again and receive the retained announcement."""
-        if self.unsubscribed and self.connected:
+        if self.unsubscribed:
             publisher = self._environment.server.publisher
             self.unsubscribed = False
-            # They were counted as received by every connected device.
-            self._environment.down -= publisher.announced_bytes - self._announced_bytes
+            publisher.ignoring -= 1
             self._announced_bytes = publisher.announced_bytes
             self.received(publisher.announcement_bytes)
 

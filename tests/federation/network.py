@@ -15,10 +15,12 @@ class Network:
         self.kernel = kernel
         self.retained: dict[str, bytes] = {}
         self._listeners: dict[str, tuple[tuple[str, ...], Hear]] = {}
+        self._ignored: set[tuple[str, str]] = set()
 
     def connect(self, name: str, topics: tuple[str, ...], hear: Hear, *, replay: bool = True) -> None:
         """Listen on topics that are, or begin with, one of these; what is retained there follows."""
         self._listeners[name] = topics, hear
+        self._ignored = {(who, topic) for who, topic in self._ignored if who != name}
         if replay:
             for topic in list(self.retained):
                 self.again(name, topic)
@@ -27,8 +29,13 @@ class Network:
         """Hear no more; what is on its way is lost."""
         self._listeners.pop(name, None)
 
+    def ignore(self, name: str, topic: str) -> None:
+        """Listen on a topic no more, until `again`."""
+        self._ignored.add((name, topic))
+
     def again(self, name: str, topic: str) -> None:
-        """Send a listener what is retained on a topic."""
+        """Listen on a topic again: what is retained there follows."""
+        self._ignored.discard((name, topic))
         if topic in self.retained:
             self._carry(name, topic, self.retained[topic], retain=True)
 
@@ -43,7 +50,7 @@ class Network:
 
     def _carry(self, name: str, topic: str, payload: bytes, *, retain: bool) -> None:
         topics, hear = self._listeners[name]
-        if not topic.startswith(topics):
+        if not topic.startswith(topics) or (name, topic) in self._ignored:
             return
         faults = self.kernel.faults
         for copy in range(2):

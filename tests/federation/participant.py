@@ -145,6 +145,13 @@ class Participant:
             self.network.again(self.name, TOPICS.aggregator)
             self.network.again(self.name, TOPICS.announcement())
 
+    def ignore_versions(self) -> None:
+        self.network.ignore(self.name, TOPICS.announcement())
+
+    def follow_versions(self) -> None:
+        if self.connected:
+            self.network.again(self.name, TOPICS.announcement())
+
     def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
         self._later(0.2 * self.kernel.random.random(), partial(self._fetch, announcement, frames))
 
