@@ -6,8 +6,9 @@ had a third of all movement: enough to push the model steadily in a direction th
 
 So a device contributes at most 1.5 times its fair share of the movement; in a fleet of fewer than twelve an eighth, or
 1.25 times its fair share if that is more. The rest of its deltas is left out of the steps; devices below the bound are
-not changed. Two devices are not bounded: neither is a majority, and one may have most to learn, as where each trains
-its own tensors.
+not changed. Where devices train some tensors only, a fair share is one of the devices that train a tensor, in the mean
+over tensors: otherwise the few that train what the model moves by could not hold an attacker. Two devices are not
+bounded: neither is a majority, and one may have most to learn, as where each trains its own tensors.
 """
 
 from collections.abc import Sequence
@@ -40,9 +41,11 @@ class Push:
     """By how far it would move the model, in L2 norm."""
     devices: int = 1
     """Number of devices whose work it is: above 1 for a gateway's sum."""
+    tensors: tuple[int, ...] | None = None
+    """Indices of the tensors that it covers; None is all."""
 
 
-def largest_share(devices: int) -> float:
+def largest_share(devices: float) -> float:
     """The largest share of recent movement that one of these devices may have."""
     return min(max(LARGEST, SLACK / devices), LEEWAY / devices)
 
@@ -52,6 +55,8 @@ class Influence:
 
     def __init__(self) -> None:
         self._moved: dict[str, float] = {}
+        self._tensors: dict[str, tuple[int, ...] | None] = {}
+        """Of each device, the tensors of its last update."""
         self._total = 0.0
         self._updates = 0.0
 
@@ -60,7 +65,8 @@ class Influence:
         devices = max(devices, 1)
         self._decay(0.5 ** (len(pushes) / (_HALF_LIFE * devices)))
         known = devices >= FEWEST and self._updates > _KNOWN * devices
-        largest = largest_share(devices)
+        self._tensors |= {push.device: push.tensors for push in pushes}
+        largest = largest_share(devices * self._coverage())
         total = self._total + sum(push.length for push in pushes)
         factors = []
         for push in pushes:
@@ -73,7 +79,16 @@ class Influence:
         self._updates += len(pushes)
         return factors
 
+    def _coverage(self) -> float:
+        """The share of devices that train a tensor, in the mean over the tensors that some of them name."""
+        given = [tensors for tensors in self._tensors.values() if tensors is not None]
+        if not (named := len({tensor for tensors in given for tensor in tensors})):
+            return 1.0
+        missing = sum(named - len(tensors) for tensors in given)
+        return 1 - missing / named / len(self._tensors)
+
     def _decay(self, factor: float) -> None:
         self._moved = {device: factor * moved for device, moved in self._moved.items() if moved > _GONE * self._total}
+        self._tensors = {device: tensors for device, tensors in self._tensors.items() if device in self._moved}
         self._total *= factor
         self._updates *= factor

@@ -272,7 +272,7 @@ class StepPlanner:
         """The scales, with the bound on each device's influence."""
         total = sum(weights) or 1.0
         pushes = [
-            Push(item.device, rate * weight / total * scale * item.norm, max(item.devices, 1))
+            Push(item.device, rate * weight / total * scale * item.norm, max(item.devices, 1), item.tensors)
             for item, weight, scale in zip(updates, weights, scales, strict=True)
         ]
         # Devices that are online but have sent nothing yet must not hold back those that learn.

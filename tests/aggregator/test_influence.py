@@ -66,6 +66,20 @@ def test_the_pace_of_a_fleet_is_not_that_of_its_slowest_devices() -> None:
     assert sum(found.values()) >= LEAST * 2_000
 
 
+def test_a_fair_share_is_one_of_the_devices_that_train_the_same_tensors() -> None:
+    """Seen to fail: the half that trained the weights was held back, and could not hold one that pushed them away."""
+    influence, moved = Influence(), Counter[str]()
+    pushes = [Push(f"w{number}", 1.0, tensors=(0,)) for number in range(10)]
+    pushes += [Push(f"b{number}", 0.01, tensors=(1,)) for number in range(10)]
+    pushes += [Push("flood", 5.0)]
+    for number in range(400):
+        factors = influence.bound(pushes, 21)
+        if number >= 200:
+            moved.update({push.device: factor * push.length for push, factor in zip(pushes, factors, strict=True)})
+    assert min(factors[:20]) == 1.0
+    assert share(moved, "flood") == pytest.approx(LARGEST, rel=0.05)
+
+
 def test_a_site_counts_as_its_devices() -> None:
     """A gateway's sum of five of ten devices may be five times an eighth of the movement."""
     influence, total, site = Influence(), 0.0, 0.0

@@ -355,6 +355,16 @@ WORLDS = {
         night=4.69912978837715,
         release_floor=3,
     ),
+    # Three quarters train one of the two tensors: those of the weights were held to a share of the whole fleet.
+    "a flood where few train what moves": replace(
+        Drawn(530300935, "balanced", 19, 0.6, 0.0821, 0.3, "none", -1.38, 12.22, 0.0, 0.2, 0.0, 1, "full rate"),
+        pauses=1,
+        night=4.064293980133562,
+        absent=0.1702409259450944,
+        clocks=True,
+        partial=0.7679562854579022,
+        release_every=12,
+    ),
     "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),
