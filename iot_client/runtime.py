@@ -155,7 +155,7 @@ class DeviceRuntime:
             async with DeviceTasks(self.connections) as tasks:
                 self._tasks = tasks
                 beside = [tasks.create_task(self._act(), name="act")]
-                beside += [tasks.create_task(each) for each in self._beside(samples)]
+                beside += [tasks.create_task(each) for each in _beside(self, samples)]
                 if every is not None and every < math.inf:
                     beside.append(tasks.create_task(self._look_regularly(every), name="look"))
                 follow = self.parts.consent.follow(self.look, lambda: self.parts.waits)
@@ -171,7 +171,7 @@ class DeviceRuntime:
         """Continue what needs no outbox, until the device is stopped: the disk has failed, but the sensors work."""
         parts = self.parts
         async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(each) for each in self._beside(parts.config.samples)]
+            beside = [tasks.create_task(each) for each in _beside(self, parts.config.samples)]
             await asyncio.sleep(0)  # they have begun
             log.error("%s: %s It takes no part until it is started again; predictions go on.", parts.config.name, why)
             parts.tell("predicts_only", why=why)
@@ -179,18 +179,6 @@ class DeviceRuntime:
             await self.connections.stopped()
             for task in beside:
                 task.cancel()
-
-    def _beside(self, samples: Samples | None) -> list[Coroutine[Any, Any, None]]:
-        """Tasks without a connection to the federation: the sources of samples, and predictions on them."""
-        found: list[Coroutine[Any, Any, None]] = []
-        if self.parts.config.publish is not None:
-            found.append(PredictionFeed(self.parts, lambda: self.session.unsuited).run())
-        if samples is not None:
-            found += [source.follow(samples) for source in self.parts.config.sources]
-            found.append(report_intake(self.parts, self.greet))
-        if self.parts.predicting.keeper is not None:
-            found.append(try_models(self.parts, self.parts.predicting.keeper, self.greet))
-        return found
 
     def start(self, work: Coroutine[Any, Any, T], /) -> asyncio.Task[T]:
         """Start a task whose error ends the device."""
@@ -437,6 +425,19 @@ class DeviceRuntime:
         self._made[key] = made
         failpoint("update.trained")
         self.put(ev.Trained(made.update, key))
+
+
+def _beside(runtime: DeviceRuntime, samples: Samples | None) -> list[Coroutine[Any, Any, None]]:
+    """Tasks without a connection to the federation: the sources of samples, and predictions on them."""
+    parts, found = runtime.parts, list[Coroutine[Any, Any, None]]()
+    if parts.config.publish is not None:
+        found.append(PredictionFeed(parts, lambda: runtime.session.unsuited).run())
+    if samples is not None:
+        found += [source.follow(samples) for source in parts.config.sources]
+        found.append(report_intake(parts, runtime.greet))
+    if parts.predicting.keeper is not None:
+        found.append(try_models(parts, parts.predicting.keeper, runtime.greet))
+    return found
 
 
 def ended(error: Unfit) -> ev.Event:

@@ -183,7 +183,6 @@ class CoreState:
         taken = [item for item in self.buffer if item.lsn in weights]
         self.applied += sum(item.count for item in taken)
         self.buffer = [item for item in self.buffer if item.lsn not in weights]
-        # Without masses a site counts as one device.
         self.margin.record_step(counted(taken, sums=bool(record.masses)), len(self.heard))
         if not record.noise:
             self.ledger.bare = record.step
@@ -221,11 +220,7 @@ class CoreState:
         self.groups.keep(self.buffer)
 
     def weigh_work(self) -> bool:
-        """Recompute the number of local steps, if the strategy steers it.
-
-        Returns:
-            Whether it changed: then the caller journals `pace`.
-        """
+        """Recompute the number of local steps, if the strategy steers it; whether `pace` must be journaled."""
         # Not while the model rests: devices pause then, and their idle time is not that of a round trip.
         return self._strategy.steers_steps and not self._steering.quiet and self.work.weigh(self.fleet)
 

@@ -28,7 +28,6 @@ from midge.iot_client.session.events import (
     NoteSite,
     NothingToSend,
     NotStored,
-    ReadAnnouncement,
     Receipted,
     Renewed,
     SizeRefused,
@@ -97,6 +96,7 @@ class DeviceSession:
             as_sent=own.outgoing,
         )
         self._cycle = TrainingCycle(device, self._situation, self._sending, self._settings, jitter)
+        self.versions = self._cycle.versions
         self._greeting = Timer()
         self._reread = Timer()
         self._announced_here = False
@@ -180,11 +180,6 @@ class DeviceSession:
     def pausing_until(self) -> float | None:
         """The end of its pause between two trainings; None if there is none."""
         return self._cycle.interval.due
-
-    @property
-    def many_versions(self) -> bool:
-        """Whether many versions pass from one training to the next."""
-        return self._cycle.versions.many
 
     @property
     def waits_for_version(self) -> bool:
@@ -271,13 +266,8 @@ class DeviceSession:
             actions += self._sending.send_again(now)
         if self._reread.is_due(now):
             self._reread.start(now, self._jitter(), reread(self.announcement))
-            if self._cycle.versions.again.due is None:
-                actions.append(ReadAnnouncement())
-        if self._cycle.versions.again.is_due(now):
-            actions += self._cycle.versions.follow()
-        if self._cycle.tick(now):
-            actions.append(ReadAnnouncement())
-        return actions + self._cycle.begin_next(now)
+            actions += self.versions.reread()
+        return [*actions, *self._cycle.tick(now), *self._cycle.begin_next(now)]
 
     def _hindered(self, why: str | None, muted: str | None, unready: str | None, now: float) -> list[Action]:
         cycle, situation = self._cycle, self._situation
@@ -294,7 +284,6 @@ class DeviceSession:
     def _connected(self, chunk: int | None, now: float) -> list[Action]:
         self._situation.follow("connected")
         self._announced_here, self._situation.packet = False, chunk
-        self._cycle.versions.connected()
         # Drawn even if it is not used: otherwise the setting would change all later random numbers of a simulation.
         after = self._jitter()
         if self._settings.rereads:
@@ -329,8 +318,7 @@ class DeviceSession:
                 if not self._sending.held_back:  # updates answered with the pause are no longer in flight
                     return self._sending.send_again(now) + self._cycle.begin_next(now)
             return self._sending.send(now) + self._cycle.begin_next(now)
-        if self._cycle.versions.again.due is not None:
-            self._cycle.versions.again.due = now  # it may have another interval, or want statistics
+        self.versions.aggregator_restarted(now)
         if self.link is Link.UP:
             self._situation.follow("aggregator restarted")
         self._greeting.stop()
@@ -399,7 +387,6 @@ class DeviceSession:
 
     def _announced(self, announcement: Announcement, now: float) -> list[Action]:
         self._announced_here = True
-        self._cycle.versions.read()
         known = self.announcement
         same = known is not None and known.lineage == announcement.lineage
         # An old retained one, which the aggregator will replace. One that was issued later is not old: then the known
@@ -409,8 +396,7 @@ class DeviceSession:
         if known is not None and announcement.epoch > known.epoch:
             self._fence = 0  # the operator's command, which overrides what was known before
         self._situation.announcement = announcement
-        self._cycle.refetch.due = None  # not `stop`: the back-off goes on until a fetch succeeds
-        self._cycle.pause(announcement, now)
+        self._cycle.announced(announcement, now)
         waiting = self._sending.send(now) if known is None else []  # for a key to seal to
         return [*self._cycle.compare_inputs(announcement), *waiting, *self._cycle.begin_next(now)]
 

@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from midge.iot_client.session.events import Action, Base, FetchModel, SendStatistics, Train, Unsuited
+from midge.iot_client.session.events import Action, Base, FetchModel, ReadAnnouncement, SendStatistics, Train, Unsuited
 from midge.iot_client.session.sending import Sending
 from midge.iot_client.session.situation import Situation
 from midge.iot_client.session.states import WORKS, Link, Work
@@ -111,22 +111,25 @@ class TrainingCycle:
         waits = self.statistics, self.refetch, self.disk_full, self.refused, self.interval, self.killed, self.slot_timer
         return *waits, self.versions.again
 
-    def tick(self, now: float) -> bool:
-        """Let timers expire. Returns whether the announcement must be read again."""
+    def tick(self, now: float) -> list[Action]:
+        """Let timers expire; read announcements again, if one of them asks for it."""
         if self.refused.is_due(now):
             self.trained = None
-        again = self.refetch.is_due(now)
+        actions = self.versions.follow() if self.versions.again.is_due(now) else []
+        if self.refetch.is_due(now):
+            actions.append(ReadAnnouncement())
         # Not `stop`: a back-off goes on until what it waits for succeeds.
         for timer in self.timers:
             if timer.is_due(now):
                 timer.due = None
-        return again
+        return actions
 
     def disconnected(self) -> None:
         """End a fetch with its connection; a training continues."""
         if self.work is Work.FETCHING:
             self._follow("disconnected")
         self._fetch_slot = None
+        self.versions.disconnected()
         for timer in (self.statistics, self.refetch, self.slot_timer):
             timer.stop()
 
@@ -186,6 +189,12 @@ class TrainingCycle:
             return False
         share = announcement.participation.share
         return takes_part(self._device, announcement.lineage, announcement.generation, announcement.version, share)
+
+    def announced(self, announcement: Announcement, now: float) -> None:
+        """Record an announcement that is not old."""
+        self.refetch.due = None  # not `stop`: the back-off goes on until a fetch succeeds
+        self.versions.read()
+        self.pause(announcement, now)
 
     def compare_inputs(self, announcement: Announcement) -> list[Action]:
         """Check whether our inputs are the model's; report a difference once."""

@@ -1,6 +1,6 @@
 """Whether new versions are of use to a device: if not and many pass, it unsubscribes from announcements."""
 
-from midge.iot_client.session.events import Action, FollowVersions, IgnoreVersions
+from midge.iot_client.session.events import Action, FollowVersions, IgnoreVersions, ReadAnnouncement
 from midge.iot_client.session.timers import Timer
 from midge.wire.messages import Announcement
 
@@ -45,6 +45,15 @@ class VersionUse:
         """Record that an announcement was read: the newest, unless it was under way when the device unsubscribed."""
         self.outdated = self.again.due is not None
 
-    def connected(self) -> None:
-        """Listen: a new connection subscribes to everything."""
+    def reread(self) -> list[Action]:
+        """Read the retained announcement again, because one may have been lost."""
+        return [ReadAnnouncement()] if self.again.due is None else []
+
+    def aggregator_restarted(self, now: float) -> None:
+        """Listen: it may have another interval, or want statistics."""
+        if self.again.due is not None:
+            self.again.due = now
+
+    def disconnected(self) -> None:
+        """Listen from the next connection on: it subscribes to everything."""
         self.again.due, self.outdated = None, False

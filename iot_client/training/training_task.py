@@ -99,7 +99,7 @@ class TrainingTask:
             raise TrainerError(f"Device {name!r}: {error}") from error
         async with self._working:
             await self._evaluate(parameters, announcement)
-        many = self._session.many_versions
+        many = self._session.versions.many
         ignoring = self._start(self._publisher.ignore_while_training()) if many else None
         started = time.monotonic()
         try:

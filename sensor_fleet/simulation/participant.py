@@ -297,11 +297,8 @@ class Participant:
 
     def send(self, update: Update) -> None:
         _, decoded = self._outbox[update.seq]
-        self.link.send(
-            "update",
-            decoded.size + headers.update(),
-            partial(self.environment.server.arrived, self.name, update, decoded),
-        )
+        arrived = partial(self.environment.server.arrived, self.name, update, decoded)
+        self.link.send("update", decoded.size + headers.update(), arrived)
 
     def forget(self, through: int) -> None:
         for seq in [seq for seq in self._outbox if seq <= through]:
@@ -372,7 +369,7 @@ class Participant:
         load = environment.learner.load(self.number, task.plan(plan), seen) * environment.duration_factor(
             self.name, self.trainings
         )
-        if self.session.many_versions:
+        if self.session.versions.many:
             self.link.ignore_versions()
         end = now + self.seconds * load
         self._job = environment.pool.begin(task, base.start, end)
