@@ -32,11 +32,6 @@ def names_of(device: str, devices: int, who: bytes = b"") -> list[str]:
     return [device, *(f"{device}/{number}" for number in range(1, min(devices, _COUNTED)))]
 
 
-def counted(items: "Iterable[Buffered]", *, sums: bool) -> list[tuple[str, int, int]]:
-    """Device, base, and the number of updates that each stands for: 1, unless the step takes sums as their updates."""
-    return [(item.device, item.base, item.count if sums else 1) for item in items]
-
-
 @dataclass(frozen=True, slots=True)
 class Buffered:
     """An accepted update that waits for its step, with the number (lsn) of its journal record."""
@@ -132,3 +127,8 @@ class Buffered:
             tensors=None if tensors is None else tuple(tensors),
             who=who,
         )
+
+
+def counted(items: Iterable[Buffered], *, sums: bool) -> list[tuple[str, int, int]]:
+    """Device, base, and the number of updates that each stands for: 1, unless the step takes sums as their updates."""
+    return [(item.device, item.base, item.count if sums else 1) for item in items]

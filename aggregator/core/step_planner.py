@@ -241,7 +241,9 @@ class StepPlanner:
         # The stalest update decides: an adaptive rate falls with the longest delay in a buffer.
         stalest = max(item.staleness for item in updates)
         margin, step = self._state.margin, (counted(updates, sums=bool(sums)), len(self._state.heard))
-        rate = strategy.step_rate(stalest, live, margin.rate(*step), margin.early_rate(*step), size)
+        safe = margin.rate(*step)
+        early = margin.early_rate(*step) if safe is None else math.inf  # not used once delays are known
+        rate = strategy.step_rate(stalest, live, safe, early, size)
         rate *= self.growth.damping
         if strategy.equal_influence:
             scales = self._evened(scales, weights, updates, rate)

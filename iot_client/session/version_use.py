@@ -24,8 +24,10 @@ class VersionUse:
     def trains(self, announcement: Announcement) -> None:
         """Record that a training from this version begins."""
         before, self._before = self._before, announcement
-        same = before is not None and before.lineage == announcement.lineage
-        self.many = same and before is not None and announcement.version - before.version > PASSED
+        if before is None or before.lineage != announcement.lineage:
+            self.many = False
+        else:
+            self.many = announcement.version - before.version > PASSED
 
     def ignore(self, until: float) -> list[Action]:
         """Unsubscribe, and subscribe again at the latest then; nothing is done if few versions pass."""

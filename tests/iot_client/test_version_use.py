@@ -76,7 +76,7 @@ def test_a_device_that_may_not_train_reads_now_and_then_and_at_once_when_it_may(
 
 
 def test_a_new_connection_and_a_restarted_aggregator_are_listened_to() -> None:
-    """The aggregator may come back with another interval, or begin anew with statistics."""
+    """The aggregator may come back with another interval, or ask for statistics again."""
     driver = up()
     driver(ev.AggregatorSeen(status(boot=2)))
     assert ev.FollowVersions() in driver.wait(0)
